@@ -1,0 +1,1 @@
+"""Entry points and settings: the one place that knows both worlds."""

@@ -1,0 +1,71 @@
+"""What a training stage may see, and what only evaluation may see, as two types.
+
+`TagSplit` carries image-level tags and nothing else: every trainer takes it. `TruthSplit` carries
+boxes and masks: only `weaksam_jax.evaluate` and the report take it. There is no function from the
+second to the first, and neither holds a path back to the annotation file, so no code path can hand
+boxes to a trainer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TagRecord:
+    """One image and its tags.
+
+    width, height: pixels of the upright image. tags: sorted class indices (0-based); empty means a
+    negative image.
+    """
+
+    image_id: int
+    file_name: str
+    path: Path
+    width: int
+    height: int
+    tags: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TruthRecord:
+    """One image and its annotated objects, for evaluation only.
+
+    boxes: float32 `[n, 4]` (see `weaksam_jax.boxes`). labels: int32 `[n]`, class index. difficult,
+    crowd: bool `[n]`. masks: COCO RLE dictionaries, one an object (None where the object has none),
+    or None when the data set has no masks for this image.
+    """
+
+    image_id: int
+    file_name: str
+    path: Path
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    crowd: np.ndarray
+    masks: tuple[dict | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TagSplit:
+    """A split for training and prediction. category_ids: the ids of COCO JSON files, a class each."""
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[TagRecord, ...]
+
+
+@dataclass(frozen=True)
+class TruthSplit:
+    """The truth of a split, for evaluation only."""
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[TruthRecord, ...]

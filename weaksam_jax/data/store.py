@@ -1,0 +1,105 @@
+"""The proposal store: one safetensors file an image, written by `bridge`, read by `weaksam_jax`.
+
+Layout: `<root>/<split>/<last two digits of the id>/<image_id>.safetensors`, and
+`<root>/<split>/manifest.json`, which is written last and therefore means "complete".
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_arrays, read_json, write_arrays, write_json
+
+VERSION = "1"
+# The source of a box: which kind of prompt made it.
+SOURCES = ("grid", "coarse", "fine", "cross", "selective_search")
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The proposals of one image, best first within a source.
+
+    boxes: float32 `[N, 4]`, pixels of the upright image. source: uint8 `[N]`, index into `SOURCES`.
+    prompt: int32 `[N]`, index into `points` (-1: none, or all points of a class together).
+    token: uint8 `[N]`, mask token of SAM (0..3). predicted_iou, stability: float32 `[N]`.
+    masks: COCO compressed RLE bytes, one a box, or None (a source without masks).
+    points: float32 `[P, 5]`: x, y, value, class index (-1: none), source.
+    """
+
+    image_id: int
+    height: int
+    width: int
+    boxes: np.ndarray
+    source: np.ndarray
+    prompt: np.ndarray
+    token: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+    masks: tuple[bytes, ...] | None
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, index: np.ndarray) -> "Proposals":
+        """The proposals at `index` (integers or a boolean mask), in that order."""
+        index = np.arange(len(self))[index]
+        masks = None if self.masks is None else tuple(self.masks[i] for i in index)
+        columns = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
+        return replace(self, masks=masks, **{name: getattr(self, name)[index] for name in columns})
+
+
+def proposal_path(root: str | Path, split: str, image_id: int) -> Path:
+    """The file of one image."""
+    return Path(root) / split / f"{image_id % 100:02d}" / f"{image_id}.safetensors"
+
+
+def write_proposals(
+    root: str | Path, split: str, proposals: Proposals, metadata: dict[str, str]
+) -> None:
+    """Writes one image's proposals atomically; `metadata` says how they were made."""
+    arrays = {
+        "boxes": proposals.boxes.astype(np.float32).reshape(-1, 4),
+        "source": proposals.source.astype(np.uint8),
+        "prompt": proposals.prompt.astype(np.int32),
+        "token": proposals.token.astype(np.uint8),
+        "predicted_iou": proposals.predicted_iou.astype(np.float32),
+        "stability": proposals.stability.astype(np.float32),
+        "points": proposals.points.astype(np.float32).reshape(-1, 5),
+        "size": np.asarray([proposals.height, proposals.width], np.int32),
+    }
+    if proposals.masks is not None:
+        arrays["rle_bytes"] = np.frombuffer(b"".join(proposals.masks), np.uint8)
+        lengths = [len(mask) for mask in proposals.masks]
+        arrays["rle_offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    path = proposal_path(root, split, proposals.image_id)
+    write_arrays(path, arrays, {"version": VERSION, **metadata})
+
+
+def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
+    """Reads one image's proposals; `BadInput` when the file is missing, truncated or of another kind."""
+    path = proposal_path(root, split, image_id)
+    arrays, metadata = read_arrays(path)
+    if metadata.get("version") != VERSION:
+        raise BadInput(path, "is no proposal file of this version", "delete it and export again")
+    masks = None
+    if "rle_offsets" in arrays:
+        data, offsets = arrays["rle_bytes"].tobytes(), arrays["rle_offsets"]
+        masks = tuple(data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+    height, width = (int(side) for side in arrays["size"])
+    names = ("boxes", "source", "prompt", "token", "predicted_iou", "stability", "points")
+    return Proposals(image_id, height, width, masks=masks, **{name: arrays[name] for name in names})
+
+
+def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:
+    """Marks a split as complete. Call it when every image of the split has its file."""
+    write_json(Path(root) / split / "manifest.json", {**metadata, "images": sorted(image_ids)})
+
+
+def read_manifest(root: str | Path, split: str) -> dict | None:
+    """The manifest, or None while the split is not complete."""
+    path = Path(root) / split / "manifest.json"
+    return read_json(path) if path.exists() else None

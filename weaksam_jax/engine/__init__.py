@@ -1,0 +1,1 @@
+"""One functional train step over a mesh, its loop and its checkpoints."""

@@ -1,0 +1,1 @@
+"""Metrics. The only consumer of truth besides the report."""

@@ -1,0 +1,90 @@
+"""Files that are either whole or absent: atomic writing, JSON, safetensors, fingerprints."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from weaksam_jax.errors import BadInput
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; renames it to `path` on success, removes it on failure.
+
+    The folder is made when it is missing. Readers never see a half-written file; two writers of
+    the same file do not disturb each other (the last rename wins).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
+    """Writes JSON atomically. NaN and infinity are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads JSON; raises `BadInput` when the file is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(path, f"cannot be read ({error.strerror})", "check the path") from error
+    except ValueError as error:
+        raise BadInput(path, f"is not JSON ({error})", "delete or replace the file") from error
+
+
+def write_arrays(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes named arrays and string metadata as one safetensors file, atomically."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    with atomic_path(path) as temporary:
+        safetensors.numpy.save_file(contiguous, temporary, dict(metadata or {}))
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads (arrays, metadata) of a safetensors file; `BadInput` when missing or truncated."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        cure = "delete it and run the command again"
+        problem = (
+            "does not exist"
+            if not Path(path).exists()
+            else f"is no whole safetensors file ({error})"
+        )
+        raise BadInput(path, problem, cure) from error
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (first 16 hex digits) of a JSON-able value; dictionaries in any order are equal."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """SHA-256 (first 16 hex digits) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Pure jnp operations: RoI ops, NMS, matching. No flax."""
