@@ -3,8 +3,8 @@
 **Format.** `[x1, y1, x2, y2]` in pixels, float32, last axis 4.
 
 **Pixel convention.** Continuous coordinates: pixel (column i, row j) covers the square
-`[i, i+1] x [j, j+1]`, so width = x2 - x1 with no "+1", a mask whose first and last columns are a and
-b has the box x1 = a, x2 = b + 1, and the whole image is `[0, 0, W, H]`. VOC's 1-based inclusive
+`[i, i+1] x [j, j+1]`, so width = x2 - x1 with no "+1", a mask whose first and last columns are a
+and b has the box x1 = a, x2 = b + 1, and the whole image is `[0, 0, W, H]`. VOC's 1-based inclusive
 `xmin, ymin, xmax, ymax` is `[xmin-1, ymin-1, xmax, ymax]` here; COCO's `[x, y, w, h]` is
 `[x, y, x+w, y+h]`.
 

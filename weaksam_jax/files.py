@@ -18,7 +18,7 @@ from weaksam_jax.errors import BadInput
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; renames it to `path` on success, removes it on failure.
+    """Yields a temporary name beside `path`; renames it on success, removes it on failure.
 
     The folder is made when it is missing. Readers never see a half-written file; two writers of
     the same file do not disturb each other (the last rename wins).

@@ -51,7 +51,10 @@ class TruthRecord:
 
 @dataclass(frozen=True)
 class TagSplit:
-    """A split for training and prediction. category_ids: the ids of COCO JSON files, a class each."""
+    """A split for training and prediction.
+
+    category_ids: the ids that COCO JSON files use, one a class.
+    """
 
     dataset: str
     split: str

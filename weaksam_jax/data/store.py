@@ -6,6 +6,7 @@ Layout: `<root>/<split>/<last two digits of the id>/<image_id>.safetensors`, and
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def write_proposals(
 
 
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
-    """Reads one image's proposals; `BadInput` when the file is missing, truncated or of another kind."""
+    """Reads one image's proposals; `BadInput` when the file is missing, truncated or foreign."""
     path = proposal_path(root, split, image_id)
     arrays, metadata = read_arrays(path)
     if metadata.get("version") != VERSION:
@@ -88,7 +89,7 @@ def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
     masks = None
     if "rle_offsets" in arrays:
         data, offsets = arrays["rle_bytes"].tobytes(), arrays["rle_offsets"]
-        masks = tuple(data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+        masks = tuple(data[a:b] for a, b in pairwise(offsets))
     height, width = (int(side) for side in arrays["size"])
     names = ("boxes", "source", "prompt", "token", "predicted_iou", "stability", "points")
     return Proposals(image_id, height, width, masks=masks, **{name: arrays[name] for name in names})
