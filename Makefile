@@ -1,0 +1,33 @@
+# Two commands a newcomer needs: `make voc07` runs the whole road, `make test` runs the suite.
+PYTHON ?= python3
+BIN := .venv/bin
+# Flags for the main job, e.g. make voc07 ARGS="--data /path/to/VOCdevkit --out runs/mine"
+ARGS ?=
+
+.PHONY: voc07 test lint clean
+
+voc07: .venv/installed
+	$(BIN)/python -m experiments.voc07 $(ARGS)
+
+test: .venv/installed-test lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/walls.py
+
+# torch first and by its exact version, so that pip cannot choose a newer build with CUDA packages.
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[light,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,132 @@
+"""The road's rule of work: stages in order, each run once, resumed, or run again when it must.
+
+A stage is done when `<out>/stages/<name>.json` carries its key: the fingerprint of its settings, the
+seed and the keys of the stages before it that it reads. A stage that was interrupted has its key in
+`<out>/stages/<name>.started`; it goes on from what it left when the key is still the same, and
+starts from an empty folder when it is not.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import fingerprint, read_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the road.
+
+    settings: JSON-able; a change makes the stage run again. reads: names of the stages whose
+    results it uses. run: does the work and returns its part of metrics.json. folder: what to
+    delete when the stage must start afresh (default: its name).
+    """
+
+    name: str
+    settings: Any
+    reads: tuple[str, ...]
+    run: Callable[[], dict]
+    folder: str | None = None
+
+
+@dataclass
+class Road:
+    """A run directory and the stages that fill it."""
+
+    out: Path
+    seed: int
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def key(self, stage: Stage) -> str:
+        """The stage's fingerprint; needs the keys of the stages that it reads."""
+        before = [self.keys[name] for name in stage.reads if name in self.keys]
+        return fingerprint([stage.name, stage.settings, self.seed, before])
+
+    def follow(self, stages: Iterable[Stage], wanted: Iterable[str] | None = None) -> dict:
+        """Runs the stages in order (only the `wanted` ones, if given); returns all metrics."""
+        wanted = None if wanted is None else set(wanted)
+        for stage in stages:
+            self.keys[stage.name] = self.key(stage)
+            if wanted is None or stage.name in wanted:
+                self._require(stage)
+                self._advance(stage)
+        return self.write_metrics()
+
+    def _require(self, stage: Stage) -> None:
+        for name in stage.reads:
+            if name in self.keys and self._key_of(self._marker(name, "json")) != self.keys[name]:
+                problem = f"stage {stage.name} reads stage {name}, which is not finished here"
+                raise BadInput(self.out, problem, f"add {name} to --stages, or leave --stages out")
+
+    def _advance(self, stage: Stage) -> None:
+        done, started = self._marker(stage.name, "json"), self._marker(stage.name, "started")
+        key = self.keys[stage.name]
+        if self._key_of(done) == key:
+            say(f"{stage.name}: done before, skipped")
+            return
+        if done.exists() or (started.exists() and started.read_text() != key):
+            done.unlink(missing_ok=True)
+            shutil.rmtree(self.out / (stage.folder or stage.name), ignore_errors=True)
+        write_text(started, key)
+        say(f"{stage.name}: running")
+        begin = time.monotonic()
+        metrics = stage.run()
+        seconds = round(time.monotonic() - begin, 2)
+        write_json(done, {"key": key, "seconds": seconds, "metrics": metrics}, indent=1)
+        started.unlink()
+        self.write_metrics()
+        say(f"{stage.name}: {seconds:.1f} s  {summary(metrics)}")
+
+    def write_metrics(self) -> dict:
+        """Gathers the finished stages' metrics into `<out>/metrics.json`."""
+        metrics: dict[str, Any] = {"seed": self.seed, "versions": versions(), "seconds": {}}
+        for name, key in self.keys.items():
+            marker = self._marker(name, "json")
+            if self._key_of(marker) == key:
+                stage = read_json(marker)
+                metrics |= stage["metrics"]
+                metrics["seconds"][name] = stage["seconds"]
+        write_json(self.out / "metrics.json", metrics, indent=1)
+        return metrics
+
+    def _marker(self, name: str, suffix: str) -> Path:
+        return self.out / "stages" / f"{name}.{suffix}"
+
+    def _key_of(self, marker: Path) -> str | None:
+        return read_json(marker)["key"] if marker.exists() else None
+
+
+def say(text: str) -> None:
+    """A line for the person who watches (stderr, as the progress bars)."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def summary(metrics: dict) -> str:
+    """The scalar metrics of a stage on one line."""
+
+    def walk(value: Any, name: str) -> Iterable[str]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{name}.{key}" if name else str(key))
+        elif isinstance(value, int | float):
+            yield f"{name} {value:.4g}"
+
+    return "  ".join(item for item in walk(metrics, "") if "per_class" not in item)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("weaksam-jax", "jax", "flax", "optax", "orbax-checkpoint", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
