@@ -1,0 +1,67 @@
+"""NMS against a NumPy loop, with ties, padding, empty input and per-class boxes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from weaksam_jax.boxes import iou
+from weaksam_jax.ops.nms import multiclass_nms, nms
+
+
+def greedy(boxes, scores, valid, threshold):
+    kept = []
+    for i in sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i)):
+        if all(iou(boxes[i : i + 1], boxes[j : j + 1])[0, 0] <= threshold for j in kept):
+            kept.append(int(i))
+    return kept
+
+
+def random_case(rng, count, classes=None):
+    # Small integers: many equal boxes, equal scores and IoUs exactly at the threshold.
+    corner = rng.integers(0, 12, (count, 2) if classes is None else (count, classes, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(0, 9, corner.shape)], -1)
+    shape = (count,) if classes is None else (count, classes)
+    scores = rng.integers(0, 9, shape) / 8
+    return boxes.astype(np.float32), scores.astype(np.float32), rng.random(count) < 0.8
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 1.0])
+def test_nms_equals_the_loop(threshold):
+    rng = np.random.default_rng(0)
+    run = jax.jit(nms, static_argnums=(3, 4))
+    for _ in range(60):
+        boxes, scores, valid = random_case(rng, 40)
+        valid &= rng.random() < 0.95
+        indices, kept = run(*map(jnp.asarray, (boxes, scores, valid)), threshold, 12)
+        expected = greedy(boxes, scores, valid, threshold)[:12]
+        assert list(np.asarray(indices)[np.asarray(kept)]) == expected
+        assert list(kept) == [True] * len(expected) + [False] * (12 - len(expected))
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_multiclass_nms_equals_the_loop_under_vmap(per_class):
+    rng = np.random.default_rng(1)
+    count, classes, outputs, top = 30, 3, 40, 20
+    cases = [random_case(rng, count, classes) for _ in range(50)]
+    cases[0] = (cases[0][0], cases[0][1], np.zeros(count, bool))
+    cases = [(b if per_class else b[:, 0], s, v) for b, s, v in cases]
+    batch = [jnp.asarray(np.stack(column)) for column in zip(*cases, strict=True)]
+    run = jax.jit(jax.vmap(lambda b, s, v: multiclass_nms(b, s, v, 0.25, 0.5, outputs, top)))
+    results = [np.asarray(x) for x in run(*batch)]
+    for image, (boxes, scores, valid) in enumerate(cases):
+        expected = []
+        for c in range(classes):
+            own = boxes[:, c] if per_class else boxes
+            candidates = [i for i in range(count) if valid[i] and scores[i, c] > 0.25]
+            candidates = sorted(candidates, key=lambda i: (-scores[i, c], i))[:top]
+            mask = np.isin(np.arange(count), candidates)
+            picked = greedy(own, scores[:, c], mask, 0.5)
+            expected += [(-scores[i, c], c, k, own[i]) for k, i in enumerate(picked)]
+        expected = sorted(expected, key=lambda e: e[:3])[:outputs]
+        found_boxes, found_scores, labels, kept = (x[image] for x in results)
+        assert kept.sum() == len(expected) and kept[: len(expected)].all()
+        for row, (score, label, _, box) in enumerate(expected):
+            assert (found_scores[row], labels[row]) == (-score, label)
+            np.testing.assert_array_equal(found_boxes[row], box)
+        assert not found_boxes[~kept].any() and not found_scores[~kept].any()

@@ -1,0 +1,171 @@
+"""RoI ops against loops written from the papers' definitions and torch autograd."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from weaksam_jax.ops.roi import roi_align, roi_align_pyramid, roi_pool
+
+
+def caffe_pool(features, boxes, scale, size):
+    """Fast R-CNN's RoIPool, one bin at a time: (values, gradient of sum(values * weights))."""
+    height, width, channels = features.shape
+    out = np.zeros((len(boxes), size, size, channels), features.dtype)
+    where = np.full((*out.shape, 2), -1)
+    for r, box in enumerate(boxes):
+        x1, y1, x2, y2 = (math.floor(v * scale + 0.5) for v in box)
+        w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+        for i in range(size):
+            rows = range(
+                min(max(y1 + (i * h) // size, 0), height),
+                min(max(y1 + -((-(i + 1) * h) // size), 0), height),
+            )
+            for j in range(size):
+                columns = range(
+                    min(max(x1 + (j * w) // size, 0), width),
+                    min(max(x1 + -((-(j + 1) * w) // size), 0), width),
+                )
+                for c in range(channels):
+                    cells = [(y, x) for y in rows for x in columns]
+                    if cells:
+                        best = max(cells, key=lambda cell: features[cell[0], cell[1], c])
+                        out[r, i, j, c], where[r, i, j, c] = features[(*best, c)], best
+    return out, where
+
+
+def some_boxes(rng, count, height, width):
+    corner = rng.uniform(-10, [width, height], (count, 2))
+    size = rng.uniform(0, [width, height], (count, 2)) * rng.choice([0.1, 1.0], (count, 1))
+    boxes = np.concatenate([corner, corner + size], 1)
+    boxes[0] = 0  # padding
+    boxes[1] = [5, 5, 6, 6]  # one pixel
+    boxes[2] = [0, 0, width, height]
+    boxes[3] = [width - 1, height - 1, width + 30, height + 30]
+    boxes[4] = [width + 50, height + 50, width + 90, height + 90]  # wholly outside
+    boxes[5] = [-90, -90, -50, -50]
+    boxes[6] = [4, 4, 12, 20]  # exactly half cells at stride 8
+    return boxes.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "rectified"), [(7, 1 / 8, False), (7, 1 / 4, True), (3, 1 / 16, False)]
+)
+def test_roi_pool_and_its_gradient_equal_the_caffe_loop(size, scale, rectified):
+    rng = np.random.default_rng(size)
+    height, width = 11, 14
+    features = rng.normal(size=(height, width, 3)).astype(np.float32) - 1
+    if rectified:
+        features = np.maximum(features, 0)  # many equal values: the first maximum must win
+    boxes = some_boxes(rng, 24, height / scale, width / scale)
+    expected, where = caffe_pool(features, boxes, scale, size)
+    value, pullback = jax.vjp(lambda f: roi_pool(f, jnp.asarray(boxes), scale, size), features)
+    np.testing.assert_array_equal(value, expected)
+    assert (where[..., 0] == -1).any() and (expected == 0)[where[..., 0] == -1].all()
+    weights = rng.normal(size=expected.shape).astype(np.float32)
+    gradient = np.zeros_like(features)
+    for index in np.argwhere(where[..., 0] >= 0):
+        y, x = where[tuple(index)]
+        gradient[y, x, index[3]] += weights[tuple(index)]
+    np.testing.assert_allclose(pullback(jnp.asarray(weights))[0], gradient, atol=1e-4)
+
+
+def test_roi_pool_gradient_by_finite_differences_under_vmap_and_jit():
+    rng = np.random.default_rng(0)
+    features = rng.permutation(2 * 6 * 7 * 2).reshape(2, 6, 7, 2).astype(np.float32)
+    boxes = jnp.asarray(np.stack([some_boxes(rng, 9, 48, 56) for _ in range(2)]))
+    weights = rng.normal(size=(2, 9, 3, 3, 2)).astype(np.float32)
+
+    @jax.jit
+    def loss(f):
+        return jnp.sum(jax.vmap(lambda one, b: roi_pool(one, b, 1 / 8, 3))(f, boxes) * weights)
+
+    gradient = jax.grad(loss)(features)
+    for index in [(0, 0, 0, 0), (0, 5, 6, 1), (1, 3, 3, 0), (1, 0, 6, 1), (1, 2, 1, 1)]:
+        moved = features.copy()
+        moved[index] += 0.25
+        difference = (loss(moved) - loss(features)) / 0.25
+        np.testing.assert_allclose(gradient[index], difference, atol=2e-3)
+
+
+def torch_align(features, boxes, scale, size, ratio, aligned):
+    """torchvision's RoIAlign written out in torch, one sample at a time (features `[H, W, C]`)."""
+    height, width, channels = features.shape
+    rows = []
+    for box in boxes * scale - (0.5 if aligned else 0.0):
+        w, h = box[2] - box[0], box[3] - box[1]
+        if not aligned:
+            w, h = max(w, 1.0), max(h, 1.0)
+        for i in range(size):
+            for j in range(size):
+                total = torch.zeros(channels, dtype=features.dtype)
+                for a in range(ratio):
+                    for b in range(ratio):
+                        y = box[1] + (i + (a + 0.5) / ratio) * h / size
+                        x = box[0] + (j + (b + 0.5) / ratio) * w / size
+                        if y < -1 or y > height or x < -1 or x > width:
+                            continue
+                        y, x = max(float(y), 0.0), max(float(x), 0.0)
+                        y1, x1 = min(int(y), height - 1), min(int(x), width - 1)
+                        y2, x2 = min(y1 + 1, height - 1), min(x1 + 1, width - 1)
+                        fy = 0.0 if y1 >= height - 1 else y - y1
+                        fx = 0.0 if x1 >= width - 1 else x - x1
+                        total = (
+                            total
+                            + (1 - fy) * (1 - fx) * features[y1, x1]
+                            + (1 - fy) * fx * features[y1, x2]
+                            + fy * (1 - fx) * features[y2, x1]
+                            + fy * fx * features[y2, x2]
+                        )
+                rows.append(total / ratio**2)
+    return torch.stack(rows).reshape(len(boxes), size, size, channels)
+
+
+@pytest.mark.parametrize(
+    ("aligned", "ratio", "size", "chunk"), [(True, 2, 7, 4), (False, 2, 3, 0), (True, 1, 4, 32)]
+)
+def test_roi_align_and_its_gradient_equal_torchvisions_formula(aligned, ratio, size, chunk):
+    rng = np.random.default_rng(ratio)
+    features = rng.normal(size=(9, 12, 2)).astype(np.float32)
+    boxes = some_boxes(rng, 10, 72, 96)
+    reference = torch.tensor(features, dtype=torch.float64, requires_grad=True)
+    expected = torch_align(reference, boxes.astype(np.float64), 1 / 8, size, ratio, aligned)
+    weights = rng.normal(size=expected.shape)
+    (expected * torch.tensor(weights)).sum().backward()
+    value, pullback = jax.vjp(
+        lambda f: roi_align(f, jnp.asarray(boxes), 1 / 8, size, ratio, aligned, chunk), features
+    )
+    np.testing.assert_allclose(value, expected.detach().numpy(), atol=2e-5)
+    gradient = pullback(jnp.asarray(weights, jnp.float32))[0]
+    np.testing.assert_allclose(gradient, reference.grad.numpy(), atol=2e-4)
+
+
+def test_pyramid_reads_each_box_from_its_level():
+    rng = np.random.default_rng(3)
+    levels = [rng.normal(size=(s, s + 2, 5)).astype(np.float32) for s in (16, 8, 4)]
+    boxes = jnp.asarray(some_boxes(rng, 21, 128, 144))
+    level = jnp.asarray(rng.integers(0, 3, 21), jnp.int32)
+    weights = rng.normal(size=(21, 7, 7, 5)).astype(np.float32)
+
+    def pooled(maps):
+        return roi_align_pyramid(maps, (8, 16, 32), boxes, level, chunk=8)
+
+    def separate(maps):
+        each = jnp.stack(
+            [roi_align(m, boxes, 1 / s) for m, s in zip(maps, (8, 16, 32), strict=True)]
+        )
+        return each[level, jnp.arange(21)]
+
+    np.testing.assert_allclose(pooled(levels), separate(levels), atol=1e-5)
+    ours = jax.grad(lambda maps: jnp.sum(pooled(maps) * weights))(levels)
+    theirs = jax.grad(lambda maps: jnp.sum(separate(maps) * weights))(levels)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_adaptive_sampling_is_refused():
+    with pytest.raises(ValueError, match="sampling_ratio"):
+        roi_align(jnp.zeros((4, 4, 1)), jnp.zeros((1, 4)), 1.0, sampling_ratio=0)

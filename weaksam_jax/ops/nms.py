@@ -1,0 +1,79 @@
+"""Greedy non-maximum suppression with static shapes: no host synchronisation, `vmap`-able."""
+
+import jax
+import jax.numpy as jnp
+
+from weaksam_jax.boxes import iou
+
+
+def nms(
+    boxes: jax.Array, scores: jax.Array, valid: jax.Array, iou_threshold: float, max_output: int
+) -> tuple[jax.Array, jax.Array]:
+    """Greedy NMS: the best box first, then every box whose IoU with all kept ones is <= threshold.
+
+    boxes: `[N, 4]`; scores: `[N]`; valid: bool `[N]`. Returns (indices int32 `[max_output]` by
+    falling score, 0 where unused; keep_valid bool `[max_output]`). Equal scores: lower index first.
+    Equal to torchvision's `nms` cut to `max_output`, except for its arbitrary order of ties.
+    """
+    remaining = jnp.where(valid, scores, -jnp.inf)
+    indices = jnp.zeros(max_output, jnp.int32)
+    kept = jnp.zeros(max_output, bool)
+
+    def unfinished(carry):
+        step, remaining, _, _ = carry
+        return (step < max_output) & jnp.any(remaining > -jnp.inf)
+
+    def keep_best(carry):
+        step, remaining, indices, kept = carry
+        best = jnp.argmax(remaining).astype(jnp.int32)
+        overlap = iou(boxes[best][None], boxes)[0]
+        remaining = jnp.where(overlap > iou_threshold, -jnp.inf, remaining).at[best].set(-jnp.inf)
+        return step + 1, remaining, indices.at[step].set(best), kept.at[step].set(True)
+
+    carry = (0, remaining, indices, kept)
+    _, _, indices, kept = jax.lax.while_loop(unfinished, keep_best, carry)
+    return indices, kept
+
+
+def multiclass_nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    valid: jax.Array,
+    score_threshold: float,
+    iou_threshold: float,
+    max_output: int,
+    pre_nms_top_k: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """NMS within each class, then the best `max_output` detections over all classes.
+
+    boxes: `[N, 4]` shared by the classes, or `[N, C, 4]`; scores: `[N, C]`, kept when strictly
+    above `score_threshold`; valid: bool `[N]`; pre_nms_top_k: candidates a class. Returns (boxes
+    `[max_output, 4]`, scores, class indices int32, valid) by falling score; equal scores: lower
+    class, then lower index first. Unused rows are zero and invalid.
+    """
+    count, classes = scores.shape
+    if boxes.ndim == 2:
+        boxes = jnp.broadcast_to(boxes[:, None], (count, classes, 4))
+    top = min(pre_nms_top_k, count)
+
+    def one_class(class_boxes, class_scores):
+        candidate = valid & (class_scores > score_threshold)
+        best, order = jax.lax.top_k(jnp.where(candidate, class_scores, -jnp.inf), top)
+        picked, kept = nms(
+            class_boxes[order], best, best > -jnp.inf, iou_threshold, min(top, max_output)
+        )
+        return class_boxes[order][picked], jnp.where(kept, best[picked], -jnp.inf)
+
+    found_boxes, found = jax.vmap(one_class, in_axes=(1, 1))(boxes, scores)
+    per_class = found.shape[1]
+    padding = max(max_output - found.size, 0)
+    flat = jnp.pad(found.reshape(-1), (0, padding), constant_values=-jnp.inf)
+    best, order = jax.lax.top_k(flat, max_output)
+    kept = best > -jnp.inf
+    order = jnp.where(kept, order, 0)
+    return (
+        jnp.where(kept[:, None], found_boxes.reshape(-1, 4)[order], 0),
+        jnp.where(kept, best, 0),
+        jnp.where(kept, order // per_class, 0).astype(jnp.int32),
+        kept,
+    )

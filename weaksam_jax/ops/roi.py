@@ -1,0 +1,191 @@
+"""RoI pooling: Caffe's max pooling (Fast R-CNN) and RoIAlign (Mask R-CNN) on one map or a pyramid.
+
+All functions take one image; `jax.vmap` them over a batch. Padding boxes (zeros) are harmless.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def roi_pool(
+    features: jax.Array, boxes: jax.Array, spatial_scale: float, output_size: int = 7
+) -> jax.Array:
+    """Max RoI pooling with Caffe's rounding (Fast R-CNN §2.1; `ROIPool` of OICR, PCL and MIST).
+
+    features: float `[H, W, C]`, rectified or not. boxes: `[R, 4]` in image pixels; spatial_scale:
+    1 / stride. Returns `[R, output_size, output_size, C]`.
+
+    A box is rounded half up on the map, its last row and column included (width = x2 - x1 + 1 cells
+    and at least 1), cut into overlapping bins `[floor(i w / n), ceil((i + 1) w / n))`, and clipped
+    to the map. An empty bin is 0 and has no gradient; otherwise the gradient goes to the first
+    maximum in row-major order. Boxes get no gradient.
+    """
+    features = jnp.asarray(features)
+    height, width = features.shape[:2]
+    corners = jnp.floor(jax.lax.stop_gradient(boxes) * spatial_scale + 0.5).astype(jnp.int32)
+    rows = _bin_edges(corners[:, 1], corners[:, 3], output_size, height)
+    columns = _bin_edges(corners[:, 0], corners[:, 2], output_size, width)
+    return _max_of_bins(features, rows, columns)
+
+
+def _bin_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Array:
+    """First and one-past-last cell of each bin, int32 `[2, R, bins]`, clipped to `[0, limit]`.
+
+    Integer arithmetic: float32 `ceil((i + 1) * w / 7)` is wrong under XLA, which multiplies by 1/7.
+    """
+    size = jnp.maximum(high - low + 1, 1)[:, None]
+    index = jnp.arange(bins)[None, :]
+    start = low[:, None] + (index * size) // bins
+    stop = low[:, None] - (-(index + 1) * size) // bins
+    return jnp.clip(jnp.stack([start, stop]), 0, limit)
+
+
+@jax.custom_vjp
+def _max_of_bins(features: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return _max_and_argmax(features, rows, columns)[0]
+
+
+def _max_and_argmax(features, rows, columns):
+    """Running maximum over the offsets within a bin, row-major: (values, cell index or -1)."""
+    width, channels = features.shape[1:]
+    flat = features.reshape(-1, channels)
+    shape = (rows.shape[1], rows.shape[2], columns.shape[2], channels)
+    extent_y = jnp.max(rows[1] - rows[0], initial=0)
+    extent_x = jnp.max(columns[1] - columns[0], initial=0)
+
+    def visit(step, carry):
+        best, where = carry
+        y = (rows[0] + step // extent_x)[:, :, None]
+        x = (columns[0] + step % extent_x)[:, None, :]
+        inside = (y < rows[1][:, :, None]) & (x < columns[1][:, None, :])
+        cell = jnp.where(inside, y * width + x, 0)
+        value = jnp.where(inside[..., None], flat[cell], -jnp.inf)
+        better = value > best
+        return jnp.where(better, value, best), jnp.where(better, cell[..., None], where)
+
+    start = (jnp.full(shape, -jnp.inf, features.dtype), jnp.full(shape, -1, jnp.int32))
+    best, where = jax.lax.fori_loop(0, extent_y * extent_x, visit, start)
+    return jnp.where(where >= 0, best, 0), where
+
+
+def _max_forward(features, rows, columns):
+    best, where = _max_and_argmax(features, rows, columns)
+    return best, (features, where)
+
+
+def _max_backward(residuals, gradient):
+    features, where = residuals
+    channel = jnp.broadcast_to(jnp.arange(features.shape[2]), where.shape)
+    gradient = jnp.where(where >= 0, gradient, 0)
+    flat = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), gradient.dtype)
+    flat = flat.at[jnp.maximum(where, 0), channel].add(gradient)
+    return flat.reshape(features.shape).astype(features.dtype), None, None
+
+
+_max_of_bins.defvjp(_max_forward, _max_backward)
+
+
+def roi_align(
+    features: jax.Array,
+    boxes: jax.Array,
+    spatial_scale: float,
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    chunk: int = 32,
+) -> jax.Array:
+    """RoIAlign (Mask R-CNN §3; torchvision's formula): features `[H, W, C]`, boxes `[R, 4]` in
+    image pixels, returns `[R, output_size, output_size, C]`. See `roi_align_pyramid`."""
+    level = jnp.zeros(boxes.shape[0], jnp.int32)
+    return roi_align_pyramid(
+        [features],
+        [1.0 / spatial_scale],
+        boxes,
+        level,
+        output_size,
+        sampling_ratio,
+        aligned,
+        chunk,
+    )
+
+
+def roi_align_pyramid(
+    levels: Sequence[jax.Array],
+    strides: Sequence[float],
+    boxes: jax.Array,
+    level: jax.Array,
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    chunk: int = 32,
+) -> jax.Array:
+    """RoIAlign where each box reads one level of a pyramid: one gather from the flattened pyramid.
+
+    levels: L maps `[H_l, W_l, C]`; strides: their strides in pixels; boxes: `[R, 4]` in image
+    pixels; level: int `[R]`, index into `levels`. Returns `[R, output_size, output_size, C]`, each
+    cell the mean of `sampling_ratio`² bilinear samples. aligned: half-pixel shift and no minimal
+    size; otherwise sides are at least one cell (torchvision's meaning). Gradients flow to the maps,
+    not to the boxes. chunk: RoIs at a time, rematerialised (32 keeps CPU caches warm; 0: all at
+    once, for GPU). The cost is that of one level, whatever L. Raises ValueError for
+    `sampling_ratio` < 1 (the adaptive grid has no static shape).
+    """
+    if sampling_ratio < 1:
+        raise ValueError("sampling_ratio must be at least 1")
+    flat = jnp.concatenate([one.reshape(-1, one.shape[-1]) for one in levels])
+    sizes = np.array([one.shape[:2] for one in levels], np.int32)
+    offsets = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]]).astype(np.int32)
+    pool = functools.partial(
+        _align_boxes, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
+    )
+    inputs = (
+        jax.lax.stop_gradient(boxes) / jnp.asarray(strides, boxes.dtype)[level][:, None],
+        jnp.asarray(sizes)[level],
+        jnp.asarray(offsets)[level],
+    )
+    count = boxes.shape[0]
+    if chunk <= 0 or count <= chunk:
+        return pool(flat, *inputs)
+    padding = -count % chunk
+    chunks = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge").reshape(
+            -1, chunk, *x.shape[1:]
+        ),
+        inputs,
+    )
+    pooled = jax.lax.map(jax.checkpoint(lambda one: pool(flat, *one)), chunks)
+    return pooled.reshape(-1, *pooled.shape[2:])[:count]
+
+
+def _align_boxes(flat, boxes, sizes, offsets, output_size, sampling_ratio, aligned):
+    """Pools boxes `[r, 4]` (in cells) from maps of `sizes` `[r, 2]` at `offsets` of `flat`."""
+    shift = 0.5 if aligned else 0.0
+    low, extent = boxes[:, :2] - shift, boxes[:, 2:] - boxes[:, :2]
+    if not aligned:
+        extent = jnp.maximum(extent, 1.0)
+    samples = output_size * sampling_ratio
+    grid = (jnp.arange(samples, dtype=boxes.dtype) + 0.5) / samples
+    x_cells, x_weights = _bilinear(low[:, :1] + grid * extent[:, :1], sizes[:, 1:])
+    y_cells, y_weights = _bilinear(low[:, 1:] + grid * extent[:, 1:], sizes[:, :1])
+    pooled = 0.0
+    for y_cell, y_weight in zip(y_cells, y_weights, strict=True):
+        for x_cell, x_weight in zip(x_cells, x_weights, strict=True):
+            row = offsets[:, None] + y_cell * sizes[:, 1:]
+            values = flat[row[:, :, None] + x_cell[:, None, :]]
+            weight = y_weight[:, :, None] * x_weight[:, None, :]
+            pooled = pooled + values * weight[..., None].astype(flat.dtype)
+    shape = (-1, output_size, sampling_ratio, output_size, sampling_ratio, flat.shape[-1])
+    return pooled.reshape(shape).mean((2, 4))
+
+
+def _bilinear(position, size):
+    """Two neighbouring cells and their weights, `[r, samples]` each; 0 more than a cell outside."""
+    inside = (position >= -1) & (position <= size)
+    position = jnp.clip(position, 0, size - 1)
+    low = jnp.floor(position).astype(jnp.int32)
+    fraction = position - low
+    high = jnp.minimum(low + 1, size - 1)
+    return (low, high), (inside * (1 - fraction), inside * fraction)
