@@ -1,0 +1,80 @@
+"""Classification clues of an image: what every clue network returns, and baseline boxes of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+# A class is predicted when its class-token logit in the first view is above this (released code).
+PREDICTED_LOGIT = -0.5
+
+
+@dataclass(frozen=True)
+class Clues:
+    """Maps and class evidence of one image; c present classes out of C.
+
+    coarse, fine: float32 `[c, h, w]`; cross: float32 `[M, c, h, w]`, M attention heads x layers, or
+    None where the network has no class tokens. Every map is min-max normalised to [0, 1]; a
+    constant map is all zero. class_ids: int64 `[c]`, ascending. class_logits: float32 `[C]`, first
+    view. scale: map pixels per image pixel (1: the maps have the size of the image).
+    """
+
+    coarse: np.ndarray
+    fine: np.ndarray
+    cross: np.ndarray | None
+    class_ids: np.ndarray
+    class_logits: np.ndarray
+    scale: float = 1.0
+
+
+# (image uint8 [H, W, 3], present classes or None for the network's own prediction) -> Clues
+ClueNetwork = Callable[[np.ndarray, tuple[int, ...] | None], Clues]
+
+
+def predicted_classes(logits: np.ndarray, threshold: float = PREDICTED_LOGIT) -> np.ndarray:
+    """Classes `[c]` whose logit `[C]` is above the threshold; the best one if there is none."""
+    chosen = np.flatnonzero(logits > threshold)
+    return chosen if len(chosen) else np.asarray([int(np.argmax(logits))])
+
+
+def minmax(maps: np.ndarray) -> np.ndarray:
+    """Maps `[..., h, w]` scaled to [0, 1], each by its own extremes; constant maps become 0."""
+    maps = np.asarray(maps, np.float32)
+    low = maps.min(axis=(-2, -1), keepdims=True)
+    span = maps.max(axis=(-2, -1), keepdims=True) - low
+    return np.where(span > 0, (maps - low) / np.where(span > 0, span, 1), 0).astype(np.float32)
+
+
+def cam_boxes(
+    maps: np.ndarray,
+    class_ids: Sequence[int],
+    class_logits: np.ndarray,
+    thresholds: Sequence[float] = (0.3, 0.5, 0.7),
+    min_area: int = 16,
+    scale: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Baseline detections: boxes of the connected parts of thresholded CAMs.
+
+    maps: float `[c, h, w]` in [0, 1] (usually `Clues.fine`). class_ids: `[c]`. class_logits: `[C]`.
+    thresholds: a part is 8-connected pixels with map >= threshold; the parts of all thresholds are
+    returned. min_area: smallest part, in map pixels. scale: map pixels per image pixel. Returns
+    boxes float32 `[n, 4]`, scores float32 `[n]` (mean of the map over the part times the class
+    probability) and labels int64 `[n]`, best first.
+    """
+    found = []
+    for one, label in zip(maps, class_ids, strict=True):
+        probability = 1 / (1 + np.exp(-float(class_logits[label])))
+        for threshold in thresholds:
+            mask = (one >= threshold).astype(np.uint8)
+            count, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+            total = np.bincount(parts.ravel(), weights=one.ravel(), minlength=count)
+            for part in range(1, count):
+                x, y, width, height, area = (int(value) for value in stats[part])
+                if area >= min_area:
+                    score = probability * total[part] / area
+                    found.append((x, y, x + width, y + height, score, label))
+    table = np.asarray(found, np.float64).reshape(-1, 6)
+    table = table[np.argsort(-table[:, 4], kind="stable")]
+    boxes = (table[:, :4] / scale).astype(np.float32)
+    return boxes, table[:, 4].astype(np.float32), table[:, 5].astype(np.int64)
