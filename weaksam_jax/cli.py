@@ -1,0 +1,86 @@
+"""How every command ends: exit status and one line on stderr, whatever happened inside.
+
+0 success; 2 wrong arguments, bad input or a full disk; 130 Ctrl-C; 143 SIGTERM. Imports neither jax
+nor torch, so `bridge`'s commands use it too.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from weaksam_jax.errors import BadInput
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. As KeyboardInterrupt, it is no `Exception`: only clean-up sees it."""
+
+
+def entry_point(
+    main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None
+) -> int:
+    """Runs `main(argv)` and returns the exit status: `sys.exit(entry_point(main))`.
+
+    `BadInput` and a full disk become one line on stderr and 2, Ctrl-C 130, SIGTERM 143. SIGTERM is
+    raised as `Terminated` in the main thread, so that context managers (atomic files, checkpoints)
+    clean up. The `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for
+    --help). Any other exception is a fault of the program and keeps its stack trace.
+    """
+    try:
+        with _sigterm_raises():
+            main(argv)
+    except BadInput as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command resumes", 130)
+    except Terminated:
+        return _fail("terminated; the same command resumes", 143)
+    except Exception as error:
+        full = _full_disk(error)
+        if full is None:
+            raise
+        return _fail(
+            f"disk full while writing {full}; free some space and run the same command again", 2
+        )
+    return 0
+
+
+def _fail(line: str, status: int) -> int:
+    print(f"error: {line}" if status == 2 else line, file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `Terminated` inside the block (only the main thread may set handlers)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(signum, frame):
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What was being written when the disk was full; None when `error` is something else.
+
+    Looks through the chain of causes; libraries (safetensors, tensorstore) also report a full disk
+    as text in an exception of their own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return str(error.filename or "a file")
+        text = str(error)
+        if os.strerror(errno.ENOSPC) in text or "ENOSPC" in text:
+            return f"a file ({text.splitlines()[0][:200]})"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,145 @@
+"""Batches for training: a checkpointable Grain iterator in which batch number b is a pure function
+of (seed, b). Imports neither jax nor torch.
+
+All images of a batch share one canvas (a fixed height and width), so a compiled step sees few
+shapes: samples are grouped by a bucket key (say "landscape", "portrait"), a batch is taken from one
+group, and the canvas (the training scale) is drawn once a batch.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+
+import cv2
+import grain
+import numpy as np
+
+from weaksam_jax.boxes import flip as flip_boxes
+
+Canvas = tuple[int, int]  # height, width
+Sample = dict[str, np.ndarray]
+
+
+class Batches:
+    """Random access to the batches of an endless training run; see `make_batches`."""
+
+    def __init__(self, sample_fn, groups, batch_size, seed, draw, process=(0, 1)):
+        self._sample_fn, self._draw = sample_fn, draw
+        self._size, self._seed, self._process = batch_size, seed, process
+        members: dict[Hashable, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        # A group fills a whole number of batches an epoch, to the nearest and at least one.
+        self._groups = [
+            (group, np.asarray(index), max(1, round(len(index) / batch_size)))
+            for group, index in members.items()
+        ]
+        self.batches_per_epoch = sum(count for _, _, count in self._groups)
+        self._epoch = functools.lru_cache(2)(self._make_epoch)
+
+    def __len__(self) -> int:
+        return 2**40  # endless for every practical purpose
+
+    def __getitem__(self, batch_index: int) -> Sample:
+        epoch, position = divmod(int(batch_index), self.batches_per_epoch)
+        group, indices = self._epoch(epoch)[position]
+        canvas = self._draw(group, np.random.default_rng((self._seed, 1, batch_index)))
+        process, processes = self._process
+        share = len(indices) // processes
+        samples = []
+        for slot in range(process * share, (process + 1) * share):
+            rng = np.random.default_rng((self._seed, 2, batch_index, slot))
+            samples.append(self._sample_fn(int(indices[slot]), canvas, rng))
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def _make_epoch(self, epoch: int) -> list[tuple[Hashable, np.ndarray]]:
+        """The batches of one epoch in order: (group, indices `[batch_size]`)."""
+        rng = np.random.default_rng((self._seed, 0, epoch))
+        batches = []
+        for group, members, count in self._groups:
+            order = np.resize(rng.permutation(members), count * self._size)  # repeats when too few
+            batches += [(group, part) for part in np.split(order, count)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def make_batches(
+    sample_fn: Callable[[int, object, np.random.Generator], Sample],
+    groups: Sequence[Hashable],
+    batch_size: int,
+    seed: int,
+    *,
+    draw: Callable[[Hashable, np.random.Generator], object] = lambda group, rng: group,
+    threads: int = 2,
+    prefetch: int = 4,
+    process: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator:
+    """An endless, shuffled Grain iterator of batches; `get_state` / `set_state` are exact.
+
+    sample_fn(index, canvas, rng) -> dictionary of arrays (or scalars) whose shapes depend on the
+    canvas alone; they are stacked to `[batch_size, ...]`. Put `image_id` (int64) in, so that
+    `weaksam_jax.engine.loop.train` can name the images of a bad batch. `rng` is this sample's own:
+    it depends on (seed, batch, slot) and not on threads or on where the run was resumed.
+    groups: the bucket key of each of the N samples; a batch never mixes groups. draw(group, rng) ->
+    canvas, once a batch (default: the key itself is the canvas). Within an epoch a group of n
+    samples gives round(n / batch_size) batches, at least one, without repetition while it lasts.
+    process: (index, count) of this process; each takes its contiguous share of every batch.
+
+    Threads build whole batches ahead (cv2 releases the interpreter lock); threads=0: in line.
+    """
+    if not groups:
+        raise ValueError("no samples")  # readers refuse an empty split long before
+    source = Batches(sample_fn, list(groups), batch_size, seed, draw, process)
+    ahead = prefetch if threads else 0
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def choose_canvas(width: int, height: int, canvases: Sequence[Canvas]) -> Canvas:
+    """The canvas (height, width) of which the image, fitted into it, leaves least unused."""
+
+    def used(canvas: Canvas) -> float:
+        scale = min(canvas[0] / height, canvas[1] / width)
+        return scale * scale * width * height / (canvas[0] * canvas[1])
+
+    return max(canvases, key=used)
+
+
+def resize_to_canvas(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    canvas: Canvas,
+    *,
+    scale: float | None = None,
+    flip: bool = False,
+) -> tuple[np.ndarray, np.ndarray, Canvas]:
+    """Image `[h, w, c]` and boxes `[n, 4]` resized into the top left corner of a canvas.
+
+    scale: the factor; None: the largest that fits. It is cut to what fits. Area averaging when
+    shrinking, bilinear when growing. Returns (image `[H, W, c]` of the same dtype, zero outside,
+    boxes float32 `[n, 4]`, (height, width) of the resized image). Coordinates of the canvas are
+    divided by (width / w, height / h) of that last size to get back to the original image.
+    """
+    height, width = image.shape[:2]
+    fit = min(canvas[0] / height, canvas[1] / width)
+    scale = fit if scale is None else min(scale, fit)
+    new_height, new_width = (max(1, round(side * scale)) for side in (height, width))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (new_width, new_height), interpolation=how)
+    resized = resized.reshape(new_height, new_width, image.shape[2])  # cv2 drops a single channel
+    factors = np.asarray([new_width / width, new_height / height] * 2, np.float32)
+    boxes = boxes.astype(np.float32) * factors
+    if flip:
+        resized, boxes = resized[:, ::-1], flip_boxes(boxes, np.float32(new_width))
+    padded = np.zeros((*canvas, image.shape[2]), image.dtype)
+    padded[:new_height, :new_width] = resized
+    return padded, boxes, (new_height, new_width)
+
+
+def pad_boxes(boxes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `[n, ...]` cut or zero-padded to `[length, ...]`, and valid bool `[length]`.
+
+    Works for boxes `[n, 4]` and for what goes with them (labels `[n]`, scores `[n]`).
+    """
+    kept = boxes[:length]
+    padded = np.zeros((length, *boxes.shape[1:]), boxes.dtype)
+    padded[: len(kept)] = kept
+    return padded, np.arange(length) < len(kept)

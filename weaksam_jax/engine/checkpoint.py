@@ -1,0 +1,84 @@
+"""Checkpoints of a training run (Orbax) and parameters as plain arrays (safetensors)."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import grain
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from weaksam_jax.engine.step import TrainState
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_arrays, write_arrays
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at WARNING
+
+
+class Checkpoints:
+    """The checkpoints `<folder>/<step>` of one training run; the two latest are kept.
+
+    A checkpoint holds the state, the position of the Grain iterator and the losses of the steps not
+    yet logged. It is written under a temporary name and renamed, so a killed process leaves whole
+    checkpoints only; what is left of an unfinished one is removed here.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(folder).absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(
+        self, state: TrainState, batches: grain.DatasetIterator, pending: list[dict[str, float]]
+    ) -> None:
+        """Saves in the background; `batches` must stand right after the batch of the last step."""
+        self._checkpointer.save_checkpointables_async(
+            int(state.step),
+            {"state": state, "data": batches},
+            custom_metadata={"pending": pending},
+            force=True,
+        )
+
+    def restore(
+        self, state: TrainState, batches: grain.DatasetIterator
+    ) -> tuple[TrainState, list[dict[str, float]]]:
+        """The latest (state, pending), with `batches` moved on in place; the arguments when none.
+
+        Raises `BadInput` when the checkpoint is damaged or belongs to other settings.
+        """
+        latest = self._checkpointer.latest
+        if latest is None:
+            return state, []
+        abstract = jax.tree.map(ocp.arrays.to_shape_dtype_struct, state)
+        try:
+            loaded = self._checkpointer.load_checkpointables(
+                latest.step, {"state": abstract, "data": batches}
+            )
+            metadata = self._checkpointer.checkpointables_metadata(latest.step).custom_metadata
+            return loaded["state"], metadata["pending"]
+        except Exception as error:
+            path = Path(self._checkpointer.directory) / str(latest.step)
+            reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
+            problem = f"is damaged or of other settings ({reason})"
+            cure = "delete this folder: the same command resumes from the checkpoint before it"
+            raise BadInput(path, problem, cure) from error
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._checkpointer.close()
+
+
+def save_params(path: str | Path, params: Any, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a nested dictionary of arrays as safetensors, names joined by "/", atomically."""
+    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    write_arrays(path, {name: np.asarray(value) for name, value in flat.items()}, metadata)
+
+
+def load_params(path: str | Path) -> dict[str, Any]:
+    """The nested dictionary of NumPy arrays that `save_params` wrote; `BadInput` when damaged."""
+    return flax.traverse_util.unflatten_dict(read_arrays(path)[0], sep="/")

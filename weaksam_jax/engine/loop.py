@@ -1,0 +1,159 @@
+"""The training loop, from top to bottom; it knows nothing of models."""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grain
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from weaksam_jax.cli import Terminated
+from weaksam_jax.engine.checkpoint import Checkpoints
+from weaksam_jax.engine.mesh import put_batch
+from weaksam_jax.engine.step import TrainState
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import write_text
+
+
+def train(
+    state: TrainState,
+    step_fn: Callable,
+    batches: grain.DatasetIterator,
+    steps: int,
+    folder: str | Path,
+    mesh: Mesh,
+    *,
+    checkpoint_every: int = 500,
+    log_every: int = 20,
+    name: str = "train",
+) -> TrainState:
+    """Trains from the latest checkpoint (else from `state`) to step `steps`; returns that state.
+
+    state: from `create_state`; step_fn: from `make_train_step`, which donates it. batches: a fresh
+    Grain iterator of dictionaries of arrays `[images, ...]` (`weaksam_jax.data.batches`); its
+    `image_id` stays on the host. Writes `folder/checkpoints` (every `checkpoint_every` steps, at
+    the end, and on Ctrl-C or SIGTERM) and appends lines `{"stage": name, "step", means since the
+    last line, "images_per_s"}` to `folder/../log.jsonl` every `log_every` steps. A run that was
+    killed and started again ends in the same bits, and but for `images_per_s` in the same log.
+
+    Raises `BadInput` on a loss that is not finite (naming the step and its images), on a batch that
+    does not divide among the devices and on a damaged checkpoint; `KeyboardInterrupt` or
+    `Terminated` after saving.
+    """
+    folder = Path(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    with contextlib.closing(checkpoints), _signals() as received:
+        state, pending = checkpoints.restore(state, batches)
+        done = int(state.step)
+        log = _Log(folder.parent / "log.jsonl", name, done, pending)
+        batch = next(batches) if done < steps else {}
+        bar = tqdm(range(done, steps), name, steps, initial=done, unit="step", mininterval=1)
+        for step in bar:
+            ids = batch.pop("image_id", None)
+            on_device = put_batch(batch, mesh)
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_fn(state, on_device)
+            log.add(step + 1, metrics, ids, len(next(iter(batch.values()))))
+            last = step + 1 == steps
+            if last or (step + 1) % log_every == 0:
+                bar.set_postfix_str(log.write(step + 1))
+            if last or received or (step + 1) % checkpoint_every == 0:
+                log.fetch()
+                checkpoints.save(state, batches, log.pending)
+                if received:
+                    raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated
+            # The device is still at work on this step while the host makes the next batch; the
+            # checkpoint above was taken before, so the iterator stood right after this batch.
+            if not last:
+                batch = next(batches)
+    return state
+
+
+class _Log:
+    """Collects metrics on the device, fetches them at log points, writes `log.jsonl`."""
+
+    def __init__(self, path: Path, stage: str, step: int, pending: list[dict]):
+        self._path, self._stage = path, stage
+        self.pending = list(pending)  # fetched, but not yet part of a line
+        self._on_device: list[tuple] = []  # (step, metrics, image ids)
+        self._images, self._start = 0, time.perf_counter()
+        _forget(path, stage, step)
+
+    def add(self, step: int, metrics: dict, ids, images: int) -> None:
+        """Notes a step without waiting for it."""
+        self._on_device.append((step, metrics, ids))
+        self._images += images
+
+    def fetch(self) -> None:
+        """Waits for the noted steps; raises `BadInput` at the first that is not finite."""
+        values = jax.device_get([metrics for _, metrics, _ in self._on_device])
+        for (step, _, ids), metrics in zip(self._on_device, values, strict=True):
+            metrics = {key: float(value) for key, value in metrics.items()}
+            bad = [key for key, value in metrics.items() if not math.isfinite(value)]
+            if bad:
+                where = "unknown" if ids is None else ", ".join(str(i) for i in ids.tolist())
+                problem = f"{bad[0]} is {metrics[bad[0]]} at step {step} (images {where})"
+                cure = "lower the learning rate or look at these images, then run it again"
+                raise BadInput(f"training of {self._stage}", problem, cure)
+            self.pending.append(metrics)
+        self._on_device = []
+
+    def write(self, step: int) -> str:
+        """Appends one line: the means since the last; returns a short text for the bar."""
+        self.fetch()
+        count, seconds = len(self.pending), time.perf_counter() - self._start
+        means = {key: sum(m[key] for m in self.pending) / count for key in self.pending[0]}
+        speed = round(self._images / seconds, 2)
+        line = {"stage": self._stage, "step": step, **means, "images_per_s": speed}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.pending, self._images, self._start = [], 0, time.perf_counter()
+        return f"{speed:.1f} images/s, loss {means['loss']:.4f}"
+
+
+def _forget(path: Path, stage: str, step: int) -> None:
+    """Takes this stage's lines after `step`, and a line cut short by a kill, out of the log."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry["stage"] != stage or entry["step"] <= step:
+            kept.append(line)
+    write_text(path, "".join(kept))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM instead of raising, so that a step ends and can be saved.
+
+    A second signal raises at once.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handler(signum, frame):
+        if received:
+            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        received.append(signum)
+
+    previous = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
