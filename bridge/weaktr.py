@@ -1,0 +1,199 @@
+"""WeakTr as a source of clues: reading checkpoints, and multi-view inference on photographs."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from bridge.clues import Clues, minmax, predicted_classes
+from bridge.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
+from weaksam_jax.errors import BadInput
+
+__all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_tensor"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+FUSION_PREFIX = "adaptive_attention_fusion."
+
+
+def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
+    """A WeakTr in evaluation mode from a `.pth` (published key layout) or `.safetensors` file.
+
+    Classes, sizes and the generation of the fusion are read off the names and shapes. fusion:
+    "auto" takes the checkpoint's generation ("v3" or "v1"); asking for one it does not have is an
+    error; "uniform" leaves the fusion weights aside and averages all maps, which is what the
+    released WeakSAM code computes with the linked checkpoint. Raises `BadInput`, naming the keys,
+    when anything else is missing, left over or of another shape.
+    """
+    if fusion not in ("auto", *FUSIONS):
+        raise ValueError(f"fusion must be auto or one of {FUSIONS}, got {fusion!r}")
+    state, metadata = _read_state(Path(path))
+    try:
+        config = _config(state, metadata, fusion)
+    except (KeyError, ValueError, IndexError) as error:
+        cure = "give a WeakTr checkpoint (keys cls_token, pos_embed, patch_embed.proj, blocks, ...)"
+        raise BadInput(path, f"is no WeakTr checkpoint ({error})", cure) from error
+    if config.fusion == "uniform":
+        state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
+    model = WeakTr(config)
+    _check_keys(path, model.state_dict(), state)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, without the prefix that data-parallel training adds, and metadata."""
+    cure = "check the path, or fetch the file again"
+    if not path.is_file():
+        raise BadInput(path, "does not exist", cure)
+    metadata: dict[str, str] = {}
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+            with safetensors.safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load has no error type of its own: zip, pickle and I/O errors all come through.
+    except Exception as error:
+        raise BadInput(path, f"cannot be read as weights ({error})", cure) from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
+        raise BadInput(path, "holds no dictionary of tensors", cure)
+    return {name.removeprefix("module."): value.float() for name, value in state.items()}, metadata
+
+
+def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
+    """Sizes from names and shapes. Raises KeyError for a name that no WeakTr lacks."""
+    _, classes, dim = state["cls_token"].shape
+    grid = round((state["pos_embed"].shape[1] - classes) ** 0.5)
+    blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in state) if m]
+    depth = 1 + max(blocks, default=-1)
+    stem, patch = "patch", 0
+    if "patch_embed.proj.0.weight" in state:  # each 3 x 3 convolution halves the image
+        weights = [state[k] for k in state if k.startswith("patch_embed.proj.")]
+        stem, patch = "conv", 2 ** sum(w.ndim == 4 and w.shape[-1] == 3 for w in weights)
+    else:
+        patch = state["patch_embed.proj.weight"].shape[-1]
+    found, heads = "v3", int(metadata.get("heads", max(1, dim // 64)))
+    if FUSION_PREFIX + "attn_feat_ffn.0.weight" in state:
+        heads = dim // state[FUSION_PREFIX + "attn_feat_ffn.0.weight"].shape[1]
+    elif FUSION_PREFIX + "fc.0.weight" in state:
+        found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // max(1, depth)
+    fusion = found if fusion == "auto" else fusion
+    return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem)
+
+
+def _check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]):
+    """Raises `BadInput` naming what does not fit."""
+    problems = {
+        "missing": sorted(wanted.keys() - state.keys()),
+        "not known": sorted(state.keys() - wanted.keys()),
+        "of another shape": [
+            f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+            for k, v in wanted.items()
+            if k in state and state[k].shape != v.shape
+        ],
+    }
+    told = [
+        f"keys {kind}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" * (len(names) > 8))
+        for kind, names in problems.items()
+        if names
+    ]
+    if told:
+        cure = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
+        raise BadInput(path, "; ".join(told), cure)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 RGB `[H, W, 3]` -> float32 `[3, H, W]`, ImageNet-normalised."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean) / std
+
+
+class WeakTrClues:
+    """Clue network: WeakTr over several scales, each also mirrored.
+
+    views: scales of the image (the first decides predicted classes; published: 1, 0.8, 1.2).
+    cross_layers: which layers give cross-attention maps (0-based); None is the released choice,
+    9th and 10th of 12, at the same relative depth in a network of another depth. resize_long: long
+    side in pixels to which the image is brought before the views (None: its own size).
+    """
+
+    def __init__(
+        self,
+        model: WeakTr,
+        views: tuple[float, ...] = (1.0, 0.8, 1.2),
+        cross_layers: tuple[int, ...] | None = None,
+        resize_long: int | None = None,
+    ):
+        depth = model.config.depth
+        self.model, self.views, self.resize_long = model.eval(), views, resize_long
+        self.cross_layers = release_layers(depth) if cross_layers is None else cross_layers
+        if not all(0 <= layer < depth for layer in self.cross_layers):
+            raise ValueError(f"cross_layers {self.cross_layers} of a network of {depth} layers")
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, class_ids: tuple[int, ...] | None = None) -> Clues:
+        """Clues at the image's own size from one pass over all views.
+
+        image: uint8 RGB `[H, W, 3]`. class_ids: the present classes; None: those with a
+        class-token logit above -0.5 in the first view (the best one at least). Per kind the views'
+        maps are brought to the image's size (bilinear), un-mirrored, summed and min-max normalised.
+        """
+        height, width = image.shape[:2]
+        device = self.model.cls_token.device
+        total: list[Tensor] = []
+        logits = chosen = None
+        for scale in self.views:
+            view = to_tensor(self._resized(image, scale)).to(device)
+            out = self.model.maps(torch.stack([view, view.flip(-1)]), chosen)
+            kinds = [out.coarse, out.fine, self._cross(out.cross)]
+            if chosen is None:
+                logits = out.class_logits[0].float().cpu().numpy()
+                ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
+                chosen = torch.as_tensor(np.asarray(ids, np.int64), device=device)
+                kinds = [kind.index_select(-3, chosen) for kind in kinds]
+            summed = [_at_size(kind, height, width) for kind in kinds]
+            total = [a + b for a, b in zip(total, summed, strict=True)] if total else summed
+        coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)
+        return Clues(coarse, fine, cross, chosen.cpu().numpy(), logits)
+
+    def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
+        """The image at that scale, each side at least a patch (PIL bicubic on the bytes)."""
+        height, width = image.shape[:2]
+        if self.resize_long is not None:
+            scale *= self.resize_long / max(height, width)
+        least = self.model.config.patch
+        size = (max(least, round(width * scale)), max(least, round(height * scale)))
+        if size == (width, height):
+            return image
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+    def _cross(self, cross: Tensor) -> Tensor:
+        """Maps of the chosen layers `[B, heads * chosen, C, h, w]`, head-major."""
+        by_layer = cross.unflatten(1, (self.model.config.heads, self.model.config.depth))
+        return by_layer[:, :, list(self.cross_layers)].flatten(1, 2)
+
+
+def release_layers(depth: int) -> tuple[int, ...]:
+    """The released cross layers (index 8 and 9 of 12) at the same relative depth."""
+    return tuple(sorted({round(8 * (depth - 1) / 11), round(9 * (depth - 1) / 11)}))
+
+
+def _at_size(maps: Tensor, height: int, width: int) -> Tensor:
+    """Sum of a view's maps and its mirrored twin's, `[2, ..., h, w]` -> `[..., height, width]`."""
+    if not maps.numel():  # an image without tags
+        return maps.new_zeros(*maps.shape[1:-2], height, width)
+    flat = maps.float().flatten(1, -3)
+    flat = F.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)
+    return (flat[0] + flat[1].flip(-1)).unflatten(0, maps.shape[1:-2])

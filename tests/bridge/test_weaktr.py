@@ -1,0 +1,359 @@
+"""WeakTr against a second, step-by-step form written from the notes; checkpoints; views."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from bridge.clues import minmax
+from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, load_weaktr, release_layers, to_tensor
+from weaksam_jax.errors import BadInput
+
+AAF = "adaptive_attention_fusion."
+
+
+def published_state(classes=20, fusion="v3", seed=0, dim=384, heads=6, depth=12, patch=16, grid=14):
+    """A random state_dict in the published layout, from the table of keys and shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = heads * depth
+
+    def noise(*shape, scale=0.05):
+        return torch.randn(shape, generator=generator) * scale
+
+    state = {
+        "cls_token": noise(1, classes, dim, scale=0.5),
+        "pos_embed": noise(1, grid**2 + classes, dim, scale=0.5),
+        "patch_embed.proj.weight": noise(dim, 3, patch, patch),
+        "patch_embed.proj.bias": noise(dim),
+        "norm.weight": noise(dim),
+        "norm.bias": noise(dim),
+        "head.weight": noise(classes, dim, 3, 3),
+        "head.bias": noise(classes),
+    }
+    for i in range(depth):
+        for name, shape in {
+            "norm1.weight": (dim,),
+            "norm1.bias": (dim,),
+            "attn.qkv.weight": (3 * dim, dim),
+            "attn.qkv.bias": (3 * dim,),
+            "attn.proj.weight": (dim, dim),
+            "attn.proj.bias": (dim,),
+            "norm2.weight": (dim,),
+            "norm2.bias": (dim,),
+            "mlp.fc1.weight": (4 * dim, dim),
+            "mlp.fc1.bias": (4 * dim,),
+            "mlp.fc2.weight": (dim, 4 * dim),
+            "mlp.fc2.bias": (dim,),
+        }.items():
+            state[f"blocks.{i}.{name}"] = noise(*shape) + (name in ("norm1.weight", "norm2.weight"))
+    if fusion == "v3":
+        state[AAF + "attn_head_ffn.0.weight"] = noise(maps // 8, maps, scale=0.5)
+        state[AAF + "attn_head_ffn.2.weight"] = noise(maps, maps // 8, scale=0.5)
+        state[AAF + "attn_feat_ffn.0.weight"] = noise(8, 64, scale=0.5)
+        state[AAF + "attn_feat_ffn.0.bias"] = noise(8)
+        state[AAF + "attn_feat_ffn.1.weight"] = noise(1, 8, scale=0.5)
+        state[AAF + "attn_feat_ffn.1.bias"] = noise(1)
+    if fusion == "v1":
+        bound = maps**-0.5  # PyTorch's default for a linear layer
+        inner = maps // 4
+        state[AAF + "fc.0.weight"] = (torch.rand(inner, maps, generator=generator) * 2 - 1) * bound
+        bound = inner**-0.5
+        state[AAF + "fc.2.weight"] = (torch.rand(maps, inner, generator=generator) * 2 - 1) * bound
+    return state
+
+
+def slow_weaktr(state, image, heads=6, patch=16, grid=14):
+    """The forward pass in float64, one head and layer at a time, all maps stacked, as described."""
+    state = {name: value.double() for name, value in state.items()}
+    classes, dim = state["cls_token"].shape[1:]
+    head_dim = dim // heads
+    depth = sum(name.endswith("attn.qkv.weight") for name in state)
+    h, w = image.shape[-2] // patch, image.shape[-1] // patch
+    patches = torch.stack(
+        [
+            torch.einsum(
+                "dcij,cij->d",
+                state["patch_embed.proj.weight"],
+                image[0, :, y * patch : (y + 1) * patch, x * patch : (x + 1) * patch].double(),
+            )
+            for y in range(h)
+            for x in range(w)
+        ]
+    )
+    tokens = torch.cat([state["cls_token"][0], patches + state["patch_embed.proj.bias"]])
+    position = state["pos_embed"][0]
+    if not (h * w == grid * grid and image.shape[-2] == image.shape[-1]):
+        square = position[classes:].T.reshape(1, dim, grid, grid)
+        square = F.interpolate(
+            square,
+            scale_factor=((h + 0.1) / grid, (w + 0.1) / grid),
+            mode="bicubic",
+            align_corners=False,
+        )
+        position = torch.cat([position[:classes], square.reshape(dim, h * w).T])
+    tokens = tokens + position
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+        return scaled * state[name + ".weight"] + state[name + ".bias"]
+
+    def linear(x, name):
+        return x @ state[name + ".weight"].T + state[name + ".bias"]
+
+    maps, outputs = {}, []
+    for layer in range(depth):
+        block = f"blocks.{layer}."
+        qkv = linear(norm(tokens, block + "norm1"), block + "attn.qkv")
+        heard = []
+        for head in range(heads):
+            part = slice(head * head_dim, (head + 1) * head_dim)
+            q, k, v = (qkv[:, i * dim : (i + 1) * dim][:, part] for i in range(3))
+            maps[head, layer] = torch.softmax(q @ k.T / head_dim**0.5, dim=-1)
+            heard.append(maps[head, layer] @ v)
+        outputs.append(linear(torch.cat(heard, dim=1), block + "attn.proj"))
+        tokens = tokens + outputs[-1]
+        inner = linear(norm(tokens, block + "norm2"), block + "mlp.fc1")
+        inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
+        tokens = tokens + linear(inner, block + "mlp.fc2")
+
+    z = F.conv2d(
+        tokens[classes:].T.reshape(1, dim, h, w),
+        state["head.weight"],
+        state["head.bias"],
+        padding=1,
+    )[0]
+    order = [(head, layer) for head in range(heads) for layer in range(depth)]
+    if AAF + "fc.0.weight" in state:
+        a = torch.stack([maps[j].mean() for j in order])
+        a = torch.relu(state[AAF + "fc.0.weight"] @ a)
+        weights = torch.sigmoid(state[AAF + "fc.2.weight"] @ a)
+    elif AAF + "attn_head_ffn.0.weight" in state:
+        scalars = []
+        for head, layer in order:
+            channels = [d * heads + head for d in range(head_dim)]  # head is the fastest index
+            pooled = outputs[layer][:, channels].max(0).values
+            feature = linear(linear(pooled, AAF + "attn_feat_ffn.0"), AAF + "attn_feat_ffn.1")
+            scalars.append(feature[0])
+        a = torch.relu(state[AAF + "attn_head_ffn.0.weight"] @ torch.stack(scalars))
+        weights = torch.sigmoid(state[AAF + "attn_head_ffn.2.weight"] @ a)
+    else:
+        weights = torch.ones(len(order), dtype=torch.float64)
+    cross = torch.stack([maps[j][:classes, classes:] for j in order])
+    affinity = torch.stack([maps[j][classes:, classes:] for j in order])
+    fused = (weights[:, None, None] * cross).mean(0)
+    mixed = (weights[:, None, None] * affinity).mean(0)
+    coarse = torch.relu(z)
+    fine = (fused * coarse.reshape(classes, -1)) @ mixed.T
+    return {
+        "class_logits": tokens[:classes].mean(1),
+        "coarse": coarse,
+        "fine": fine.reshape(classes, h, w),
+        "cross": cross.reshape(-1, classes, h, w),
+    }
+
+
+SMALL = {"classes": 5, "dim": 256, "heads": 4, "depth": 4}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Checkpoint files in the published layout at a smaller size, by generation."""
+    folder = tmp_path_factory.mktemp("weaktr")
+    for fusion in ("v3", "v1"):
+        state = {f"module.{k}": v for k, v in published_state(fusion=fusion, **SMALL).items()}
+        torch.save({"model": state, "epoch": 59, "miou": 0.69}, folder / f"{fusion}.pth")
+    return folder
+
+
+def compare_with_slow_form(path, state, size, heads):
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    view = load_weaktr(path)(image)
+    expected = slow_weaktr(state, image, heads)
+    for name, value in expected.items():
+        found = getattr(view, name)
+        assert found.shape == value.shape, name
+        scale = value.abs().max()
+        assert (found - value).abs().max() < 1e-4 * max(1, scale), name
+        assert (found - value).abs().max() < 1e-3 * scale, name  # small maps too
+
+
+@pytest.mark.parametrize("fusion", ["v3", "v1"])
+@pytest.mark.parametrize("size", [(224, 224), (75, 131), (99, 64)])
+def test_forward_equals_the_slow_form(published, fusion, size):
+    state = published_state(fusion=fusion, **SMALL)
+    compare_with_slow_form(published / f"{fusion}.pth", state, size, heads=4)
+
+
+def test_forward_at_the_published_size(tmp_path):
+    state = published_state()
+    torch.save({"model": state}, tmp_path / "full.pth")
+    compare_with_slow_form(tmp_path / "full.pth", state, (75, 131), heads=6)
+
+
+def test_published_layout():
+    """Numbers of keys and parameters of the published networks."""
+    for classes, count in ((20, 21_751_221), (90, 22_046_971)):
+        model = WeakTr(WeakTrConfig(classes))
+        assert len(model.state_dict()) == 158
+        assert sum(p.numel() for p in model.parameters()) == count
+        shapes = {k: v.shape for k, v in published_state(classes).items()}
+        assert {k: v.shape for k, v in model.state_dict().items()} == shapes
+    assert len(WeakTr(WeakTrConfig(20, fusion="v1")).state_dict()) == 154
+
+
+def test_sizes_are_read_off_the_file(tmp_path):
+    small = WeakTrConfig(5, dim=48, heads=4, depth=3, patch=8, grid=6)
+    for config in (
+        small,
+        WeakTrConfig(5, 48, 4, 3, 8, 6, "v1"),
+        WeakTrConfig(7, 32, 2, 2, 16, 4, stem="conv"),
+    ):
+        model = WeakTr(config).eval()
+        save_file(model.state_dict(), tmp_path / "small.safetensors")
+        loaded = load_weaktr(tmp_path / "small.safetensors")
+        assert loaded.config == config
+        image = torch.randn(1, 3, 50, 70)
+        torch.testing.assert_close(loaded(image).fine, model(image).fine)
+
+
+def test_random_v1_weights_equal_the_plain_mean(published):
+    image = torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(2))
+    random = minmax(load_weaktr(published / "v1.pth")(image).fine.numpy())
+    plain = minmax(load_weaktr(published / "v1.pth", fusion="uniform")(image).fine.numpy())
+    v3 = minmax(load_weaktr(published / "v3.pth")(image).fine.numpy())
+    assert np.abs(random - plain).max() < 1e-3
+    assert np.abs(v3 - plain).max() > 1e-3
+
+
+def test_uniform_needs_no_fusion_weights(tmp_path):
+    state = {k: v for k, v in published_state(**SMALL).items() if not k.startswith(AAF)}
+    torch.save(state, tmp_path / "bare.pth")
+    image = torch.randn(1, 3, 64, 80)
+    view = load_weaktr(tmp_path / "bare.pth", fusion="uniform")(image)
+    torch.testing.assert_close(
+        view.fine.double(), slow_weaktr(state, image, 4)["fine"], atol=1e-5, rtol=1e-3
+    )
+    with pytest.raises(BadInput, match="attn_feat_ffn"):
+        load_weaktr(tmp_path / "bare.pth")
+
+
+def test_mismatches_are_named(published, tmp_path):
+    with pytest.raises(BadInput, match=r"missing: adaptive_attention_fusion\.fc\.0.*attn_f"):
+        load_weaktr(published / "v3.pth", fusion="v1")
+    state = published_state(**SMALL)
+    lacking = {k: v for k, v in state.items() if k != "blocks.2.mlp.fc1.bias"}
+    torch.save(lacking, tmp_path / "lacking.pth")
+    with pytest.raises(BadInput, match=r"missing: blocks\.2\.mlp\.fc1\.bias"):
+        load_weaktr(tmp_path / "lacking.pth")
+    torch.save(state | {"decoder.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(BadInput, match=r"not known: decoder\.weight"):
+        load_weaktr(tmp_path / "more.pth")
+    torch.save(state | {"head.bias": torch.zeros(4)}, tmp_path / "shape.pth")
+    with pytest.raises(BadInput, match=r"head\.bias \(4,\) instead of \(5,\)"):
+        load_weaktr(tmp_path / "shape.pth")
+    torch.save({"resnet.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(BadInput, match="no WeakTr"):
+        load_weaktr(tmp_path / "other.pth")
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(BadInput, match="does not exist"):
+        load_weaktr(tmp_path / "none.pth")
+    for name in ("cut.pth", "cut.safetensors"):
+        (tmp_path / name).write_bytes(b"\x80\x02}q\x00(X")
+        with pytest.raises(BadInput, match=name):
+            load_weaktr(tmp_path / name)
+    torch.save({"model": {"cls_token": Image.new("RGB", (2, 2))}}, tmp_path / "objects.pth")
+    with pytest.raises(BadInput):  # other classes than tensors are not unpickled
+        load_weaktr(tmp_path / "objects.pth")
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    model = WeakTr(WeakTrConfig(5, dim=32, heads=2, depth=4, patch=8, grid=6))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+def test_views_equal_one_at_a_time():
+    """Scales and mirrored twins, one view at a time and at odd size, as the notes describe."""
+    model, rng = small_model(), np.random.default_rng(0)
+    image = rng.integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    clues = WeakTrClues(model, cross_layers=(1, 3))(image, (3, 1))
+    assert clues.class_ids.tolist() == [1, 3]
+    sums = {"coarse": 0, "fine": 0, "cross": 0}
+    for scale in (1.0, 0.8, 1.2):
+        size = (round(83 * scale), round(61 * scale))
+        view = np.asarray(Image.fromarray(image).resize(size, Image.BICUBIC))
+        for mirrored in (False, True):
+            pixels = view[:, ::-1].copy() if mirrored else view
+            out = model(to_tensor(pixels)[None])
+            cross = out.cross[[0 * 4 + 1, 0 * 4 + 3, 1 * 4 + 1, 1 * 4 + 3]]
+            for name, maps in (("coarse", out.coarse), ("fine", out.fine), ("cross", cross)):
+                up = F.interpolate(
+                    maps.reshape(1, -1, *maps.shape[-2:]), size=(61, 83), mode="bilinear"
+                ).reshape(*maps.shape[:-2], 61, 83)
+                sums[name] = sums[name] + (up.flip(-1) if mirrored else up).numpy()
+    for name, total in sums.items():
+        total = total[..., [1, 3], :, :]
+        low, high = total.min((-2, -1), keepdims=True), total.max((-2, -1), keepdims=True)
+        np.testing.assert_allclose(getattr(clues, name), (total - low) / (high - low), atol=2e-4)
+    np.testing.assert_allclose(
+        clues.class_logits, model(to_tensor(image)[None]).class_logits, atol=1e-5
+    )
+
+
+def test_mirrored_image_gives_mirrored_clues():
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    network = WeakTrClues(small_model(), views=(1.0,))
+    clues, mirrored = network(image, (0, 2)), network(image[:, ::-1], (0, 2))
+    for name in ("coarse", "fine", "cross"):
+        np.testing.assert_allclose(
+            getattr(clues, name), getattr(mirrored, name)[..., ::-1], atol=1e-4
+        )
+
+
+def test_predicted_and_absent_classes():
+    model = small_model()
+    image = np.random.default_rng(2).integers(0, 256, (40, 57, 3), dtype=np.uint8)
+    logits = model(to_tensor(image)[None]).class_logits.numpy()
+    network = WeakTrClues(model, views=(1.0,))
+    assert network(image).class_ids.tolist() == np.flatnonzero(logits > -0.5).tolist()
+    torch.nn.init.constant_(model.cls_token, -50.0)  # nothing above -0.5: the best class alone
+    clues = network(image)
+    assert clues.class_ids.tolist() == [int(np.argmax(clues.class_logits))]
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.constant_(model.head.bias, -1.0)  # a CAM without any activation
+    clues = network(image, (1,))
+    assert not clues.coarse.any() and not clues.fine.any()
+    assert np.isfinite(clues.cross).all()
+    none = network(image, ())
+    assert none.coarse.shape == (0, 40, 57) and none.cross.shape[1:] == (0, 40, 57)
+
+
+def test_only_the_fusion_learns_from_the_fine_logits():
+    model = small_model().train().requires_grad_(True)
+    out = model.maps(torch.randn(2, 3, 40, 48))
+    for logits, learns in (
+        (out.fine_logits, {"adaptive_attention_fusion"}),
+        (out.coarse_logits, {"cls_token", "pos_embed", "patch_embed", "blocks", "head"}),
+        (out.class_logits, {"cls_token", "pos_embed", "patch_embed", "blocks"}),
+    ):
+        model.zero_grad()
+        logits.square().sum().backward(retain_graph=True)
+        touched = {
+            name.split(".")[0]
+            for name, p in model.named_parameters()
+            if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        assert touched == learns
+    assert not out.coarse.requires_grad and not out.cross.requires_grad
+
+
+def test_release_layers():
+    assert release_layers(12) == (8, 9)
+    assert all(0 <= layer < depth for depth in range(1, 25) for layer in release_layers(depth))
