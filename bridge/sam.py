@@ -1,0 +1,137 @@
+"""Loading SAM and prompting one image many times.
+
+The networks are `segment_anything`'s own classes: a published ViT-H/L/B checkpoint, or the small
+`sam_mini` / `sam_mini_lite` of this package. All are frozen.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+
+# isort: split
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import Sam
+
+from bridge.checkpoints import read_checkpoint
+from weaksam_jax.errors import BadInput
+
+MINI = ("sam_mini", "sam_mini_lite")
+# Width of the image encoder -> name in the registry of segment_anything.
+_BY_WIDTH = {1280: "vit_h", 1024: "vit_l", 768: "vit_b"}
+_WIDTH_KEY = "image_encoder.patch_embed.proj.weight"
+
+
+def load_sam(name_or_path: str | Path) -> Sam:
+    """A frozen SAM on the CPU, float32, in eval mode.
+
+    name_or_path: "sam_mini" or "sam_mini_lite", or the file of a published checkpoint
+    (`sam_vit_h_4b8939.pth`, `sam_vit_l_0b3195.pth`, `sam_vit_b_01ec64.pth`); the size is read from
+    the tensors. Raises `BadInput` when the file is missing, truncated or of another network.
+    """
+    if str(name_or_path) in MINI:
+        from bridge.sam_mini import load_sam_mini
+
+        sam = load_sam_mini(str(name_or_path))
+    else:
+        sam = _load_published(Path(name_or_path))
+    return sam.eval().requires_grad_(False)
+
+
+def _load_published(path: Path) -> Sam:
+    cure = f"give a published SAM checkpoint (ViT-H, L or B) or one of {', '.join(MINI)}"
+    if not path.exists():
+        raise BadInput(path, "is neither a file nor the name of a SAM", cure)
+    tensors = read_checkpoint(path)
+    width = tensors[_WIDTH_KEY].shape[0] if _WIDTH_KEY in tensors else None
+    if width not in _BY_WIDTH:
+        raise BadInput(path, "holds no SAM of a published size", cure)
+    with torch.device("meta"):  # no time and memory for weights that are replaced below
+        sam = sam_model_registry[_BY_WIDTH[width]]()
+    expected = sam.state_dict()
+    wrong = sorted(
+        name
+        for name in expected.keys() | tensors.keys()
+        if name not in expected
+        or name not in tensors
+        or expected[name].shape != tensors[name].shape
+    )
+    if wrong:
+        problem = f"{len(wrong)} tensors do not fit {_BY_WIDTH[width]}, first {wrong[0]}"
+        raise BadInput(path, problem, cure)
+    sam.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    # The two buffers that are in no checkpoint: ImageNet mean and standard deviation, 0..255.
+    sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
+    sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
+    return sam
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 (first 16 hex digits) of a network's named tensors: same weights, same text."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
+
+
+class PromptedImage:
+    """One image, encoded once, and any number of prompts decoded in batches.
+
+    Pixel coordinates of prompts are pixel indices of the original image, as `SamPredictor`'s.
+    """
+
+    def __init__(self, sam: Sam, image: np.ndarray):
+        """image: uint8 RGB `[H, W, 3]`."""
+        self.sam = sam
+        self.size = image.shape[:2]
+        self.predictor = SamPredictor(sam)
+        self.predictor.set_image(np.ascontiguousarray(image))
+
+    @torch.no_grad()
+    def decode(
+        self,
+        points: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        multimask: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Low-resolution mask logits `[B, M, h, w]` and predicted IoU `[B, M]` of B prompts.
+
+        points: float `[B, n, 2]` (x, y), all foreground; or boxes: float `[B, 4]` xyxy of pixel
+        indices (the last column and row inside). M is 3 with `multimask`, else 1.
+        """
+        sam, transform, device = self.sam, self.predictor.transform, self.sam.device
+        prompt, corners = None, None
+        if points is not None:
+            coordinates = torch.as_tensor(
+                transform.apply_coords(np.asarray(points), self.size), dtype=torch.float32
+            )
+            labels = torch.ones(coordinates.shape[:2], dtype=torch.int)
+            prompt = (coordinates.to(device), labels.to(device))
+        if boxes is not None:
+            corners = transform.apply_boxes(np.asarray(boxes), self.size)
+            corners = torch.as_tensor(corners, dtype=torch.float32, device=device)
+        sparse, dense = sam.prompt_encoder(points=prompt, boxes=corners, masks=None)
+        return sam.mask_decoder(
+            image_embeddings=self.predictor.features,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+        )
+
+    @torch.no_grad()
+    def upsample(self, logits: Tensor) -> Tensor:
+        """Mask logits `[n, h, w]` at the size of the image: `[n, H, W]`; the mask is logit > 0."""
+        full = self.sam.postprocess_masks(logits[:, None], self.predictor.input_size, self.size)
+        return full[:, 0]
+
+    def upsample_step(self) -> int:
+        """How many masks to upsample at once: bounds the memory, keeps small SAMs in cache."""
+        side = max(self.sam.image_encoder.img_size, *self.size)
+        return max(1, 2**22 // side**2)
