@@ -28,7 +28,7 @@ _SUPER = 2  # painted at twice the size, then averaged down
 _BORDER = 2  # outline, pixels of the large canvas
 _MIN_SIDE = 20  # pixels; a smaller object is difficult
 _MIN_VISIBLE = 0.4  # share of the object's own area; a more hidden one is difficult
-_LONG_SIDE = (30.0, 118.0)  # objects' long side in pixels, log-uniform
+_LONG_SIDE = (32.0, 132.0)  # objects' long side in pixels, log-uniform
 _TRIES = 16
 
 
@@ -125,7 +125,7 @@ def _cast(rng: np.random.Generator) -> list[str]:
             chosen.append(name)
         elif companion:
             chosen.append(str(rng.choice([c for c in CLASSES if c not in chosen])))
-    share = [0.46, 0.28, 0.14, 0.08, 0.04] if classes < 3 else [0.65, 0.25, 0.1, 0, 0]
+    share = [0.48, 0.28, 0.13, 0.07, 0.04] if classes < 3 else [0.65, 0.25, 0.1, 0, 0]
     return [name for name in chosen for _ in range(rng.choice([1, 2, 3, 4, 5], p=share))]
 
 
@@ -133,7 +133,7 @@ def _arrange(rng: np.random.Generator, shape: tuple[int, int]) -> list[_Placed]:
     """Places the cast back to front; a place that hides too much of the others is given up."""
     cast = _cast(rng)
     rng.shuffle(cast)
-    crowd = max(1.0, (len(cast) / 2.2) ** 0.5)  # many objects are smaller on average
+    crowd = max(1.0, (len(cast) / 2.6) ** 0.5)  # many objects are smaller on average
     placed: list[_Placed] = []
     for name in cast:
         may_hide = rng.random() < 0.06
@@ -148,8 +148,8 @@ def _arrange(rng: np.random.Generator, shape: tuple[int, int]) -> list[_Placed]:
 def _propose(
     rng: np.random.Generator, name: str, shape: tuple[int, int], placed: list[_Placed], crowd: float
 ) -> _Placed:
-    low, high = np.log(_LONG_SIDE[0]), np.log(_LONG_SIDE[1] / crowd)
-    size = np.exp(rng.uniform(low, high)) * _SUPER / 2
+    low, high = np.array(_LONG_SIDE) * _SUPER / 2  # `Pose.size` is half the long side
+    size = np.exp(rng.uniform(np.log(low), np.log(high / crowd)))
     lean = mini_art.LEAN[name]
     angle, mirror = rng.uniform(-lean, lean), bool(rng.random() < 0.5)
     friends = [other for other in placed if other.name == name] or placed
@@ -157,7 +157,7 @@ def _propose(
     if friends and where < 0.5:  # beside or partly over another, most often of its own class
         other = friends[rng.integers(len(friends))]
         if other.name == name:  # things that stand together are alike in size
-            size = np.clip(other.pose.size * rng.uniform(0.7, 1.3), *np.multiply(_LONG_SIDE, 1.0))
+            size = np.clip(other.pose.size * rng.uniform(0.7, 1.3), low, high)
         turn, gap = rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1.0) * (size + other.pose.size)
         x, y = other.pose.x + gap * np.cos(turn), other.pose.y + gap * np.sin(turn)
     else:
