@@ -113,7 +113,8 @@ class FusionV3(nn.Module):
 
     def __init__(self, head_dim: int, maps: int, reduction: int = 8):
         super().__init__()
-        feature, head = max(1, head_dim // reduction), max(1, maps // reduction)
+        # At least 4: a hidden layer of one or two units tends to start, and stay, at zero.
+        feature, head = max(1, head_dim // reduction), max(4, maps // reduction)
         self.attn_head_ffn = nn.Sequential(
             nn.Linear(maps, head, bias=False), nn.ReLU(), nn.Linear(head, maps, bias=False)
         )

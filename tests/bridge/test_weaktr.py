@@ -49,8 +49,8 @@ def published_state(classes=20, fusion="v3", seed=0, dim=384, heads=6, depth=12,
         }.items():
             state[f"blocks.{i}.{name}"] = noise(*shape) + (name in ("norm1.weight", "norm2.weight"))
     if fusion == "v3":
-        state[AAF + "attn_head_ffn.0.weight"] = noise(maps // 8, maps, scale=0.5)
-        state[AAF + "attn_head_ffn.2.weight"] = noise(maps, maps // 8, scale=0.5)
+        state[AAF + "attn_head_ffn.0.weight"] = noise(max(4, maps // 8), maps, scale=0.5)
+        state[AAF + "attn_head_ffn.2.weight"] = noise(maps, max(4, maps // 8), scale=0.5)
         state[AAF + "attn_feat_ffn.0.weight"] = noise(8, 64, scale=0.5)
         state[AAF + "attn_feat_ffn.0.bias"] = noise(8)
         state[AAF + "attn_feat_ffn.1.weight"] = noise(1, 8, scale=0.5)
