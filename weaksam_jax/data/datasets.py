@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from weaksam_jax.data import voc
+from weaksam_jax.data import coco, tags_csv, tfds, voc
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
@@ -102,12 +102,17 @@ def _verify(record: TagRecord) -> TagRecord:
 
 
 def _reader(path: str | Path) -> _Reader:
+    if str(path).startswith(tfds.PREFIX):
+        path = tfds.tfds_folder(str(path))
     path = Path(path)
     if not path.is_dir():
         raise BadInput(path, "is no folder", "give the folder of a data set")
-    root = voc.find_voc(path)
-    if root is not None:
+    if (root := voc.find_voc(path)) is not None:
         return _Reader(root, voc.voc_tags, voc.voc_truth, voc.voc_split_names)
+    if (root := coco.find_coco(path)) is not None:
+        return _Reader(root, coco.coco_tags, coco.coco_truth, coco.coco_split_names)
+    if (root := tags_csv.find_tags_csv(path)) is not None:
+        return _Reader(root, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names)
     raise BadInput(
         path,
         "is no data set",

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from weaksam_jax.data.checks import first_duplicate, read_classes
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.errors import BadInput
@@ -81,7 +82,7 @@ def voc_tags(root: Path, split: str) -> TagSplit:
         width, height = image_size(path)
         records.append(TagRecord(ids[name], path.name, path, width, height, tuple(sorted(found))))
     category_ids = tuple(range(1, len(classes) + 1))
-    return TagSplit(root.name, split, tuple(classes), category_ids, tuple(records))
+    return TagSplit(root.name, split, classes, category_ids, tuple(records))
 
 
 def voc_truth(root: Path, split: str) -> TruthSplit:
@@ -91,7 +92,7 @@ def voc_truth(root: Path, split: str) -> TruthSplit:
     index = {name: i for i, name in enumerate(classes)}
     records = tuple(_truth_record(root, name, ids[name], index) for name in names)
     category_ids = tuple(range(1, len(classes) + 1))
-    return TruthSplit(root.name, split, tuple(classes), category_ids, records)
+    return TruthSplit(root.name, split, classes, category_ids, records)
 
 
 def voc_image_id(name: str) -> int | None:
@@ -114,7 +115,7 @@ def _read_list(root: Path, split: str) -> list[str]:
     names = [line.split()[0] for line in lines if line.strip()]
     if not names:
         raise BadInput(path, f"split {split} is empty", "list at least one image name in it")
-    twice = _first_duplicate(names)
+    twice = first_duplicate(names)
     if twice is not None:
         raise BadInput(path, f"image {twice} is listed twice", "list every image once")
     return names
@@ -127,7 +128,7 @@ def _image_ids(root: Path, names: list[str], split: str) -> dict[str, int]:
     everything = _all_names(root)
     if any(voc_image_id(name) is None for name in everything):
         ids = {name: i for i, name in enumerate(sorted({*everything, *names}), 1)}
-    twice = _first_duplicate([ids[name] for name in names])
+    twice = first_duplicate([ids[name] for name in names])
     if twice is not None:
         both = " and ".join(name for name in names if ids[name] == twice)
         path = root / "ImageSets" / "Main" / f"{split}.txt"
@@ -144,7 +145,7 @@ def _all_names(root: Path) -> list[str]:
     return sorted(names)
 
 
-def _classes(root: Path) -> list[str]:
+def _classes(root: Path) -> tuple[str, ...]:
     """`classes.txt` if present, else VOC's twenty if all names are among them, else sorted names.
 
     Names are gathered over all lists, so that every split has the same classes.
@@ -156,20 +157,7 @@ def _classes(root: Path) -> list[str]:
     names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
     if not names:
         raise BadInput(root / "Annotations", "names no object at all", "add annotations")
-    return list(VOC_CLASSES) if names <= set(VOC_CLASSES) else sorted(names)
-
-
-def read_classes(path: Path) -> list[str] | None:
-    """Class names of a `classes.txt` (one a line, in the order of ids); None without it."""
-    if not path.exists():
-        return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
-    twice = _first_duplicate(names)
-    if twice is not None or not names:
-        problem = "names no class" if twice is None else f"names class {twice} twice"
-        raise BadInput(path, problem, "write one class name a line")
-    return names
+    return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
 
 
 def _class_index(index: dict[str, int], annotation: Path, name: str) -> int:
@@ -264,12 +252,3 @@ def encode_mask(mask: np.ndarray) -> dict:
     """COCO RLE `{"size": [H, W], "counts": str}` of a boolean mask `[H, W]`."""
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def _first_duplicate(values: list):
-    seen = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
