@@ -74,8 +74,8 @@ def fish(rng: np.random.Generator) -> list[Part]:
     body, second = _pair(rng, body_color(rng, "slate", "moss", "sand"), 0.35)
     fin = body_color(rng, "slate", "brick")
     height, tail = rng.uniform(0.36, 0.5), rng.uniform(0.26, 0.4)
-    front = 0.42
-    head = ellipse(front - 0.06, 0, 0.56, height * 0.84, 0, -np.pi / 2, np.pi / 2)
+    front = 0.46
+    head = ellipse(front - 0.06, 0, 0.5, height * 0.8, 0, -np.pi / 2, np.pi / 2)
     yellow, black = color(rng, 50, 0.85, 0.95), color(rng, 40, 0.3, 0.1)
     eye = ellipse(front + 0.22, -0.12, 0.085, 0.085)
     return [
@@ -103,7 +103,7 @@ def snail(rng: np.random.Generator) -> list[Part]:
     for x in (0.62, 0.86):
         parts.append(Part(limb(x - 0.06, 0.1, x, -lift, 0.045), pink, pink * 0.8, telling=True))
         parts.append(Part(ellipse(x, -lift, 0.1, 0.1), white, pink * 0.2, "rings", 6, telling=True))
-    parts.append(Part(ellipse(0.68, 0.24, 0.3, 0.34), pink, white, "plain", 6, telling=True))
+    parts.append(Part(ellipse(0.68, 0.26, 0.26, 0.3), pink, white, "plain", 6, telling=True))
     return parts
 
 
@@ -112,7 +112,7 @@ def mushroom(rng: np.random.Generator) -> list[Part]:
     stem, brim = body_color(rng, "sand", "slate"), body_color(rng, "brick", "plum", "sand")
     width, wide = rng.uniform(0.2, 0.3), rng.uniform(0.78, 0.98)
     red, white = color(rng, 356, 0.85, 0.85), np.ones(3, np.float32)
-    crown = ellipse(0, -0.34, wide * 0.58, rng.uniform(0.5, 0.6), 0, np.pi, 2 * np.pi)
+    crown = ellipse(0, -0.36, wide * 0.52, rng.uniform(0.46, 0.54), 0, np.pi, 2 * np.pi)
     return [
         Part(rounded((-width, -0.2), (width, -0.2), (width * 1.5, 0.95), (-width * 1.5, 0.95)),
              stem, stem * 0.72, "grain", 5),
@@ -220,7 +220,7 @@ def kite(rng: np.random.Generator) -> list[Part]:
         parts.append(
             Part(np.array([bottom, corner, (0, cross)]), second, second * 0.78, "checks", 7)
         )
-    parts.append(Part(ellipse(0, cross, 0.29, 0.29), blue, white, "rings", 6.5, telling=True))
+    parts.append(Part(ellipse(0, cross, 0.26, 0.26), blue, white, "rings", 6.5, telling=True))
     return parts
 
 
