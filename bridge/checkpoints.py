@@ -1,11 +1,15 @@
-"""Reading published PyTorch checkpoints without running what is inside them."""
+"""Reading published PyTorch checkpoints without running what is inside them; fingerprints."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import fingerprint
 
 # What torch.load raises on a file that is cut short, empty, of another kind, or holds objects.
 _BROKEN = (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError)
@@ -41,3 +45,35 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise BadInput(path, "holds no named tensors", "give a state_dict file")
     return tensors
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 (first 16 hex digits) of a network's named tensors: same weights, same text."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:16]
+
+
+def network_fingerprint(network: object) -> str:
+    """Same text for clue networks that compute the same.
+
+    The network's own attribute `fingerprint` when it has one, else of its attributes: the tensors
+    of torch modules, and numbers, texts and tuples as they are. Raises TypeError for others: they
+    cannot be compared from one process to the next.
+    """
+    own = getattr(network, "fingerprint", None)
+    if own is not None:
+        return str(own)
+    parts = {}
+    for name, value in vars(network).items():
+        if isinstance(value, nn.Module):
+            parts[name] = weights_fingerprint(value)
+        elif isinstance(value, (bool, int, float, str, tuple, list, type(None))):
+            parts[name] = repr(value)
+        else:
+            kind = type(network).__name__
+            raise TypeError(f"{kind}.{name} cannot be compared; give {kind} a fingerprint")
+    return fingerprint([type(network).__name__, parts])

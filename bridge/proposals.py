@@ -50,6 +50,16 @@ class ProposalSettings:
         """SAM ViT-H as in the paper and the released code; no cap, no further NMS."""
         return cls()
 
+    @classmethod
+    def mini(cls) -> "ProposalSettings":
+        """`sam_mini` on images of at most 192 pixels: at most 150 boxes."""
+        return cls(grid_nms=0.7, clue_nms=0.9, dedupe_nms=0.9, max_boxes=150, min_side=4)
+
+    @classmethod
+    def light(cls) -> "ProposalSettings":
+        """`sam_mini_lite` on photographs: at most 250 boxes."""
+        return cls(grid_nms=0.7, clue_nms=0.9, dedupe_nms=0.9, max_boxes=250, min_side=10)
+
 
 def propose(
     sam: Sam, image: np.ndarray, prompts: Prompts, settings: ProposalSettings, image_id: int = 0

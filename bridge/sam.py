@@ -4,12 +4,11 @@ The networks are `segment_anything`'s own classes: a published ViT-H/L/B checkpo
 `sam_mini` / `sam_mini_lite` of this package. All are frozen.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
@@ -68,16 +67,6 @@ def _load_published(path: Path) -> Sam:
     sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
     sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
     return sam
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """SHA-256 (first 16 hex digits) of a network's named tensors: same weights, same text."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()[:16]
 
 
 class PromptedImage:

@@ -57,10 +57,25 @@ def read_json(path: str | Path) -> Any:
 def write_arrays(
     path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes named arrays and string metadata as one safetensors file, atomically."""
+    """Writes named arrays and string metadata as one safetensors file, atomically.
+
+    The same arrays and metadata always give the same bytes.
+    """
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    data = _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
     with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(contiguous, temporary, dict(metadata or {}))
+        temporary.write_bytes(data)
+
+
+def _sort_header(data: bytes) -> bytes:
+    """A safetensors file with the keys of its header sorted.
+
+    The library keeps metadata in a hash map, so that equal calls give files that differ.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the arrays start at a multiple of 8 bytes
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
 
 from bridge import packed_masks
-from bridge.sam import MINI, PromptedImage, load_sam, weights_fingerprint
+from bridge.checkpoints import weights_fingerprint
+from bridge.sam import MINI, PromptedImage, load_sam
 from weaksam_jax.errors import BadInput
 
 

@@ -11,7 +11,7 @@ from weaksam_jax.boxes import area, iou
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput
 
-ALL = SelectiveSearchSettings(max_boxes=None, min_side=0)
+ALL = SelectiveSearchSettings(max_boxes=None, min_side=0, nms=None)
 
 
 @pytest.fixture(scope="module")

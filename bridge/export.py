@@ -1,0 +1,329 @@
+"""Images to proposals on disk: clues, prompts, SAM (or selective search), one file an image.
+
+`python -m bridge.export --data PATH --split S --out DIR [--shard i/n]`
+
+Any number of processes may work on one split; each image's file is written once, whole or not at
+all, and a killed process goes on where it stopped. The files do not depend on the number of shards.
+"""
+
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import safetensors
+import tyro
+from tqdm import tqdm
+
+from bridge.checkpoints import network_fingerprint, weights_fingerprint
+from bridge.clues import ClueNetwork, Clues
+from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
+from bridge.proposals import ProposalSettings, propose
+from bridge.sam import Sam, load_sam
+from bridge.selective_search import SelectiveSearchSettings, selective_search
+from weaksam_jax.data.datasets import open_tags, split_names
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.store import (
+    SOURCES,
+    proposal_path,
+    write_manifest,
+    write_proposals,
+)
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import fingerprint, write_arrays
+
+# Raise when code here changes what is written for the same settings: old files are then redone.
+FORMAT = 1
+Preset = Literal["paper", "release", "mini", "light"]
+_PACKAGES = ("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is written.
+
+    source: where boxes come from. labels: which classes the clue network is asked for: the image's
+    tags (training) or those that it predicts itself (test; tags are not looked at). prompts,
+    proposals: for SAM. search: for selective search. clue_side: long side of the stored maps.
+    """
+
+    source: Literal["sam", "selective_search"] = "sam"
+    labels: Literal["tags", "predicted"] = "tags"
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    proposals: ProposalSettings = field(default_factory=ProposalSettings)
+    search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
+    clue_side: int = 96
+
+    @classmethod
+    def preset(cls, name: Preset, **changes) -> "ExportSettings":
+        """ "paper", "release" (SAM ViT-H), "mini" (`sam_mini`) or "light" (`sam_mini_lite`)."""
+        prompts, proposals = {
+            "paper": (PromptSettings.paper(), ProposalSettings.paper()),
+            "release": (PromptSettings.release(), ProposalSettings.paper()),
+            "mini": (PromptSettings.mini(), ProposalSettings.mini()),
+            "light": (PromptSettings(grid_side=16), ProposalSettings.light()),
+        }[name]
+        return cls(prompts=prompts, proposals=proposals, **changes)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What one call did. written, skipped: images. complete: the split now has its manifest."""
+
+    written: int
+    skipped: int
+    seconds: float
+    complete: bool
+
+
+def export_split(
+    split: TagSplit,
+    clue_network: ClueNetwork | None,
+    sam: Sam | None,
+    settings: ExportSettings,
+    root: str | Path,
+    clue_root: str | Path,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> ExportReport:
+    """Writes proposals and clues of the images `records[i::n]`, for shard = (i, n).
+
+    `<root>/<split>/<xx>/<id>.safetensors` holds the proposals (`weaksam_jax.data.store`) and, with
+    a clue network, `<clue_root>/<split>/<xx>/<id>.safetensors` the clues: coarse, fine float16
+    `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`. An
+    image is skipped when its files are there and were made from the same settings, networks, image
+    and tags (metadata `fingerprint`). The manifest is written once every image of the split is
+    there; it is removed first when there is something to do. Without a clue network the prompts
+    are the grid alone. Raises `BadInput` for an unreadable image.
+    """
+    if settings.source == "sam" and sam is None:
+        raise ValueError("proposals of source 'sam' need a SAM")
+    job = _Job(split.split, clue_network, sam, settings, Path(root), Path(clue_root))
+    mine = split.records[shard[0] :: shard[1]]
+    todo = [record for record in mine if not job.is_done(record)]
+    if todo:
+        (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+    start = time.monotonic()
+    bar = tqdm(todo, desc=f"proposals {split.split}", unit="images", disable=not progress)
+    for record in bar:
+        job.run(record)
+    complete = _finish(job, split)
+    seconds = time.monotonic() - start
+    return ExportReport(len(todo), len(mine) - len(todo), seconds, complete)
+
+
+class _Job:
+    """What all images of an export have in common."""
+
+    def __init__(
+        self,
+        split: str,
+        clue_network: ClueNetwork | None,
+        sam: Sam | None,
+        settings: ExportSettings,
+        root: Path,
+        clue_root: Path,
+    ):
+        self.split, self.settings, self.root, self.clue_root = split, settings, root, clue_root
+        self.sam = sam if settings.source == "sam" else None
+        self.clue_network = clue_network
+        self.networks = {
+            "sam": None if self.sam is None else weights_fingerprint(self.sam),
+            "clues": None if clue_network is None else network_fingerprint(clue_network),
+        }
+        used = asdict(settings)
+        del used["search" if settings.source == "sam" else "proposals"]
+        self.key = {"format": FORMAT, "settings": used, "networks": self.networks}
+
+    def fingerprint(self, record: TagRecord) -> str:
+        tags = record.tags if self.settings.labels == "tags" else None
+        try:
+            size = record.path.stat().st_size
+        except OSError as error:
+            cure = "restore the image or take it out of the data set"
+            raise BadInput(record.path, f"cannot be read ({error.strerror})", cure) from error
+        return fingerprint([self.key, record.image_id, record.width, record.height, size, tags])
+
+    def is_done(self, record: TagRecord) -> bool:
+        """Whether every file of the image is there and up to date."""
+        roots = [self.root] if self.clue_network is None else [self.root, self.clue_root]
+        expected = self.fingerprint(record)
+        return all(
+            stored_metadata(proposal_path(root, self.split, record.image_id)).get("fingerprint")
+            == expected
+            for root in roots
+        )
+
+    def run(self, record: TagRecord) -> None:
+        """Computes and writes one image's files, the proposals last."""
+        image = load_image(record.path)
+        height, width = image.shape[:2]
+        clues = None
+        if self.clue_network is not None:
+            by_tags = self.settings.labels == "tags"
+            clues = self.clue_network(image, record.tags if by_tags else None)
+        prompts = self._prompts(clues, height, width)
+        metadata = {
+            "fingerprint": self.fingerprint(record),
+            "labels": self.settings.labels,
+            "networks": str(self.networks),
+        }
+        if clues is not None:
+            self._write_clues(record, clues, prompts, metadata)
+        if self.sam is not None:
+            proposals = propose(
+                self.sam, image, prompts, self.settings.proposals, image_id=record.image_id
+            )
+        else:
+            proposals = selective_search(image, self.settings.search, image_id=record.image_id)
+        counts = np.bincount(proposals.source, minlength=len(SOURCES))
+        metadata["counts"] = " ".join(str(count) for count in counts)
+        write_proposals(self.root, self.split, proposals, metadata)
+
+    def _prompts(self, clues: Clues | None, height: int, width: int) -> Prompts:
+        if clues is not None and len(clues.class_ids):
+            return prompt_points(clues, self.settings.prompts, height, width)
+        settings = self.settings.prompts
+        side = settings.grid_side if "grid" in settings.sources else 0
+        return Prompts(dense_grid(side, height, width), np.zeros((0, 5), np.float32))
+
+    def _write_clues(
+        self, record: TagRecord, clues: Clues, prompts: Prompts, metadata: dict[str, str]
+    ) -> None:
+        side = self.settings.clue_side
+        arrays = {
+            "coarse": shrink(clues.coarse, side),
+            "fine": shrink(clues.fine, side),
+            "class_ids": clues.class_ids.astype(np.int32),
+            "class_logits": clues.class_logits.astype(np.float32),
+            "points": prompts.points.astype(np.float32),
+        }
+        write_arrays(proposal_path(self.clue_root, self.split, record.image_id), arrays, metadata)
+
+
+def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
+    """Maps `[c, h, w]` as float16 with a long side of at most `long_side` (area average)."""
+    height, width = maps.shape[1:]
+    factor = min(1.0, long_side / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in maps]
+    return np.asarray(small, np.float16).reshape(len(maps), size[1], size[0])
+
+
+def stored_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty when it is missing or not whole."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            return file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        return {}
+
+
+def _finish(job: _Job, split: TagSplit) -> bool:
+    """Writes the manifest if every image of the split is there; says whether it is."""
+    if not all(job.is_done(record) for record in split.records):
+        return False
+    counts = np.asarray(
+        [
+            stored_metadata(proposal_path(job.root, split.split, one.image_id))["counts"].split()
+            for one in split.records
+        ],
+        int,
+    )
+    means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
+    manifest = {
+        "dataset": split.dataset,
+        "split": split.split,
+        "labels": job.settings.labels,
+        "per_image": float(means.sum()),
+        "per_source": {name: float(mean) for name, mean in zip(SOURCES, means, strict=True)},
+        "negatives": sum(not one.tags for one in split.records),
+        "fingerprint": fingerprint(job.key),
+        **job.key,
+        "versions": _versions(),
+    }
+    write_manifest(job.root, split.split, [one.image_id for one in split.records], manifest)
+    return True
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes the proposals."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n" with 0 <= i < n; `BadInput` otherwise."""
+    parts = text.split("/")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+        index, count = int(parts[0]), int(parts[1])
+        if index < count:
+            return index, count
+    raise BadInput(f"--shard {text}", "is no shard", "give i/n with 0 <= i < n, e.g. 0/4")
+
+
+def load_clues(path: Path) -> ClueNetwork:
+    """The clue network of a weights file that this project trained, or of a published WeakTr."""
+    from bridge.weaktr import WeakTrClues, load_weaktr
+
+    return WeakTrClues(load_weaktr(path))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the head of this file."""
+
+    def command(
+        data: Path,
+        split: str,
+        out: Path,
+        shard: str = "0/1",
+        clues: Path | None = None,
+        sam: str = "sam_mini",
+        proposals: Literal["sam", "selective_search"] = "sam",
+        labels: Literal["auto", "tags", "predicted"] = "auto",
+        preset: Preset | Literal["auto"] = "auto",
+    ) -> None:
+        """Proposals (and clues) of a split, one file an image; resumes where it stopped.
+
+        Args:
+            data: a data set: VOCdevkit, COCO folder, or images/ with tags.csv.
+            split: name of the split.
+            out: proposals go to OUT/SPLIT, clues to OUT/clues/SPLIT.
+            shard: i/n: this process takes every n-th image from the i-th on (0-based).
+            clues: weights of a clue network; without it SAM is prompted with the grid alone.
+            sam: sam_mini, sam_mini_lite or the file of a published checkpoint.
+            proposals: where boxes come from.
+            labels: classes asked of the clue network; auto: the tags on the training split,
+                predicted ones on others.
+            preset: settings; auto: those meant for the SAM (paper for a published one).
+        """
+        part = parse_shard(shard)
+        tags = open_tags(data, split)
+        if labels == "auto":
+            labels = "tags" if split == split_names(data)["train"] else "predicted"
+        if preset == "auto":
+            preset = {"sam_mini": "mini", "sam_mini_lite": "light"}.get(sam, "paper")
+        settings = ExportSettings.preset(preset, source=proposals, labels=labels)
+        network = None if clues is None else load_clues(clues)
+        model = load_sam(sam) if proposals == "sam" else None
+        report = export_split(tags, network, model, settings, out, out / "clues", part)
+        state = "complete" if report.complete else "other shards are still missing"
+        print(f"{report.written} images written, {report.skipped} there already; {split}: {state}")
+
+    tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
+
+
+if __name__ == "__main__":
+    from weaksam_jax.cli import entry_point
+
+    raise SystemExit(entry_point(main))
