@@ -120,6 +120,7 @@ BAD_BOTH = {
     "category 5 of annotation 1 is not in the class list": change("annotations/0/category_id", 5),
     "annotation 1 is of image 99": change("annotations/0/image_id", 99),
     "id 3 is twice in images": change("images/0/id", 3),
+    "id 'x' is no integer": change("images/1/id", "x"),
     "file_name b.jpg is twice": change("images/0/file_name", "b.jpg"),
     "id 4 is twice in categories": change("categories/0/id", 4),
     "empty split": change("images", []),

@@ -129,6 +129,16 @@ def test_classes_of_ones_own(tmp_path):
     assert open_tags(root, "val").records[0].tags == (1,)
 
 
+def test_classes_of_the_per_class_lists(tmp_path):
+    root = write_voc(tmp_path / "VOC2007", {"train": {"1": [voc_object("owl")]}})
+    for name, text in (("owl_train", "1  1\n"), ("bee_train", "1 -1\n"), ("my_train", "1\n")):
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
+    assert open_tags(root, "train").classes == ("bee", "owl")
+    (root / "Annotations" / "1.xml").write_text(f"<annotation>{voc_object('cat')}</annotation>")
+    with pytest.raises(BadInput, match="class 'cat' is not in the class list"):
+        open_tags(root, "train")
+
+
 def test_names_that_are_no_numbers_get_stable_ids(tmp_path):
     splits = {"train": {"b": [voc_object("cat")], "d7": []}, "val": {"a": [], "12": []}}
     root = write_voc(tmp_path / "VOC2007", splits)

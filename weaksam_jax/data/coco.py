@@ -114,6 +114,9 @@ def _load(path: Path) -> tuple[dict[str, Any], tuple[str, ...], tuple[int, ...]]
         twice = first_duplicate(row[field] for row in data[key])
         if twice is not None:
             raise BadInput(path, f"{field} {twice} is twice in {key}", "keep one of them")
+    for row in [*data["images"], *data["categories"]]:
+        if not isinstance(row["id"], int):
+            raise BadInput(path, f"id {row['id']!r} is no integer", "number images and categories")
     categories = sorted(data["categories"], key=lambda row: row["id"])
     return data, tuple(row["name"] for row in categories), tuple(row["id"] for row in categories)
 

@@ -74,7 +74,7 @@ def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
         )
         try:
             tags = [len(record.tags) for record in bar]
-        except BadInput:
+        except BaseException:  # a broken image or Ctrl-C: do not wait for the rest
             pool.shutdown(cancel_futures=True)
             raise
     return SplitCount(len(tags), sum(count == 0 for count in tags), sum(tags))

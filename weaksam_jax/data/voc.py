@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from weaksam_jax.data.checks import first_duplicate, read_classes
 from weaksam_jax.data.images import image_size
@@ -71,7 +72,7 @@ def voc_tags(root: Path, split: str) -> TagSplit:
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
     records = []
-    for name in names:
+    for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
         annotation = root / "Annotations" / f"{name}.xml"
         found = {
             _class_index(index, annotation, label)
@@ -90,7 +91,8 @@ def voc_truth(root: Path, split: str) -> TruthSplit:
     names = _read_list(root, split)
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
-    records = tuple(_truth_record(root, name, ids[name], index) for name in names)
+    bar = tqdm(names, desc=f"read {split}", unit="images", delay=3)
+    records = tuple(_truth_record(root, name, ids[name], index) for name in bar)
     category_ids = tuple(range(1, len(classes) + 1))
     return TruthSplit(root.name, split, classes, category_ids, records)
 
@@ -148,16 +150,32 @@ def _all_names(root: Path) -> list[str]:
 def _classes(root: Path) -> tuple[str, ...]:
     """`classes.txt` if present, else VOC's twenty if all names are among them, else sorted names.
 
-    Names are gathered over all lists, so that every split has the same classes.
+    Names are those of the per-class lists (`ImageSets/Main/<class>_<split>.txt`) where there are
+    any, else of the objects in all lists, so that every split has the same classes.
     """
     listed = read_classes(root / "classes.txt")
     if listed is not None:
         return listed
-    annotations = (root / "Annotations" / f"{name}.xml" for name in _all_names(root))
-    names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
+    names = _classes_with_lists(root)
+    if not names:
+        annotations = (root / "Annotations" / f"{name}.xml" for name in _all_names(root))
+        names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
     if not names:
         raise BadInput(root / "Annotations", "names no object at all", "add annotations")
     return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
+
+
+def _classes_with_lists(root: Path) -> set[str]:
+    """Classes that have per-class lists: `<class>_<split>.txt` of rows `name flag`."""
+    paths = {path.stem: path for path in (root / "ImageSets" / "Main").glob("*.txt")}
+    names = set()
+    for stem, path in paths.items():
+        label, _, split = stem.rpartition("_")
+        if label and split in paths:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if len(file.readline().split()) == 2:
+                    names.add(label)
+    return names
 
 
 def _class_index(index: dict[str, int], annotation: Path, name: str) -> int:
