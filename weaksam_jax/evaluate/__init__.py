@@ -1,1 +1,16 @@
 """Metrics. The only consumer of truth besides the report."""
+
+from weaksam_jax.evaluate.coco import coco_ap
+from weaksam_jax.evaluate.masks import mask_quality, mask_recall
+from weaksam_jax.evaluate.recall import pgt_quality, proposal_recall
+from weaksam_jax.evaluate.voc import corloc, voc_ap
+
+__all__ = [
+    "coco_ap",
+    "corloc",
+    "mask_quality",
+    "mask_recall",
+    "pgt_quality",
+    "proposal_recall",
+    "voc_ap",
+]

@@ -1,0 +1,95 @@
+"""Side-by-side timings: `python -m experiments.bench [--only NAME]`.
+
+Each entry times our form and an alternative that does the same work on the same input in the same
+run, alternating, and prints the medians and their ratio (alternative / ours: above 1 we are faster).
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from experiments import bench_cases
+from weaksam_jax.cli import entry_point
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import write_json
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Times our operations beside an alternative doing the same work in the same run."""
+
+    only: str | None = None
+    """Run the entries whose name contains this text."""
+    repeats: int = 5
+    """Timed calls of each form, after one warm-up (which compiles)."""
+    json: Path = Path("runs/bench.json")
+    """Where the table is written as JSON."""
+
+
+def time_pair(ours: Callable, other: Callable, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of each call of both forms, alternating so that both see the same machine."""
+    ours()
+    other()
+    seconds = ([], [])
+    for _ in range(repeats):
+        for form, times in zip((ours, other), seconds, strict=True):
+            begin = time.perf_counter()
+            form()
+            times.append(time.perf_counter() - begin)
+    return seconds
+
+
+def run(options: Bench) -> list[dict]:
+    """Runs the chosen entries; one dictionary a row."""
+    rows = []
+    for name, case in bench_cases.CASES.items():
+        if options.only and options.only not in name:
+            continue
+        print(f"timing {name} ...", file=sys.stderr, flush=True)
+        what, ours, other_name, other = case()
+        ours_s, other_s = time_pair(ours, other, options.repeats)
+        ours_ms, other_ms = (1e3 * statistics.median(times) for times in (ours_s, other_s))
+        rows.append(
+            {
+                "name": name,
+                "what": what,
+                "ours_ms": round(ours_ms, 3),
+                "other": other_name,
+                "other_ms": round(other_ms, 3),
+                "ratio": round(other_ms / ours_ms, 3),
+                "ours_min_ms": round(1e3 * min(ours_s), 3),
+                "other_min_ms": round(1e3 * min(other_s), 3),
+            }
+        )
+    if not rows:
+        names = ", ".join(bench_cases.CASES)
+        raise BadInput("--only", f"{options.only} names no entry", f"choose from {names}")
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as a text table."""
+    head = f"{'entry':22} {'ours ms':>10} {'other ms':>10} {'ratio':>7}  alternative; work"
+    lines = [
+        f"{r['name']:22} {r['ours_ms']:10.2f} {r['other_ms']:10.2f} {r['ratio']:7.2f}  "
+        f"{r['other']}; {r['what']}"
+        for r in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = tyro.cli(Bench, args=argv, description=__doc__, prog="python -m experiments.bench")
+    rows = run(options)
+    write_json(options.json, rows, indent=1)
+    print(table(rows))
+    print(f"written to {options.json}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))

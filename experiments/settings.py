@@ -1,0 +1,52 @@
+"""Settings of the whole road, and the presets that fill them."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from bridge.export import ExportSettings
+from bridge.lite_cam import LiteSettings
+from bridge.masks import MaskSettings
+from bridge.train_weaktr import WeakTrSettings
+from weaksam_jax import retrain, wsod
+from weaksam_jax.pgt import PgtSettings
+
+
+@dataclass(frozen=True)
+class RoadSettings:
+    """Settings of every stage.
+
+    train_split, test_split: names of splits, None for the data set's own choice. clues: the clue
+    network; sam: a name or the path of a published checkpoint (`bridge.sam.load_sam`).
+    """
+
+    train_split: str | None = None
+    test_split: str | None = None
+    clues: Literal["weaktr", "lite_cam"] = "weaktr"
+    weaktr: WeakTrSettings = field(default_factory=WeakTrSettings.mini)
+    lite: LiteSettings = field(default_factory=LiteSettings)
+    sam: str = "sam_mini"
+    export: ExportSettings = field(default_factory=lambda: ExportSettings.preset("mini"))
+    wsod: wsod.WsodSettings = field(default_factory=wsod.mini)
+    pgt: PgtSettings = field(default_factory=PgtSettings)
+    retrain: retrain.RetrainSettings = field(default_factory=retrain.mini)
+    masks: MaskSettings = field(default_factory=MaskSettings)
+
+
+def mini() -> RoadSettings:
+    """The embedded mini set: everything small and from scratch, minutes on two cores."""
+    return RoadSettings()
+
+
+def light() -> RoadSettings:
+    """Photographs on a CPU: ImageNet features of EfficientNet-Lite0 (extra `light`)."""
+    return replace(
+        RoadSettings(),
+        clues="lite_cam",
+        sam="sam_mini_lite",
+        export=ExportSettings.preset("light"),
+        wsod=wsod.light(),
+        retrain=retrain.light(),
+    )
+
+
+PRESETS = {"mini": mini, "light": light}

@@ -1,0 +1,285 @@
+"""The stages of the road, in order: what each reads, does, writes and measures.
+
+Truth (boxes, masks) is opened here for measuring only, after a stage has done its work; every
+function that trains or proposes is given a `TagSplit`.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+from experiments import measure
+from experiments.options import EXTRA_STAGES, STAGES, RoadOptions
+from experiments.road import Road, Stage, say
+from weaksam_jax.data.datasets import (
+    dataset_fingerprint,
+    open_tags,
+    open_truth,
+    split_names,
+    verify_images,
+)
+from weaksam_jax.data.mini import write_mini
+from weaksam_jax.data.records import TagSplit, TruthSplit
+from weaksam_jax.data.store import read_manifest
+from weaksam_jax.engine.checkpoint import load_params, save_params
+from weaksam_jax.engine.mesh import data_mesh
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import fingerprint, read_json, write_json
+
+# The embedded set is one data set; --seed varies the training on it.
+MINI_SEED = 0
+
+
+def travel(options: RoadOptions) -> dict:
+    """Runs the whole road (or the chosen stages); returns metrics.json's content."""
+    journey = Journey(options)
+    wanted = journey.wanted()
+    if options.data == "mini":
+        say("the embedded mini set is used (give --data for VOC2007 or your own photos)")
+        journey.write_mini()
+    write_json(options.out / "settings.json", journey.describe(), indent=1)
+    metrics = Road(options.out, options.seed).follow(journey.stages(), wanted)
+    say(f"finished: {options.out / 'report' / 'index.html'}")
+    return metrics
+
+
+class Journey:
+    """One run: its options, its data set (opened when needed) and its stages."""
+
+    def __init__(self, options: RoadOptions):
+        self.options, self.out, self.settings = options, options.out, options.settings
+        self.data = self.out / "data" / "VOC2007" if options.data == "mini" else Path(options.data)
+        if options.data.startswith("tfds:"):
+            self.data = options.data
+
+    # The data set
+
+    def write_mini(self) -> None:
+        """Writes the embedded set once; it is small, seeded and not a stage of its own."""
+        if not self.data.exists():
+            write_mini(self.data.parent, MINI_SEED)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The names of the training and the test split."""
+        chosen = {"train": self.settings.train_split, "test": self.settings.test_split}
+        found = {} if all(chosen.values()) else split_names(self.data)
+        return {role: name or found[role] for role, name in chosen.items()}
+
+    @cached_property
+    def splits(self) -> dict[str, TagSplit]:
+        """Tags of both splits: all that training and prediction see."""
+        return {role: open_tags(self.data, name) for role, name in self.names.items()}
+
+    @cached_property
+    def truths(self) -> dict[str, TruthSplit | None]:
+        """Boxes and masks of both splits, for measuring; None for a data set of tags alone."""
+        return {role: open_truth(self.data, name) for role, name in self.names.items()}
+
+    @cached_property
+    def mesh(self):
+        return data_mesh()
+
+    @property
+    def proposal_root(self) -> Path:
+        """Where the proposals are: this run's own, or a store made elsewhere."""
+        own = self.options.proposals in ("sam", "selective_search")
+        return self.out / "proposals" if own else Path(self.options.proposals)
+
+    # The stages
+
+    def wanted(self) -> list[str] | None:
+        """The names of --stages, checked; None: the whole road."""
+        if self.options.stages is None:
+            return None
+        chosen = [name.strip() for name in self.options.stages.split(",") if name.strip()]
+        for name in chosen:
+            if name not in STAGES + EXTRA_STAGES:
+                known = ", ".join(STAGES + EXTRA_STAGES)
+                raise BadInput("--stages", f"{name} is no stage", f"choose from {known}")
+        return chosen
+
+    def describe(self) -> dict:
+        """settings.json: every flag and setting as plain values."""
+        return jsonable(asdict(self.options) | {"data": str(self.data)})
+
+    def stages(self) -> list[Stage]:
+        """The road. Settings and inputs of every stage are named here, so changes are noticed."""
+        s, o = self.settings, self.options
+        network = {"weaktr": s.weaktr, "lite_cam": s.lite}[s.clues]
+        export = replace(s.export, source="sam" if o.proposals == "sam" else "selective_search")
+        wsod = replace(s.wsod, method=o.wsod)
+        stages = [
+            self.stage("data", [self._dataset_key()], (), self.run_data),
+            self.stage("clues", [s.clues, network], ("data",), self.run_clues),
+            self.stage(
+                "proposals",
+                [export, s.sam, self._store_key()],
+                ("data", "clues"),
+                lambda: self.run_proposals(export),
+            ),
+            self.stage("wsod", [wsod], ("proposals",), lambda: self.run_wsod(wsod)),
+            self.stage("pgt", [s.pgt], ("wsod",), self.run_pgt),
+        ]
+        if o.retrain != "none":
+            plain = replace(s.retrain, drop=None)
+            for name, chosen in (("retrain", s.retrain), ("retrain_without_drop", plain)):
+                if name in STAGES or name in (self.wanted() or ()):
+                    run = lambda name=name, chosen=chosen: self.run_retrain(name, chosen)  # noqa: E731
+                    stages.append(self.stage(name, [chosen], ("pgt",), run))
+        stages.append(self.stage("masks", [s.masks, s.sam], ("pgt",), self.run_masks))
+        before = tuple(stage.name for stage in stages)
+        return [*stages, self.stage("report", [], before, self.run_report)]
+
+    def stage(self, name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
+        """A `Stage` whose settings are plain values, so that their fingerprint is stable."""
+        return Stage(name, jsonable(settings), reads, run)
+
+    def _dataset_key(self) -> list:
+        return [[name, dataset_fingerprint(self.data, name)] for name in self.names.values()]
+
+    def _store_key(self) -> list:
+        """What identifies a proposal store made elsewhere; nothing for the run's own."""
+        if self.proposal_root == self.out / "proposals":
+            return []
+        found = []
+        for name in self.names.values():
+            manifest = read_manifest(self.proposal_root, name)
+            if manifest is None:
+                path = self.proposal_root / name / "manifest.json"
+                cure = f"finish python -m bridge.export --split {name} into that folder"
+                raise BadInput(path, "does not exist", cure)
+            found.append(fingerprint(manifest))
+        return found
+
+    def run_data(self) -> dict:
+        """Decodes every image and reads every box once: what is broken is named now, not later."""
+        counts = {role: verify_images(split) for role, split in self.splits.items()}
+        has_truth = {role: truth is not None for role, truth in self.truths.items()}
+        train = self.splits["train"]
+        return {
+            "dataset": {
+                "name": self.options.data if self.options.data == "mini" else train.dataset,
+                "train_images": counts["train"].images,
+                "test_images": counts["test"].images,
+                "negatives": counts["train"].negatives,
+                "classes": len(train.classes),
+                "truth": has_truth,
+            }
+        }
+
+    def run_clues(self) -> dict:
+        """Trains the clue network on tags; measures its tag mAP on the test split."""
+        from experiments import clues
+
+        network = clues.train(self.splits["train"], self.settings, self.out, self.options.seed)
+        return {"clues": clues.tag_map(network, self.splits["test"])}
+
+    def run_proposals(self, export) -> dict:
+        """Exports proposals of both splits; tags prompt the training split, predictions the test."""
+        if self.proposal_root == self.out / "proposals":
+            self._export(export)
+        return {"proposals": measure.proposals(self.proposal_root, self.splits, self.truths)}
+
+    def _export(self, export) -> None:
+        from bridge.export import export_split
+        from bridge.sam import load_sam
+        from experiments import clues
+
+        network = clues.load(self.settings, self.out)
+        sam = load_sam(self.settings.sam) if export.source == "sam" else None
+        for role, labels in (("train", "tags"), ("test", "predicted")):
+            export_split(
+                self.splits[role],
+                network,
+                sam,
+                replace(export, labels=labels),
+                self.out / "proposals",
+                self.out / "clues",
+            )
+
+    def run_wsod(self, settings) -> dict:
+        """Trains the MIL detector on tags and proposals; detects on both splits."""
+        from weaksam_jax.wsod import detect_wsod, train_wsod
+
+        folder = self.out / "wsod"
+        params = train_wsod(
+            self.splits["train"],
+            self.proposal_root,
+            settings,
+            folder,
+            self.mesh,
+            self.options.seed,
+        )
+        save_params(folder / "params.safetensors", params)
+        found = {}
+        for role, split in self.splits.items():
+            found[role] = detect_wsod(params, split, self.proposal_root, settings, folder)
+            write_json(folder / f"detections_{role}.json", found[role])
+        return measure.wsod(found, self.splits, self.truths, self.out / "clues")
+
+    def run_pgt(self) -> dict:
+        """Adaptive pseudo ground truth, and top-1 beside it."""
+        from weaksam_jax.pgt import make_pgt
+
+        detections = read_json(self.out / "wsod" / "detections_train.json")
+        train, made = self.splits["train"], {}
+        for name, rule in (("pgt", self.settings.pgt.rule), ("top1", "top1")):
+            made[name] = make_pgt(detections, train, replace(self.settings.pgt, rule=rule))
+            write_json(self.out / "pgt" / f"{name}.json", made[name])
+        return measure.pgt(made, self.truths["train"])
+
+    def run_retrain(self, name: str, settings) -> dict:
+        """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone."""
+        from weaksam_jax.retrain import detect_retrain, train_retrain
+
+        folder = self.out / name
+        params = train_retrain(
+            read_json(self.out / "pgt" / "pgt.json"),
+            self.splits["train"],
+            settings,
+            folder,
+            self.mesh,
+            self.options.seed,
+            load_params(self.out / "wsod" / "params.safetensors").get("backbone"),
+        )
+        save_params(folder / "params.safetensors", params)
+        found = detect_retrain(params, self.splits["test"], settings)
+        write_json(folder / "detections_test.json", found)
+        return measure.detector(name, found, self.truths["test"])
+
+    def run_masks(self) -> dict:
+        """SAM prompted by the pseudo boxes."""
+        from bridge.masks import pseudo_masks
+        from bridge.sam import load_sam
+
+        path = self.out / "masks" / "pseudo.json"
+        pgt = read_json(self.out / "pgt" / "pgt.json")
+        sam = load_sam(self.settings.sam)
+        pseudo_masks(sam, pgt, self.splits["train"], self.settings.masks, path)
+        return measure.masks(read_json(path), self.truths["train"])
+
+    def run_report(self) -> dict:
+        """The HTML page."""
+        from weaksam_jax.report.report import write_report
+
+        write_report(
+            self.out,
+            self.splits["train"],
+            self.splits["test"],
+            self.truths["train"],
+            self.truths["test"],
+        )
+        return {}
+
+
+def jsonable(value):
+    """Plain JSON values of nested settings: dataclasses, tuples and paths included."""
+    if hasattr(value, "__dataclass_fields__"):
+        return jsonable(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,83 @@
+"""COCO average precision, by pycocotools."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from weaksam_jax.boxes import area, to_xywh
+from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.detections import as_arrays
+
+
+def coco_ap(
+    detections: Sequence[Mapping], truth: TruthSplit, kind: Literal["bbox", "segm"] = "bbox"
+) -> dict[str, float]:
+    """COCO AP in percent: {"ap" (.50:.95), "ap50", "ap75"}, and for "segm" also "ap25", "ap70".
+
+    detections: COCO results, for "segm" with `segmentation` RLE. Difficult objects and crowds are
+    ignored (neither right nor wrong).
+    """
+    as_arrays(detections, truth)  # refuses what is not of this split
+    ap = _precisions(detections, truth, kind, np.arange(10) * 0.05 + 0.5)
+    result = {"ap": float(np.mean(ap)), "ap50": ap[0], "ap75": ap[5]}
+    if kind == "segm":
+        result["ap25"], result["ap70"] = _precisions(detections, truth, kind, [0.25, 0.7])
+    return result
+
+
+def truth_as_coco(truth: TruthSplit, masks: bool = False) -> COCO:
+    """The truth as a pycocotools data set; difficult objects become ignored crowds."""
+    annotations = []
+    for record in truth.records:
+        for index, box in enumerate(record.boxes.astype(np.float64)):
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": record.image_id,
+                "category_id": truth.category_ids[int(record.labels[index])],
+                "bbox": to_xywh(box).tolist(),
+                "area": float(area(box)),
+                "iscrowd": int(record.difficult[index] or record.crowd[index]),
+            }
+            mask = record.masks[index] if masks and record.masks else None
+            if mask is not None:
+                annotation["segmentation"] = mask
+            if mask is not None or not masks:
+                annotations.append(annotation)
+    coco = COCO()
+    coco.dataset = {
+        "info": {},
+        "images": [
+            {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height}
+            for r in truth.records
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": category, "name": name}
+            for category, name in zip(truth.category_ids, truth.classes, strict=True)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _precisions(detections, truth, kind, thresholds) -> list[float]:
+    """AP in percent at each IoU threshold."""
+    if not detections:
+        return [0.0] * len(thresholds)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = truth_as_coco(truth, masks=kind == "segm")
+        results = coco.loadRes([dict(one) for one in detections])
+        evaluation = COCOeval(coco, results, kind)
+        evaluation.params.iouThrs = np.asarray(thresholds)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas
+    valid = precision > -1
+    sums = np.where(valid, precision, 0).sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
+    return [100 * float(value) for value in sums]

@@ -1,0 +1,84 @@
+"""Recall of proposals, and precision and recall of pseudo ground truth."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from weaksam_jax.boxes import containment
+from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.detections import as_arrays
+
+
+def greedy_matches(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:
+    """One-to-one pairs (row, column) of `overlap` `[N, M]`: always the highest left, >= threshold.
+
+    Equal overlaps: the lower row, then the lower column first.
+    """
+    overlap = overlap.copy()
+    pairs = []
+    while overlap.size:
+        row, column = np.unravel_index(np.argmax(overlap), overlap.shape)
+        if overlap[row, column] < threshold:
+            break
+        pairs.append((int(row), int(column)))
+        overlap[row], overlap[:, column] = -1, -1
+    return pairs
+
+
+def proposal_recall(
+    boxes: Sequence[np.ndarray],
+    truth: TruthSplit,
+    thresholds: Sequence[float] = (0.5, 0.75, 0.9),
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Share (0..1) of the objects found at each IoU, {"0.50": ..., "0.75": ..., "0.90": ...}.
+
+    boxes: `[n, 4]` an image of `truth`, best first; limit: only the first `limit` count. Matching
+    is one-to-one and greedy; difficult objects count, crowds do not (WeakSAM's evaluator; it drops
+    images without proposals from the denominator, here they count as missed).
+    """
+    found, total = {threshold: 0 for threshold in thresholds}, 0
+    for own, record in zip(boxes, truth.records, strict=True):
+        objects = record.boxes[~record.crowd]
+        total += len(objects)
+        overlap = box_iou(own[:limit].astype(np.float64), objects.astype(np.float64))
+        for threshold in thresholds:
+            found[threshold] += len(greedy_matches(overlap, threshold))
+    return {f"{threshold:.2f}": count / max(total, 1) for threshold, count in found.items()}
+
+
+def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
+    """Pseudo boxes against the truth of their class, shares 0..1.
+
+    precision50: pseudo boxes matched one-to-one to an object of their class with IoU >= `iou`, over
+    all that are not on a difficult object or crowd. recall50: matched objects over all that are
+    neither. part_only: objects not matched, but holding a pseudo box of their class (75 % of its
+    area inside); missed: the other unmatched ones. per_image: pseudo boxes an image.
+    """
+    found = as_arrays(pgt["annotations"], truth)
+    right = boxes = objects = part_only = 0
+    for image, record in enumerate(truth.records):
+        for label in np.union1d(record.labels, found.labels[found.image == image]):
+            mine = found.boxes[(found.image == image) & (found.labels == label)]
+            own = record.labels == label
+            ignored = (record.difficult | record.crowd)[own]
+            theirs = record.boxes[own].astype(np.float64)
+            overlap = box_iou(mine, theirs)
+            pairs = greedy_matches(overlap[:, ~ignored], iou)
+            on_ignored = (overlap[:, ignored] >= iou).any(1)
+            on_ignored[[row for row, _ in pairs]] = False
+            right += len(pairs)
+            boxes += int((~on_ignored).sum())
+            objects += int((~ignored).sum())
+            left = np.setdiff1d(np.arange((~ignored).sum()), [column for _, column in pairs])
+            part_only += int((containment(mine, theirs[~ignored][left]) >= 0.75).any(0).sum())
+    return {
+        "per_image": len(pgt["annotations"]) / max(len(truth.records), 1),
+        "precision50": right / max(boxes, 1),
+        "recall50": right / max(objects, 1),
+        "objects": objects,
+        "found": right,
+        "part_only": part_only,
+        "missed": objects - right - part_only,
+    }

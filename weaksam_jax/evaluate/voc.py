@@ -1,0 +1,111 @@
+"""Average precision and CorLoc as the VOC devkit and the WSOD papers define them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.detections import Detections, as_arrays
+
+
+def voc_ap(
+    detections: Sequence[Mapping],
+    truth: TruthSplit,
+    iou: float = 0.5,
+    rule: Literal["07", "12"] = "07",
+) -> dict:
+    """Average precision in percent (0..100): {"ap50": mean over classes, "per_class": {name: AP}}.
+
+    detections: COCO results. The devkit's rule: the detections of a class by falling score; each
+    goes to the object of its image with the highest IoU; it is right when that IoU >= `iou` and
+    the object is not taken yet, ignored when the object is difficult, else wrong. rule "07": mean
+    precision at recalls 0, 0.1, ... 1; "12": area under the monotone precision. Classes without a
+    non-difficult object have no AP. (The devkit's inclusive integer corners and "+1" are the
+    continuous corners used here.) The key is "ap50" whatever `iou` is.
+    """
+    found = as_arrays(detections, truth)
+    per_class = {}
+    for label, name in enumerate(truth.classes):
+        right, wrong, positives = match_class(found, truth, label, iou)
+        if positives:
+            recall = np.cumsum(right) / positives
+            precision = np.cumsum(right) / np.maximum(np.cumsum(right) + np.cumsum(wrong), 1)
+            per_class[name] = 100 * average_precision(recall, precision, rule)
+    mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
+    return {"ap50": mean, "per_class": per_class}
+
+
+def match_class(
+    found: Detections, truth: TruthSplit, label: int, iou: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(right bool `[n]`, wrong bool `[n]`, positives) of one class, by falling score."""
+    index = np.flatnonzero(found.labels == label)
+    index = index[np.argsort(-found.scores[index], kind="stable")]
+    objects, positives = {}, 0
+    for image, record in enumerate(truth.records):
+        own = record.labels == label
+        positives += int((own & ~record.difficult).sum())
+        if own.any():
+            objects[image] = (record.boxes[own].astype(np.float64), record.difficult[own])
+    taken = {image: np.zeros(len(boxes), bool) for image, (boxes, _) in objects.items()}
+    right, wrong = np.zeros(len(index), bool), np.zeros(len(index), bool)
+    for rank, detection in enumerate(index):
+        image = int(found.image[detection])
+        if image not in objects:
+            wrong[rank] = True
+            continue
+        boxes, difficult = objects[image]
+        overlap = box_iou(found.boxes[detection][None], boxes)[0]
+        best = int(np.argmax(overlap))
+        if overlap[best] < iou:
+            wrong[rank] = True
+        elif not difficult[best]:
+            right[rank], wrong[rank] = not taken[image][best], taken[image][best]
+            taken[image][best] = True
+    return right, wrong, positives
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> float:
+    """AP (0..1) of a curve in order of falling score, by the 11-point or the area rule."""
+    if not len(recall):
+        return 0.0
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    if rule == "07":
+        place = np.searchsorted(recall, np.arange(11) / 10)
+        reached = place < len(recall)
+        return float(np.where(reached, envelope[np.minimum(place, len(recall) - 1)], 0).mean())
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+
+def corloc(
+    detections: Sequence[Mapping],
+    truth: TruthSplit,
+    iou: float = 0.5,
+    rule: Literal["continuous", "inclusive"] = "continuous",
+) -> dict:
+    """CorLoc in percent: {"corloc": mean over classes, "per_class": {name: CorLoc}}.
+
+    Of the images that contain a class (difficult objects included), the share in which the single
+    best detection of the class has IoU > `iou` (strict) with an object of the class; an image
+    without a detection of it is a miss. rule "inclusive": widths count the last pixel once more
+    ("+1"), as the released MIST code does.
+    """
+    found = as_arrays(detections, truth)
+    grow = np.asarray([0, 0, 1, 1]) if rule == "inclusive" else np.zeros(4)
+    best: dict[tuple[int, int], int] = {}
+    for index in np.argsort(-found.scores, kind="stable"):
+        best.setdefault((int(found.image[index]), int(found.labels[index])), int(index))
+    per_class = {}
+    for label, name in enumerate(truth.classes):
+        hits = []
+        for image, record in enumerate(truth.records):
+            own = record.boxes[record.labels == label].astype(np.float64)
+            if len(own):
+                box = found.boxes[best[image, label]] if (image, label) in best else np.zeros(4)
+                hits.append(box_iou((box + grow)[None], own + grow).max() > iou)
+        if hits:
+            per_class[name] = 100 * float(np.mean(hits))
+    mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
+    return {"corloc": mean, "per_class": per_class}

@@ -1,0 +1,170 @@
+"""Adaptive pseudo ground truth (PGT): which detections of a training image become its boxes.
+
+Host side, NumPy: it runs once an image, on at most a hundred boxes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from weaksam_jax.boxes import area, containment, from_xywh, intersection
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.errors import BadInput
+
+
+@dataclass(frozen=True)
+class PgtSettings:
+    """rule: "paper" or "release" (Algorithm 2 and its released variant) or "top1".
+
+    score_threshold, overlap_threshold: tau_s and tau_o of Algorithm 2.
+    """
+
+    rule: Literal["paper", "release", "top1"] = "paper"
+    score_threshold: float = 0.3
+    overlap_threshold: float = 0.85
+
+
+def adaptive_pgt(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    image_labels: Sequence[int] | np.ndarray,
+    score_threshold: float = 0.3,
+    overlap_threshold: float = 0.85,
+    rule: Literal["paper", "release"] = "paper",
+) -> np.ndarray:
+    """Indices, ascending, of the detections that Algorithm 2 keeps.
+
+    boxes `[N, 4]`, scores `[N]`, labels int `[N]`; image_labels: the image's classes (class
+    indices, or bool `[C]`); detections of other classes are dropped.
+
+    rule="paper": within a class s' = (s - min) / (max - min), and 1 where max = min; keep
+    s' > score_threshold and always the class's best; then drop box j when |b_j ∩ b_k| / |b_j| >=
+    overlap_threshold for another kept box k. Of boxes that contain each other the best scored
+    stays (the paper is silent), so no class vanishes.
+
+    rule="release": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
+    class in the given order is always kept (its best, as test output is sorted); the containment
+    test is simultaneous, with area + 1e-6. (The released VOC code also misreads xyxy as xywh
+    there; that fault is not reproduced.)
+    """
+    boxes, scores, labels = np.asarray(boxes, np.float64), np.asarray(scores), np.asarray(labels)
+    choose = {"paper": _paper, "release": _release}[rule]
+    kept = [np.zeros(0, np.int64)]
+    for label in _classes(image_labels):
+        index = np.flatnonzero(labels == label)
+        if len(index):
+            chosen = choose(boxes[index], scores[index], score_threshold, overlap_threshold)
+            kept.append(index[chosen])
+    return np.sort(np.concatenate(kept))
+
+
+def top_k_pgt(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    image_labels: Sequence[int] | np.ndarray,
+    k: int = 1,
+) -> np.ndarray:
+    """Indices, ascending, of the k best detections of each of the image's classes."""
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    kept = [np.zeros(0, np.int64)]
+    for label in _classes(image_labels):
+        index = np.flatnonzero(labels == label)
+        kept.append(index[np.argsort(-scores[index], kind="stable")[:k]])
+    return np.sort(np.concatenate(kept))
+
+
+def make_pgt(
+    detections: Sequence[Mapping], train: TagSplit, settings: PgtSettings = PgtSettings()
+) -> dict:
+    """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
+
+    detections: COCO results of the MIL detector on `train`. Raises `BadInput` for a detection of
+    an image or a category that `train` does not have.
+    """
+    by_image: dict[int, list[Mapping]] = {record.image_id: [] for record in train.records}
+    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    for found in detections:
+        if found["image_id"] not in by_image or found["category_id"] not in class_of:
+            what = f"image {found['image_id']}, category {found['category_id']}"
+            problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
+            raise BadInput("detections", problem, "use detections made on this split")
+        by_image[found["image_id"]].append(found)
+    annotations = []
+    for record in train.records:
+        found = by_image[record.image_id]
+        for index in _choose(found, class_of, record.tags, settings):
+            x, y, width, height = found[index]["bbox"]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record.image_id,
+                    "category_id": found[index]["category_id"],
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "score": found[index]["score"],
+                }
+            )
+    return {
+        "info": {"description": f"pseudo ground truth of {train.dataset}/{train.split}"},
+        "images": [
+            {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height}
+            for r in train.records
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": category, "name": name}
+            for category, name in zip(train.category_ids, train.classes, strict=True)
+        ],
+    }
+
+
+def _choose(found, class_of, tags, settings: PgtSettings) -> np.ndarray:
+    """Kept indices of one image's detections."""
+    if not found:
+        return np.zeros(0, np.int64)
+    boxes = from_xywh(np.asarray([one["bbox"] for one in found], np.float64))
+    scores = np.asarray([one["score"] for one in found])
+    labels = np.asarray([class_of[one["category_id"]] for one in found])
+    if settings.rule == "top1":
+        return top_k_pgt(boxes, scores, labels, tags)
+    thresholds = settings.score_threshold, settings.overlap_threshold
+    return adaptive_pgt(boxes, scores, labels, tags, *thresholds, settings.rule)
+
+
+def _classes(image_labels) -> np.ndarray:
+    """Ascending class indices of either form of image labels."""
+    image_labels = np.asarray(image_labels)
+    if image_labels.dtype == bool:
+        return np.flatnonzero(image_labels)
+    return np.unique(image_labels.astype(np.int64))
+
+
+def _paper(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
+    low, high = scores.min(), scores.max()
+    normalised = (scores - low) / (high - low) if high > low else np.ones_like(scores)
+    best = np.argmax(scores)
+    candidate = normalised > score_threshold
+    candidate[best] = True
+    index = np.flatnonzero(candidate)
+    index = index[np.argsort(-scores[index], kind="stable")]  # better ones first
+    inside = containment(boxes[index], boxes[index]) >= overlap_threshold
+    np.fill_diagonal(inside, False)
+    # j falls to k when j lies in k, unless k lies in j as well and is the worse of the two.
+    rank = np.arange(len(index))
+    mutual_worse = inside & inside.T & (rank[None, :] > rank[:, None])
+    return index[~(inside & ~mutual_worse).any(axis=1)]
+
+
+def _release(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
+    normalised = scores / (scores.max() - scores.min() + 1e-8)
+    candidate = normalised >= score_threshold
+    candidate[0] = True
+    index = np.flatnonzero(candidate)
+    shared = intersection(boxes[index], boxes[index]) / (area(boxes[index]) + 1e-6)[:, None]
+    np.fill_diagonal(shared, 0.0)
+    return index[~(shared >= overlap_threshold).any(axis=1)]
