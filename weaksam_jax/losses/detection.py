@@ -1,0 +1,260 @@
+"""Losses of Faster R-CNN, a value per sample, so that a drop mask can multiply them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from weaksam_jax.boxes import RPN_WEIGHTS, encode
+from weaksam_jax.losses.drop import roi_drop
+from weaksam_jax.models.rpn import select_proposals
+from weaksam_jax.ops.matching import FOREGROUND, match_by_iou
+from weaksam_jax.ops.sampling import sample_balanced
+
+
+@dataclass(frozen=True)
+class DropSettings:
+    """RoI drop (equations 1-2). Defaults: the paper; start: step from which RoIs are dropped.
+
+    rule: "either" (paper) or "both" (released code); normaliser: the divisor of both losses, the
+    sampled RoIs (`n_valid`) or those kept (`n_kept`).
+    """
+
+    tau_cls: float = 4.0
+    tau_reg: float = 1.0
+    start: int = 2000
+    rule: Literal["either", "both"] = "either"
+    background: bool = True
+    normaliser: Literal["n_valid", "n_kept"] = "n_valid"
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """Matching and sampling of Faster R-CNN. Defaults: detectron2's R50-FPN.
+
+    rpn_batch anchors an image, at most rpn_foreground of them foreground (IoU >= rpn_iou[1], or
+    best of an object), background below rpn_iou[0]. pre_nms proposals a level, post_nms an image.
+    roi_batch RoIs an image, at most roi_foreground of them foreground (IoU >= roi_iou).
+    roi_top_k=3 is the matcher of the released WeakSAM code (`match_by_iou`).
+    """
+
+    rpn_batch: int = 256
+    rpn_foreground: float = 0.5
+    rpn_iou: tuple[float, float] = (0.3, 0.7)
+    pre_nms: int = 2000
+    post_nms: int = 1000
+    roi_batch: int = 512
+    roi_foreground: float = 0.25
+    roi_iou: float = 0.5
+    roi_top_k: int | None = None
+
+
+def l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """|prediction - target| summed over the last axis (smooth L1 with beta 0)."""
+    return jnp.sum(jnp.abs(prediction - target), axis=-1)
+
+
+def rpn_losses(
+    logits: jax.Array,
+    deltas: jax.Array,
+    anchors: jax.Array,
+    targets: jax.Array,
+    foreground: jax.Array,
+    valid: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over S sampled anchors: (binary cross-entropy, L1 of foreground deltas), two scalars.
+
+    logits `[S]`, deltas, anchors, targets `[S, 4]`, foreground and valid bool `[S]`. Divide both by
+    (anchors sampled per image * images) (detectron2; Faster R-CNN equation 1 with lambda = 1).
+    """
+    objectness = optax.sigmoid_binary_cross_entropy(logits, foreground.astype(logits.dtype))
+    box = l1(deltas, encode(targets, anchors, RPN_WEIGHTS))
+    positive = foreground & valid
+    return jnp.sum(jnp.where(valid, objectness, 0)), jnp.sum(jnp.where(positive, box, 0))
+
+
+def roi_losses(
+    class_logits: jax.Array,
+    deltas: jax.Array,
+    labels: jax.Array,
+    boxes: jax.Array,
+    targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Losses of each RoI: (cross-entropy `[R]`, L1 over its four deltas `[R]`, 0 for background).
+
+    class_logits `[R, C + 1]`, background last; deltas `[R, C, 4]`, class-specific, weighted
+    (10, 10, 5, 5); labels int `[R]` in [0, C], C = background; boxes, targets `[R, 4]`.
+    """
+    classes = deltas.shape[1]
+    cls_loss = optax.softmax_cross_entropy_with_integer_labels(class_logits, labels)
+    own = jnp.take_along_axis(deltas, jnp.minimum(labels, classes - 1)[:, None, None], axis=1)[:, 0]
+    reg_loss = l1(own, encode(targets, boxes))
+    return cls_loss, jnp.where(labels < classes, reg_loss, 0)
+
+
+def dropped_sums(
+    cls_loss: jax.Array,
+    reg_loss: jax.Array,
+    foreground: jax.Array,
+    valid: jax.Array,
+    active: jax.Array,
+    tau_cls: float,
+    tau_reg: float,
+    rule: str = "either",
+    drop_background: bool = True,
+) -> dict[str, jax.Array]:
+    """Numerators of equation 2 and the counts for its denominators and the log.
+
+    cls_loss, reg_loss, foreground, valid: `[R]` (`roi_losses`); active: bool scalar, False before
+    the start step, when nothing is dropped. Returns float32 scalars: `cls`, `reg` (sums of d * l),
+    `n_valid`, `n_kept`, `foreground`, `background` (counts of valid RoIs), `dropped_foreground`,
+    `dropped_background`.
+    """
+    keep = roi_drop(cls_loss, reg_loss, foreground, valid, tau_cls, tau_reg, rule, drop_background)
+    keep = jnp.where(active, keep, valid)
+    d = keep.astype(cls_loss.dtype)  # a product, so that a NaN loss is not hidden
+    positive, negative = foreground & valid, ~foreground & valid
+    return {
+        "cls": jnp.sum(jnp.where(valid, cls_loss, 0) * d),
+        "reg": jnp.sum(jnp.where(positive, reg_loss, 0) * d),
+        "n_valid": _count(valid),
+        "n_kept": _count(keep),
+        "foreground": _count(positive),
+        "background": _count(negative),
+        "dropped_foreground": _count(positive & ~keep),
+        "dropped_background": _count(negative & ~keep),
+    }
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask, dtype=jnp.float32)
+
+
+def faster_rcnn_loss(
+    model,
+    params: dict,
+    batch: dict[str, jax.Array],
+    step: jax.Array,
+    rng: jax.Array,
+    settings: DetectionSettings,
+    drop: DropSettings | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The four losses of Faster R-CNN, equally weighted, with RoI drop (equation 2).
+
+    model: a `FasterRCNN`. batch: `image` float `[B, H, W, 3]`, normalised; `size` `[B, 2]` (height,
+    width) within the canvas; `boxes` `[B, G, 4]`; `labels` int `[B, G]`; `valid` bool `[B, G]`.
+    step: int scalar; dropping is active from `drop.start` (None: never). axis_name: the mesh axis
+    over which the RoIs are counted. Returns (loss, metrics): the terms, and with drop the dropped
+    shares of foreground and background RoIs.
+    """
+    images = batch["image"].shape[0]
+    variables = {"params": params}
+    levels = model.apply(variables, batch["image"], method="pyramid")
+    logits, deltas = model.apply(variables, levels, method="propose")
+    anchors = [jnp.asarray(one) for one in model.anchors(levels)]
+    keys = jax.random.split(rng, images)
+    truth = (batch["boxes"], batch["valid"])
+
+    def rpn_one(key, logits, deltas, boxes, valid):
+        return _rpn_loss(key, logits, deltas, jnp.concatenate(anchors), boxes, valid, settings)
+
+    flat = (jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1))
+    rpn_cls, rpn_box = jax.vmap(rpn_one)(keys, *flat, *truth)
+
+    def sample_one(key, logits, deltas, size, boxes, valid, labels):
+        proposals, _, proposal_valid = select_proposals(
+            logits, deltas, anchors, size, settings.pre_nms, settings.post_nms
+        )
+        candidates = jnp.concatenate([proposals, boxes])  # the objects themselves are candidates
+        usable = jnp.concatenate([proposal_valid, valid])
+        return sample_rois(
+            jax.random.fold_in(key, 1), candidates, usable, boxes, valid, labels, model.classes,
+            settings,
+        )  # fmt: skip
+
+    rois, targets, labels, valid = jax.vmap(sample_one)(
+        keys, logits, deltas, batch["size"], *truth, batch["labels"]
+    )
+    class_logits, box_deltas = model.apply(variables, levels, rois, method="classify")
+    cls_loss, reg_loss = jax.vmap(roi_losses)(class_logits, box_deltas, labels, rois, targets)
+    flat = [x.reshape(-1) for x in (cls_loss, reg_loss, labels < model.classes, valid)]
+    roi_terms, metrics = roi_objective(*flat, step, drop, axis_name)
+    terms = {
+        "rpn_cls": jnp.sum(rpn_cls) / (settings.rpn_batch * images),
+        "rpn_box": jnp.sum(rpn_box) / (settings.rpn_batch * images),
+        **roi_terms,
+    }
+    return sum(terms.values()), {**terms, **metrics}
+
+
+def roi_objective(
+    cls_loss: jax.Array,
+    reg_loss: jax.Array,
+    foreground: jax.Array,
+    valid: jax.Array,
+    step: jax.Array,
+    drop: DropSettings | None,
+    axis_name: str | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Equation 2 over all RoIs `[R]` of the batch: ({"cls", "box"} terms, metrics)."""
+    options = drop or DropSettings()
+    active = jnp.asarray(drop is not None) & (step >= options.start)
+    sums = dropped_sums(
+        cls_loss, reg_loss, foreground, valid, active,
+        options.tau_cls, options.tau_reg, options.rule, options.background,
+    )  # fmt: skip
+    count = sums[options.normaliser]
+    if axis_name is not None:
+        count = jax.lax.pmean(count, axis_name)
+    count = jnp.maximum(count, 1.0)
+    metrics = {"foreground_rois": sums["foreground"] / jnp.maximum(sums["n_valid"], 1.0)}
+    if drop is not None:
+        for name in ("foreground", "background"):
+            share = sums[f"dropped_{name}"] / jnp.maximum(sums[name], 1.0)
+            metrics[f"dropped_{name}"] = share
+    return {"cls": sums["cls"] / count, "box": sums["reg"] / count}, metrics
+
+
+def _rpn_loss(key, logits, deltas, anchors, boxes, valid, settings):
+    """Sums of the two RPN losses of one image over its sampled anchors."""
+    label, index = match_by_iou(
+        anchors, boxes, valid, settings.rpn_iou[1], settings.rpn_iou[0], best_per_target=True
+    )
+    chosen, usable = sample_balanced(label, key, settings.rpn_batch, settings.rpn_foreground)
+    return rpn_losses(
+        logits[chosen],
+        deltas[chosen],
+        anchors[chosen],
+        boxes[index[chosen]],
+        label[chosen] == FOREGROUND,
+        usable,
+    )
+
+
+def sample_rois(
+    key: jax.Array,
+    candidates: jax.Array,
+    usable: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    labels: jax.Array,
+    classes: int,
+    settings: DetectionSettings,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Training RoIs of one image out of candidates `[N, 4]` (`usable` bool `[N]`).
+
+    boxes `[G, 4]`, valid `[G]`, labels `[G]`: its objects. Returns (RoIs `[R, 4]`, the box each one
+    answers for `[R, 4]`, label int32 `[R]` with `classes` = background, valid bool `[R]`).
+    """
+    matched, index = match_by_iou(
+        candidates, boxes, valid, settings.roi_iou, settings.roi_iou, top_k=settings.roi_top_k
+    )
+    matched = jnp.where(usable, matched, -1)
+    chosen, kept = sample_balanced(matched, key, settings.roi_batch, settings.roi_foreground)
+    target = index[chosen]
+    label = jnp.where(matched[chosen] == FOREGROUND, labels[target], classes)
+    rois = jax.lax.stop_gradient(candidates[chosen])
+    return rois, boxes[target], label.astype(jnp.int32), kept

@@ -1,0 +1,148 @@
+"""Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), at any size.
+
+With a ResNet-50 and the default arguments it is detectron2's R50-FPN; the mini and light presets of
+`weaksam_jax.retrain` use the same modules with fewer levels and channels.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from weaksam_jax.boxes import decode
+from weaksam_jax.models.fpn import FPN, XAVIER
+from weaksam_jax.models.rpn import RPNHead, select_proposals
+from weaksam_jax.ops.anchors import pyramid_anchors
+from weaksam_jax.ops.matching import pyramid_level
+from weaksam_jax.ops.nms import multiclass_nms
+from weaksam_jax.ops.roi import roi_align_pyramid
+
+
+class BoxHead(nn.Module):
+    """Pooled RoIs `[R, S, S, C]` -> (class logits `[R, classes + 1]`, background last; deltas
+    `[R, classes, 4]`, class-specific). Two hidden layers of `fc_width`."""
+
+    classes: int
+    fc_width: int = 1024
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = pooled.reshape(pooled.shape[0], -1)
+        x = nn.relu(nn.Dense(self.fc_width, kernel_init=XAVIER, name="fc1")(x))
+        x = nn.relu(nn.Dense(self.fc_width, kernel_init=XAVIER, name="fc2")(x))
+        normal = nn.initializers.normal
+        logits = nn.Dense(self.classes + 1, kernel_init=normal(0.01), name="cls")(x)
+        deltas = nn.Dense(4 * self.classes, kernel_init=normal(0.001), name="box")(x)
+        return logits, deltas.reshape(-1, self.classes, 4)
+
+
+class FasterRCNN(nn.Module):
+    """backbone: images `[B, H, W, 3]` -> maps at `strides[: len(strides) - extra_levels]`.
+
+    strides: of the pyramid's levels; anchor_sizes: a tuple of sizes in pixels for each level (the
+    same number everywhere); anchor_ratios: height / width. channels: of the pyramid. RoIs are
+    pooled from the levels of the backbone (not the extra ones), `pool_size`² cells of
+    `sampling_ratio`² samples, level by FPN's equation 1 with `canonical_size` pixels at level
+    `canonical_level` (0 = finest). roi_chunk: see `roi_align_pyramid`.
+    """
+
+    backbone: nn.Module
+    classes: int
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    channels: int = 256
+    extra_levels: int = 1
+    fc_width: int = 1024
+    pool_size: int = 7
+    sampling_ratio: int = 2
+    canonical_size: float = 224.0
+    canonical_level: int = 2
+    roi_chunk: int = 32
+
+    def setup(self):
+        self.fpn = FPN(self.channels, self.extra_levels)
+        self.rpn = RPNHead(len(self.anchor_sizes[0]) * len(self.anchor_ratios))
+        self.box_head = BoxHead(self.classes, self.fc_width)
+
+    def __call__(self, images: jax.Array, boxes: jax.Array):
+        """Runs every part once (for `init`): images `[B, H, W, 3]`, boxes `[B, R, 4]`."""
+        levels = self.pyramid(images)
+        return self.propose(levels), self.classify(levels, boxes)
+
+    def pyramid(self, images: jax.Array) -> list[jax.Array]:
+        """The pyramid's levels of normalised images `[B, H, W, 3]`."""
+        return self.fpn(self.backbone(images))
+
+    def propose(self, levels: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Objectness logits `[B, N_l]` and deltas `[B, N_l, 4]` of each level's anchors."""
+        return self.rpn(levels)
+
+    def classify(
+        self, levels: Sequence[jax.Array], boxes: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Class logits `[B, R, classes + 1]`, deltas `[B, R, classes, 4]` of boxes `[B, R, 4]`."""
+        used = len(self.strides) - self.extra_levels
+        level = pyramid_level(boxes, used, self.canonical_size, self.canonical_level)
+
+        def pool(maps, boxes, level):
+            return roi_align_pyramid(
+                maps,
+                self.strides[:used],
+                boxes,
+                level,
+                self.pool_size,
+                self.sampling_ratio,
+                chunk=self.roi_chunk,
+            )
+
+        pooled = jax.vmap(pool)(list(levels[:used]), boxes, level)
+        logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]))
+        batch = boxes.shape[:2]
+        return logits.reshape(*batch, -1), deltas.reshape(*batch, self.classes, 4)
+
+    def anchors(self, levels: Sequence[jax.Array]) -> list[np.ndarray]:
+        """The anchors of each level, `[N_l, 4]`: constants of the program."""
+        shapes = [level.shape[1:3] for level in levels]
+        return pyramid_anchors(shapes, self.strides, self.anchor_sizes, self.anchor_ratios)
+
+
+def detect(
+    model: FasterRCNN,
+    params: dict,
+    images: jax.Array,
+    image_size: jax.Array,
+    pre_nms: int = 1000,
+    post_nms: int = 1000,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Detections of normalised images `[B, H, W, 3]` whose sizes are `image_size` `[B, 2]`.
+
+    Returns (boxes `[B, D, 4]` in pixels of the canvas, clipped to the image; scores `[B, D]`;
+    labels int32 `[B, D]`; valid bool `[B, D]`), best first: softmax scores above the threshold,
+    class-wise NMS, the best `max_detections` = D.
+    """
+    variables = {"params": params}
+    levels = model.apply(variables, images, method="pyramid")
+    logits, deltas = model.apply(variables, levels, method="propose")
+    anchors = model.anchors(levels)
+
+    def propose(logits, deltas, size):
+        return select_proposals(logits, deltas, anchors, size, pre_nms, post_nms)
+
+    boxes, _, valid = jax.vmap(propose)(logits, deltas, image_size)
+    class_logits, class_deltas = model.apply(variables, levels, boxes, method="classify")
+    scores = jax.nn.softmax(class_logits.astype(jnp.float32))[..., :-1]
+    decoded = decode(class_deltas, boxes[:, :, None])
+    limit = image_size[:, None, None, jnp.array([1, 0, 1, 0])]
+
+    def suppress(boxes, scores, valid):
+        return multiclass_nms(
+            boxes, scores, valid, score_threshold, iou_threshold, max_detections, boxes.shape[0]
+        )
+
+    return jax.vmap(suppress)(jnp.clip(decoded, 0, limit), scores, valid)

@@ -1,0 +1,44 @@
+"""Anchors of a feature pyramid: NumPy constants of the compiled program, a canvas each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Anchors of one cell around the origin: float32 `[len(sizes) * len(ratios), 4]`.
+
+    sizes: square roots of the areas, in pixels; ratios: height / width. Sizes vary slowest. Not
+    rounded (detectron2; torchvision rounds to whole pixels).
+    """
+    size = np.repeat(np.asarray(sizes, np.float64), len(ratios))
+    ratio = np.tile(np.asarray(ratios, np.float64), len(sizes))
+    width = size / np.sqrt(ratio)
+    half = np.stack([width, width * ratio], axis=1) / 2
+    return np.concatenate([-half, half], axis=1).astype(np.float32)
+
+
+def level_anchors(
+    height: int, width: int, stride: int, cells: np.ndarray, offset: float = 0.0
+) -> np.ndarray:
+    """Anchors of one map `[height, width]`: float32 `[height * width * A, 4]`, row-major, the A
+    anchors `cells` of a cell together. Centres lie at (column + offset) * stride."""
+    x = (np.arange(width, dtype=np.float32) + offset) * stride
+    y = (np.arange(height, dtype=np.float32) + offset) * stride
+    y, x = np.meshgrid(y, x, indexing="ij")
+    centre = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
+    return (centre + cells[None]).reshape(-1, 4).astype(np.float32)
+
+
+def pyramid_anchors(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    sizes: Sequence[Sequence[float]],
+    ratios: Sequence[float],
+    offset: float = 0.0,
+) -> list[np.ndarray]:
+    """Anchors of every level, finest first; `sizes[l]` are the anchor sizes of level l."""
+    return [
+        level_anchors(height, width, stride, cell_anchors(size, ratios), offset)
+        for (height, width), stride, size in zip(shapes, strides, sizes, strict=True)
+    ]
