@@ -1,0 +1,275 @@
+"""Metrics against loops written from their definitions, and against pycocotools."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
+
+from weaksam_jax.boxes import to_xywh
+from weaksam_jax.data.records import TruthRecord, TruthSplit
+from weaksam_jax.errors import BadInput
+from weaksam_jax.evaluate import (
+    coco_ap,
+    corloc,
+    mask_quality,
+    mask_recall,
+    pgt_quality,
+    proposal_recall,
+    voc_ap,
+)
+
+CLASSES, IDS = ("ant", "bee", "cow"), (1, 5, 9)
+
+
+def random_boxes(rng, count):
+    corner = rng.integers(0, 30, (count, 2))
+    return np.concatenate([corner, corner + rng.integers(4, 20, (count, 2))], 1).astype(np.float32)
+
+
+def random_case(seed, difficult=0.2, images=6):
+    """A truth, and detections that are its boxes moved, doubled, missed, mislabelled."""
+    rng = np.random.default_rng(seed)
+    records, found = [], []
+    for image in range(images):
+        count = int(rng.integers(0, 5))
+        boxes, labels = random_boxes(rng, count), rng.integers(0, 3, count).astype(np.int32)
+        flags = rng.random(count) < difficult
+        records.append(
+            TruthRecord(
+                image * 7, f"{image}.jpg", None, 60, 60, boxes, labels, flags, np.zeros(count, bool)
+            )
+        )
+        moved = boxes[rng.integers(0, count, 2 * count)] if count else boxes
+        moved = moved + rng.integers(-2, 3, moved.shape)
+        proposed = np.concatenate([moved, random_boxes(rng, 2)])
+        for box in proposed:
+            found.append(
+                {
+                    "image_id": image * 7,
+                    "category_id": IDS[rng.integers(0, 3)],
+                    "bbox": to_xywh(box).tolist(),
+                    "score": float(rng.random()),
+                }
+            )
+    return found, TruthSplit("made up", "test", CLASSES, IDS, tuple(records))
+
+
+def overlap(a, b):
+    w = min(a[2], b[2]) - max(a[0], b[0])
+    h = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(w, 0) * max(h, 0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def corners(found):
+    x, y, w, h = found["bbox"]
+    return x, y, x + w, y + h
+
+
+def devkit_ap(found, truth, label, eleven_points):
+    """The devkit's procedure, one detection at a time, with the precision envelope as a loop."""
+    mine = [one for one in found if one["category_id"] == IDS[label]]
+    mine.sort(key=lambda one: -one["score"])
+    used, right, wrong, curve = set(), 0, 0, []
+    total = sum(int(((r.labels == label) & ~r.difficult).sum()) for r in truth.records)
+    if total == 0:
+        return None
+    for one in mine:
+        record = next(r for r in truth.records if r.image_id == one["image_id"])
+        best, place = -1.0, None
+        for j in range(len(record.labels)):
+            if record.labels[j] == label and overlap(corners(one), record.boxes[j]) > best:
+                best, place = overlap(corners(one), record.boxes[j]), j
+        if best >= 0.5:
+            if record.difficult[place]:
+                continue
+            if (record.image_id, place) in used:
+                wrong += 1
+            else:
+                right += 1
+                used.add((record.image_id, place))
+        else:
+            wrong += 1
+        curve.append((right / total, right / (right + wrong)))
+    if eleven_points:
+        levels = [max([p for r, p in curve if r >= k / 10], default=0.0) for k in range(11)]
+        return sum(levels) / 11
+    ap, last = 0.0, 0.0
+    for r, _ in curve:
+        ap += (r - last) * max(p for q, p in curve if q >= r)
+        last = r
+    return ap
+
+
+@pytest.mark.parametrize("rule", ["07", "12"])
+def test_voc_ap_is_the_devkit_procedure(rule):
+    for seed in range(60):
+        found, truth = random_case(seed)
+        got = voc_ap(found, truth, rule=rule)["per_class"]
+        for label, name in enumerate(CLASSES):
+            want = devkit_ap(found, truth, label, rule == "07")
+            if want is None:
+                assert name not in got
+            else:
+                assert got[name] == pytest.approx(100 * want, abs=1e-9)
+
+
+def test_area_rule_is_near_pycocotools():
+    """Without difficult objects; COCO samples the same envelope at 101 recalls."""
+    for seed in range(10):
+        found, truth = random_case(seed, difficult=0, images=40)
+        ours, coco = voc_ap(found, truth, rule="12")["ap50"], coco_ap(found, truth)["ap50"]
+        assert ours == pytest.approx(coco, abs=1.5)
+
+
+def test_golden_curve():
+    """Two objects; right, wrong, right: recalls .5, .5, 1 and precisions 1, 1/2, 2/3."""
+    boxes = np.asarray([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
+    none = np.zeros(2, bool)
+    record = TruthRecord(1, "a", None, 60, 60, boxes, np.zeros(2, np.int32), none, none)
+    truth = TruthSplit("made up", "test", CLASSES, IDS, (record,))
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": score}
+        for box, score in (([0, 0, 10, 10], 0.9), ([40, 0, 5, 5], 0.8), ([20, 20, 10, 10], 0.7))
+    ]
+    assert voc_ap(found, truth)["ap50"] == pytest.approx(100 * (6 * 1 + 5 * 2 / 3) / 11)
+    assert voc_ap(found, truth, rule="12")["ap50"] == pytest.approx(100 * (0.5 + 0.5 * 2 / 3))
+    assert corloc(found, truth)["corloc"] == 100
+    assert voc_ap([], truth)["ap50"] == 0 and corloc([], truth)["corloc"] == 0
+
+
+def test_corloc_is_the_loop():
+    for seed in range(40):
+        found, truth = random_case(seed)
+        per_class = {}
+        for label, name in enumerate(CLASSES):
+            hits = []
+            for record in truth.records:
+                own = record.boxes[record.labels == label]
+                if not len(own):
+                    continue
+                mine = [
+                    one
+                    for one in found
+                    if one["image_id"] == record.image_id and one["category_id"] == IDS[label]
+                ]
+                best = max(mine, key=lambda one: one["score"], default=None)
+                hits.append(best is not None and any(overlap(corners(best), b) > 0.5 for b in own))
+            if hits:
+                per_class[name] = 100 * sum(hits) / len(hits)
+        assert corloc(found, truth)["per_class"] == pytest.approx(per_class)
+
+
+def test_corloc_inclusive_counts_the_last_pixel():
+    """IoU 1/2 is no hit; with both boxes a pixel larger it is more than 1/2."""
+    none = np.zeros(1, bool)
+    box = np.asarray([[0, 0, 10, 10]], np.float32)
+    record = TruthRecord(1, "a", None, 60, 60, box, np.zeros(1, np.int32), none, none)
+    truth = TruthSplit("made up", "test", CLASSES, IDS, (record,))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 5], "score": 1.0}]
+    assert corloc(found, truth)["corloc"] == 0
+    assert corloc(found, truth, rule="inclusive")["corloc"] == 100
+
+
+def loop_matches(own, objects, threshold):
+    pairs = [(overlap(a, b), i, j) for i, a in enumerate(own) for j, b in enumerate(objects)]
+    rows, columns = set(), set()
+    for value, i, j in sorted(pairs, key=lambda p: (-p[0], p[1], p[2])):
+        if value >= threshold and i not in rows and j not in columns:
+            rows.add(i)
+            columns.add(j)
+    return len(rows)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_proposal_recall_is_one_to_one(seed, limit):
+    rng = np.random.default_rng(seed)
+    _, truth = random_case(seed)
+    boxes = [random_boxes(rng, int(rng.integers(0, 9))) for _ in truth.records]
+    total = sum(len(r.boxes) for r in truth.records)
+    found = sum(
+        loop_matches(own[:limit], record.boxes, 0.5)
+        for own, record in zip(boxes, truth.records, strict=True)
+    )
+    got = proposal_recall(boxes, truth, (0.5,), limit)
+    assert got == {"0.50": pytest.approx(found / max(total, 1))}
+
+
+def test_pgt_quality_counts():
+    boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [0, 30, 10, 40]]
+    truth = TruthSplit(
+        "made up",
+        "train",
+        CLASSES,
+        IDS,
+        (
+            TruthRecord(
+                1,
+                "a",
+                None,
+                60,
+                60,
+                np.asarray(boxes, np.float32),
+                np.asarray([0, 0, 0, 1], np.int32),
+                np.asarray([False, False, True, False]),
+                np.zeros(4, bool),
+            ),
+        ),
+    )
+    annotations = [
+        {"image_id": 1, "category_id": IDS[c], "bbox": b}
+        for c, b in (
+            (0, [0, 0, 10, 10]),  # right
+            (0, [0, 0, 10, 9]),  # a double: wrong
+            (0, [21, 1, 3, 3]),  # a part: wrong
+            (0, [40, 0, 10, 10]),  # on a difficult object: ignored
+            (2, [0, 30, 10, 10]),  # another class: wrong
+        )
+    ]
+    quality = pgt_quality({"annotations": annotations}, truth)
+    assert quality["precision50"] == pytest.approx(1 / 4)
+    assert quality["recall50"] == pytest.approx(1 / 3)
+    counts = {key: quality[key] for key in ("objects", "found", "part_only", "missed")}
+    assert counts == {"objects": 3, "found": 1, "part_only": 1, "missed": 1}
+    assert quality["per_image"] == 5
+
+
+def rle(mask):
+    return mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def test_masks_against_boolean_arrays():
+    rng = np.random.default_rng(0)
+    true = [np.zeros((20, 30), bool), np.zeros((20, 30), bool)]
+    true[0][2:10, 3:14], true[1][12:19, 15:29] = True, True
+    made = [true[0] & (rng.random((20, 30)) < 0.8), true[1] & (rng.random((20, 30)) < 0.3)]
+    boxes = np.asarray([[3, 2, 14, 10], [15, 12, 29, 19]], np.float32)
+    none = np.zeros(2, bool)
+    record = TruthRecord(
+        1, "a", None, 30, 20, boxes, np.zeros(2, np.int32), none, none, tuple(map(rle, true))
+    )
+    truth = TruthSplit("made up", "train", CLASSES, IDS, (record,))
+    values = [(a & b).sum() / (a | b).sum() for a, b in zip(made, true, strict=True)]
+    assert values[0] > 0.5 > values[1]
+    annotations = [
+        {"image_id": 1, "category_id": 1, "bbox": to_xywh(b).tolist(), "segmentation": rle(m)}
+        for b, m in zip(boxes, made, strict=True)
+    ]
+    quality = mask_quality({"annotations": annotations}, truth)
+    assert quality["iou"] == pytest.approx(np.mean(values))
+    assert quality["precision50"] == 0.5 and quality["recall50"] == 0.5
+    recall = mask_recall([[rle(m) for m in made]], truth)
+    assert recall == {"0.50": 0.5, "0.75": float(values[0] >= 0.75) / 2, "0.90": 0.0}
+
+
+def test_masks_are_absent_without_true_masks():
+    _, truth = random_case(0)
+    assert mask_quality({"annotations": []}, truth) is None
+
+
+def test_foreign_detections_are_refused():
+    found, truth = random_case(1)
+    for change in ({"image_id": 12345}, {"category_id": 2}):
+        with pytest.raises(BadInput, match="no image or category"):
+            voc_ap([found[0] | change], truth)

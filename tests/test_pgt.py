@@ -1,0 +1,162 @@
+"""Adaptive PGT against the algorithm written out as loops, and its stated properties."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.errors import BadInput
+from weaksam_jax.pgt import PgtSettings, adaptive_pgt, make_pgt, top_k_pgt
+
+
+@st.composite
+def images(draw):
+    """Boxes with many containments, distinct scores, three classes, some tags."""
+    count = draw(st.integers(1, 14))
+    corner = draw(st.lists(st.tuples(*[st.integers(0, 12)] * 4), min_size=count, max_size=count))
+    boxes = np.asarray([(x, y, x + w + 1, y + h + 1) for x, y, w, h in corner], float)
+    scores = np.asarray(draw(st.permutations(range(1, count + 1))), float) / (count + 1)
+    labels = np.asarray(draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
+    tags = sorted(draw(st.sets(st.integers(0, 2))))
+    return boxes, scores, labels, tags
+
+
+def inside(a, b):
+    w = min(a[2], b[2]) - max(a[0], b[0])
+    h = min(a[3], b[3]) - max(a[1], b[1])
+    return max(w, 0) * max(h, 0) / ((a[2] - a[0]) * (a[3] - a[1]))
+
+
+def algorithm_2(boxes, scores, labels, tags, tau_s=0.3, tau_o=0.85):
+    kept = []
+    for label in tags:
+        mine = [i for i in range(len(boxes)) if labels[i] == label]
+        if not mine:
+            continue
+        low, high = min(scores[mine]), max(scores[mine])
+        chosen = [
+            i
+            for i in mine
+            if scores[i] == high or (scores[i] - low) / max(high - low, 1e-300) > tau_s
+        ]
+        for j in chosen:
+            falls = False
+            for k in chosen:
+                if k == j or inside(boxes[j], boxes[k]) < tau_o:
+                    continue
+                mutual = inside(boxes[k], boxes[j]) >= tau_o
+                falls |= not (mutual and scores[j] > scores[k])
+            if not falls:
+                kept.append(j)
+    return sorted(kept)
+
+
+@given(images())
+def test_paper_rule_is_algorithm_2(image):
+    assert adaptive_pgt(*image).tolist() == algorithm_2(*image)
+
+
+@given(images())
+def test_no_tagged_class_vanishes_and_no_other_appears(image):
+    _boxes, _scores, labels, tags = image
+    kept = adaptive_pgt(*image)
+    assert set(labels[kept]) == set(tags) & set(labels.tolist())
+
+
+@given(images(), st.randoms())
+def test_paper_rule_does_not_depend_on_the_order(image, random):
+    boxes, scores, labels, tags = image
+    order = list(range(len(boxes)))
+    random.shuffle(order)
+    again = adaptive_pgt(boxes[order], scores[order], labels[order], tags)
+    assert sorted(np.asarray(order)[again]) == adaptive_pgt(*image).tolist()
+
+
+@given(images())
+def test_bool_and_integer_tags_are_the_same(image):
+    boxes, scores, labels, tags = image
+    mask = np.isin(np.arange(3), tags)
+    for rule in ("paper", "release"):
+        a = adaptive_pgt(boxes, scores, labels, tags, rule=rule)
+        b = adaptive_pgt(boxes, scores, labels, mask, rule=rule)
+        assert a.tolist() == b.tolist()
+
+
+@pytest.mark.parametrize(
+    ("scores", "paper", "release"),
+    [((0.5, 0.45), 1, 2), ((0.6, 0.55, 0.5, 0.45, 0.4), 3, 5), ((0.7,), 1, 1), ((0.5, 0.5), 2, 2)],
+)
+def test_where_paper_and_release_differ(scores, paper, release):
+    """20-wsod.md §5.2: few boxes of like score; far apart, so containment plays no part."""
+    boxes = np.asarray([[20 * i, 0, 20 * i + 10, 10] for i in range(len(scores))], float)
+    labels = np.zeros(len(scores), int)
+    assert len(adaptive_pgt(boxes, np.asarray(scores), labels, [0])) == paper
+    assert len(adaptive_pgt(boxes, np.asarray(scores), labels, [0], rule="release")) == release
+
+
+def test_part_inside_a_whole_falls_even_when_it_scores_best():
+    boxes = np.asarray([[2, 2, 6, 6], [0, 0, 10, 10], [30, 30, 40, 40]], float)
+    scores, labels = np.asarray([0.9, 0.8, 0.1]), np.zeros(3, int)
+    assert adaptive_pgt(boxes, scores, labels, [0]).tolist() == [1]
+
+
+def test_of_two_equal_boxes_the_better_stays():
+    boxes = np.asarray([[0, 0, 10, 10], [0, 0, 10, 10]], float)
+    assert adaptive_pgt(boxes, np.asarray([0.6, 0.9]), np.zeros(2, int), [0]).tolist() == [1]
+
+
+@given(images(), st.integers(1, 3))
+def test_top_k(image, k):
+    _boxes, scores, labels, tags = image
+    kept = top_k_pgt(*image, k=k)
+    assert kept.tolist() == sorted(kept)
+    for label in tags:
+        own = np.flatnonzero(labels == label)
+        want = sorted(own, key=lambda i: -scores[i])[:k]
+        assert set(kept[labels[kept] == label]) == set(want)
+
+
+def split(tmp_path):
+    records = tuple(
+        TagRecord(i, f"{i}.jpg", tmp_path / f"{i}.jpg", 50, 40, tags)
+        for i, tags in ((3, (0,)), (7, ()), (9, (0, 1)))
+    )
+    return TagSplit("made up", "train", ("cat", "dog"), (1, 18), records)
+
+
+def detection(image, category, box, score):
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def test_make_pgt_is_a_coco_file(tmp_path):
+    found = [
+        detection(3, 1, [0, 0, 10, 10], 0.9),
+        detection(3, 18, [0, 0, 10, 10], 0.99),  # not among the image's tags
+        detection(7, 1, [0, 0, 10, 10], 0.9),  # a negative image
+        detection(9, 1, [0, 0, 10, 10], 0.9),
+        detection(9, 1, [20, 20, 10, 15], 0.8),
+        detection(9, 1, [30, 0, 9, 9], 0.1),
+        detection(9, 18, [5, 5, 20, 20], 0.2),
+    ]
+    path = tmp_path / "pgt.json"
+    path.write_text(json.dumps(make_pgt(found, split(tmp_path))))
+    coco = COCO(str(path))
+    assert coco.getImgIds() == [3, 7, 9]
+    assert [a["bbox"] for a in coco.loadAnns(coco.getAnnIds([9], [1]))] == [
+        [0, 0, 10, 10],
+        [20, 20, 10, 15],
+    ]
+    assert len(coco.getAnnIds([9], [18])) == 1 and len(coco.getAnnIds([3])) == 1
+    assert not coco.getAnnIds([7])
+    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top1"))
+    assert len(top1["annotations"]) == 3
+
+
+def test_foreign_detections_are_refused(tmp_path):
+    for image, category in ((4, 1), (3, 2)):
+        with pytest.raises(BadInput, match="does not have"):
+            make_pgt([detection(image, category, [0, 0, 1, 1], 1.0)], split(tmp_path))
