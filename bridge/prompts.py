@@ -115,7 +115,7 @@ def _source_points(
     maps: np.ndarray, class_ids: np.ndarray, kernel: int, settings: PromptSettings
 ) -> np.ndarray:
     """Peaks of maps `[c, h, w]` or `[M, c, h, w]` as `[n, 4]`: x, y (map pixels), value, class."""
-    by_class = np.swapaxes(maps.reshape(-1, *maps.shape[-3:]), 0, 1)
+    by_class = np.swapaxes(maps if maps.ndim == 4 else maps[None], 0, 1)
     found = [np.zeros((0, 4), np.float32)]
     for label, one_class in zip(class_ids, by_class, strict=True):
         for peaks in peak_points(one_class, kernel, settings.threshold, settings.max_peaks):
