@@ -1,0 +1,74 @@
+"""The multiple-instance detector: backbone, RoI features, two fully connected layers, WSDDN's two
+streams and three refinement branches with box regression (OICR, MIST)."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from weaksam_jax.losses.mil import BRANCH_WEIGHTS, MilOutputs
+
+# (features [H, W, C], boxes [N, 4]) -> [N, k, k, C]
+Pool = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class MilDetector(nn.Module):
+    """One interface for every backbone.
+
+    backbone: images `[B, H, W, 3]` -> one map `[B, h, w, F]`, or None when the maps themselves are
+    given (frozen features cached on disk). neck: channels of a 1x1 convolution before pooling, or
+    None. pool: RoI pooling of one image. width: of both fully connected layers.
+    """
+
+    classes: int
+    pool: Pool
+    backbone: nn.Module | None = None
+    neck: int | None = None
+    width: int = 256
+    dropout: float = 0.5
+
+    def setup(self):
+        if self.neck is not None:
+            self.neck_conv = nn.Conv(self.neck, (1, 1), kernel_init=nn.initializers.he_normal())
+        self.tags = nn.Conv(self.classes, (1, 1), bias_init=nn.initializers.constant(-2.0))
+        self.fc6 = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())
+        self.fc7 = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())
+        self.drop = nn.Dropout(self.dropout)
+        small = nn.initializers.normal(0.01)
+        self.cls = nn.Dense(self.classes + 1, kernel_init=small)
+        self.det = nn.Dense(self.classes + 1, kernel_init=small)
+        self.refine = [nn.Dense(self.classes + 1, kernel_init=small) for _ in BRANCH_WEIGHTS]
+        flat = nn.initializers.normal(0.001)
+        self.deltas = [nn.Dense(4 * (self.classes + 1), kernel_init=flat) for _ in BRANCH_WEIGHTS]
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Images `[B, H, W, 3]` (or cached maps) -> maps `[B, h, w, F]` that are pooled from."""
+        maps = images.astype(jnp.float32) if self.backbone is None else self.backbone(images)
+        return nn.relu(self.neck_conv(maps)) if self.neck is not None else maps
+
+    def tag_logits(self, maps: jax.Array, inside: jax.Array, top: int = 6) -> jax.Array:
+        """Image-level logits `[B, classes]`: mean of the `top` best cells of each class map.
+
+        inside: bool `[B, h, w]`, cells that are not padding. Few cells, because the telling part
+        of a thing is small.
+        """
+        logits = jnp.where(inside[..., None], self.tags(maps), -1e4)
+        cells = logits.reshape(logits.shape[0], -1, self.classes)
+        return jax.lax.top_k(cells.transpose(0, 2, 1), top)[0].mean(-1)
+
+    def outputs(self, maps: jax.Array, boxes: jax.Array, train: bool) -> MilOutputs:
+        """Maps `[B, h, w, F]` and boxes `[B, N, 4]` (input pixels) -> `MilOutputs` with a leading
+        image axis. train: dropout on (needs the rng "dropout")."""
+        pooled = jax.vmap(self.pool)(maps, boxes)
+        x = pooled.reshape(*boxes.shape[:2], -1)
+        x = self.drop(nn.relu(self.fc6(x)), deterministic=not train)
+        x = self.drop(nn.relu(self.fc7(x)), deterministic=not train)
+        deltas = [layer(x).reshape(*x.shape[:2], self.classes + 1, 4) for layer in self.deltas]
+        refine = jnp.stack([layer(x) for layer in self.refine], axis=1)
+        return MilOutputs(self.cls(x), self.det(x), refine, jnp.stack(deltas, axis=1))
+
+    def __call__(self, images, inside, boxes, train: bool = False):
+        """(tag logits, MilOutputs): every parameter takes part, so `init` uses this."""
+        maps = self.features(images)
+        return self.tag_logits(maps, inside), self.outputs(maps, boxes, train)

@@ -1,0 +1,203 @@
+"""Samples of the MIL detector: images (or cached maps of a frozen backbone), proposals, tags."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from weaksam_jax.boxes import clip, flip
+from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to_canvas
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.store import read_proposals
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_arrays, write_arrays
+
+# One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
+Scale = tuple[Canvas, ...]
+MAX_CACHED_PIXELS = 60_000_000  # decoded images are kept in memory up to this many pixels
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image is shown to the network: index of the scale, mirrored or not."""
+
+    scale: int
+    mirrored: bool
+
+
+def load_boxes(root: str | Path, split: TagSplit, record: TagRecord, min_side: float) -> np.ndarray:
+    """Proposals float32 `[n, 4]` of an image: cut to it, sides >= min_side pixels, no doubles.
+
+    The whole image stands in when nothing is left (a mean over no proposals is NaN).
+    """
+    boxes = clip(
+        read_proposals(root, split.split, record.image_id).boxes, record.width, record.height
+    )
+    side = boxes[:, 2:] - boxes[:, :2]
+    boxes = boxes[(side >= min_side).all(1)]
+    _, first = np.unique(np.round(boxes), axis=0, return_index=True)
+    boxes = boxes[np.sort(first)]
+    whole = np.asarray([[0, 0, record.width, record.height]], np.float32)
+    return boxes if len(boxes) else whole
+
+
+def shape_group(record: TagRecord, scales: Sequence[Scale]) -> int:
+    """Index of the canvas (landscape, portrait, ...) that fits the image best."""
+    return scales[0].index(choose_canvas(record.width, record.height, scales[0]))
+
+
+class MilSamples:
+    """`samples(index, (group, scale), rng)` -> one padded training sample.
+
+    `image` uint8 `[H, W, 3]` or cached features `[h, w, F]`, `size` float32 `[2]` (height, width
+    inside the canvas, input pixels), `boxes` float32 `[N, 4]` (input pixels), `valid` bool `[N]`,
+    `tags` bool `[C]`, `image_id`. More than N proposals: N random ones.
+    """
+
+    def __init__(self, split: TagSplit, proposals_root: str | Path, settings, features=None):
+        self.split, self.settings, self.features = split, settings, features
+        self.boxes = [
+            load_boxes(proposals_root, split, record, settings.min_side)
+            for record in tqdm(split.records, "proposals", unit="images")
+        ]
+        self.groups = [shape_group(record, settings.scales) for record in split.records]
+        pixels = sum(record.width * record.height for record in split.records)
+        self._cache: dict[int, np.ndarray] | None = {} if pixels <= MAX_CACHED_PIXELS else None
+
+    def draw(self, group: int, rng: np.random.Generator) -> tuple[int, int]:
+        """The scale of a batch."""
+        return group, int(rng.integers(len(self.settings.scales)))
+
+    def __call__(self, index: int, canvas: tuple[int, int], rng: np.random.Generator) -> dict:
+        record, boxes = self.split.records[index], self.boxes[index]
+        most = self.settings.max_proposals
+        if len(boxes) > most:
+            boxes = boxes[np.sort(rng.permutation(len(boxes))[:most])]
+        mirrored = bool(rng.random() < 0.5)
+        shrink = rng.uniform(*self.settings.jitter) if self.features is None else 1.0
+        sample = self.show(index, boxes, View(canvas[1], mirrored), shrink)
+        if self.features is None and self.settings.colour:
+            sample["image"] = jitter_colour(sample["image"], self.settings.colour, rng)
+        tags = np.zeros(len(self.split.classes), bool)
+        tags[list(record.tags)] = True
+        return sample | {"tags": tags, "image_id": np.int64(record.image_id)}
+
+    def show(self, index: int, boxes: np.ndarray, view: View, shrink: float = 1.0) -> dict:
+        """`image`, `size`, `boxes`, `valid` of one image in one view; shrink: part of the fit."""
+        record = self.split.records[index]
+        canvas = self.settings.scales[view.scale][self.groups[index]]
+        if self.features is None:
+            fit = min(canvas[0] / record.height, canvas[1] / record.width)
+            image, boxes, size = resize_to_canvas(
+                self._image(index), boxes, canvas, scale=shrink * fit, flip=view.mirrored
+            )
+        else:
+            image = self.features.read(record.image_id, view)
+            size = fitted_size(record, canvas)
+            boxes = place_boxes(boxes, record, size, view.mirrored)
+        padded, valid = pad_boxes(boxes.astype(np.float32), self.settings.max_proposals)
+        return {
+            "image": image,
+            "size": np.asarray(size, np.float32),
+            "boxes": padded,
+            "valid": valid,
+        }
+
+    def _image(self, index: int) -> np.ndarray:
+        if self._cache is None:
+            return load_image(self.split.records[index].path)
+        if index not in self._cache:
+            self._cache[index] = load_image(self.split.records[index].path)
+        return self._cache[index]
+
+
+def fitted_size(record: TagRecord, canvas: Canvas) -> tuple[int, int]:
+    """(height, width) of the image in the canvas, as `resize_to_canvas` makes it."""
+    scale = min(canvas[0] / record.height, canvas[1] / record.width)
+    return max(1, round(record.height * scale)), max(1, round(record.width * scale))
+
+
+def place_boxes(
+    boxes: np.ndarray, record: TagRecord, size: tuple[int, int], mirrored: bool
+) -> np.ndarray:
+    """Boxes of the original image in a view of that (height, width)."""
+    factors = np.asarray([size[1] / record.width, size[0] / record.height] * 2, np.float32)
+    boxes = boxes * factors
+    return flip(boxes, np.float32(size[1])) if mirrored else boxes
+
+
+def restore_boxes(
+    boxes: np.ndarray, record: TagRecord, size: Sequence[float], mirrored: bool
+) -> np.ndarray:
+    """The inverse of `place_boxes` for boxes `[..., 4]`."""
+    boxes = flip(boxes, np.float32(size[1])) if mirrored else boxes
+    factors = np.asarray([size[1] / record.width, size[0] / record.height] * 2, np.float32)
+    return boxes / factors
+
+
+def jitter_colour(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Random gain of each channel and random brightness; the padding (0) stays 0."""
+    gain = rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
+    shifted = image * gain + np.float32(rng.uniform(-amount, amount) * 64) * (image > 0)
+    return np.clip(shifted, 0, 255).astype(np.uint8)
+
+
+class FeatureCache:
+    """Maps of a frozen backbone on disk, float16, one file an image and view.
+
+    `<folder>/<xx>/<image id>-<scale>[-mirrored].safetensors`; written atomically, so a killed run
+    goes on with the missing ones.
+    """
+
+    def __init__(self, folder: str | Path, key: str):
+        self.folder, self.key = Path(folder), key
+
+    def path(self, image_id: int, view: View) -> Path:
+        name = f"{image_id}-{view.scale}{'-mirrored' if view.mirrored else ''}.safetensors"
+        return self.folder / f"{image_id % 100:02d}" / name
+
+    def read(self, image_id: int, view: View) -> np.ndarray:
+        """Maps float16 `[h, w, F]`; `BadInput` when damaged or of another backbone."""
+        path = self.path(image_id, view)
+        arrays, metadata = read_arrays(path)
+        if metadata.get("key") != self.key:
+            raise BadInput(path, "was made by another backbone", "delete it and run again")
+        return arrays["maps"]
+
+    def fill(
+        self,
+        split: TagSplit,
+        scales: Sequence[Scale],
+        views: Sequence[View],
+        network: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        batch: int,
+    ) -> None:
+        """Computes what is missing. network: (images uint8 `[B, H, W, 3]`, sizes `[B, 2]`) -> maps
+        float16 `[B, h, w, F]`."""
+        todo: dict[tuple[View, int], list[TagRecord]] = {}
+        for record in split.records:
+            for view in views:
+                if not self.path(record.image_id, view).exists():
+                    key = (view, shape_group(record, scales))
+                    todo.setdefault(key, []).append(record)
+        total = sum(map(len, todo.values()))
+        with tqdm(total=total, desc=f"features {split.split}", unit="images") as bar:
+            for (view, group), records in todo.items():
+                canvas = scales[view.scale][group]
+                for start in range(0, len(records), batch):
+                    self._run(records[start : start + batch], view, canvas, network, batch)
+                    bar.update(len(records[start : start + batch]))
+
+    def _run(self, records, view, canvas, network, batch) -> None:
+        images = np.zeros((batch, *canvas, 3), np.uint8)  # the last batch is padded
+        sizes = np.ones((batch, 2), np.float32)
+        none = np.zeros((0, 4), np.float32)
+        for i, record in enumerate(records):
+            image = load_image(record.path)
+            images[i], _, sizes[i] = resize_to_canvas(image, none, canvas, flip=view.mirrored)
+        maps = network(images, sizes)
+        for i, record in enumerate(records):
+            write_arrays(self.path(record.image_id, view), {"maps": maps[i]}, {"key": self.key})
