@@ -1,5 +1,6 @@
 """Reading published PyTorch checkpoints without running what is inside them; fingerprints."""
 
+import dataclasses
 import hashlib
 import pickle
 from pathlib import Path
@@ -49,8 +50,13 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 (first 16 hex digits) of a network's named tensors: same weights, same text."""
+    return tensors_fingerprint(module.state_dict())
+
+
+def tensors_fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 (first 16 hex digits) of names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         array = np.ascontiguousarray(value.detach().cpu().numpy())
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.data)
@@ -60,9 +66,9 @@ def weights_fingerprint(module: nn.Module) -> str:
 def network_fingerprint(network: object) -> str:
     """Same text for clue networks that compute the same.
 
-    The network's own attribute `fingerprint` when it has one, else of its attributes: the tensors
-    of torch modules, and numbers, texts and tuples as they are. Raises TypeError for others: they
-    cannot be compared from one process to the next.
+    The network's own attribute `fingerprint` when it has one, else of its attributes: tensors and
+    those of torch modules, frozen settings, and numbers, texts and tuples as they are. Raises
+    TypeError for others: they cannot be compared from one process to the next.
     """
     own = getattr(network, "fingerprint", None)
     if own is not None:
@@ -71,6 +77,10 @@ def network_fingerprint(network: object) -> str:
     for name, value in vars(network).items():
         if isinstance(value, nn.Module):
             parts[name] = weights_fingerprint(value)
+        elif isinstance(value, torch.Tensor):
+            parts[name] = tensors_fingerprint({"": value})
+        elif dataclasses.is_dataclass(value):
+            parts[name] = dataclasses.asdict(value)
         elif isinstance(value, (bool, int, float, str, tuple, list, type(None))):
             parts[name] = repr(value)
         else:

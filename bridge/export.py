@@ -8,7 +8,7 @@ all, and a killed process goes on where it stopped. The files do not depend on t
 
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ from weaksam_jax.data.store import (
     write_proposals,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, write_arrays
+from weaksam_jax.files import fingerprint, read_arrays, write_arrays
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
 FORMAT = 1
@@ -65,7 +65,7 @@ class ExportSettings:
         prompts, proposals = {
             "paper": (PromptSettings.paper(), ProposalSettings.paper()),
             "release": (PromptSettings.release(), ProposalSettings.paper()),
-            "mini": (PromptSettings.mini(), ProposalSettings.mini()),
+            "mini": (replace(PromptSettings.mini(), grid_side=12), ProposalSettings.mini()),
             "light": (PromptSettings(grid_side=16), ProposalSettings.light()),
         }[name]
         return cls(prompts=prompts, proposals=proposals, **changes)
@@ -273,9 +273,12 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def load_clues(path: Path) -> ClueNetwork:
-    """The clue network of a weights file that this project trained, or of a published WeakTr."""
+    """The clue network of a weights file: WeakTr (ours or published), or a Lite0 head of ours."""
+    from bridge.lite_cam import load_lite_cam
     from bridge.weaktr import WeakTrClues, load_weaktr
 
+    if path.suffix == ".safetensors" and read_arrays(path)[0].keys() == {"weight", "bias"}:
+        return load_lite_cam(path)
     return WeakTrClues(load_weaktr(path))
 
 

@@ -52,13 +52,17 @@ class ProposalSettings:
 
     @classmethod
     def mini(cls) -> "ProposalSettings":
-        """`sam_mini` on images of at most 192 pixels: at most 150 boxes."""
-        return cls(grid_nms=0.7, clue_nms=0.9, dedupe_nms=0.9, max_boxes=150, min_side=4)
+        """`sam_mini` on images of at most 192 pixels: at most 150 boxes.
+
+        Small SAMs have flat logits and low predicted IoU; thresholds made for ViT-H would empty the
+        grid, so masks are ranked and capped instead.
+        """
+        return cls(t_iou=0.1, t_stab=0.0, grid_nms=0.7, min_side=4, dedupe_nms=0.9, max_boxes=150)
 
     @classmethod
     def light(cls) -> "ProposalSettings":
-        """`sam_mini_lite` on photographs: at most 250 boxes."""
-        return cls(grid_nms=0.7, clue_nms=0.9, dedupe_nms=0.9, max_boxes=250, min_side=10)
+        """`sam_mini_lite` on photographs: at most 250 boxes, ranked as in `mini`."""
+        return cls(t_iou=0.1, t_stab=0.0, grid_nms=0.7, min_side=10, dedupe_nms=0.9, max_boxes=250)
 
 
 def propose(

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
 
+from bridge.checkpoints import network_fingerprint
 from bridge.clues import Clues, minmax
 from bridge.export import ExportSettings, export_split, main, parse_shard, shrink
 from bridge.prompts import PromptSettings
@@ -183,6 +185,23 @@ def test_networks_that_cannot_be_compared_are_refused(split, sam, tmp_path):
 
     with pytest.raises(TypeError, match="thing"):
         export(split, sam, tmp_path, Opaque())
+
+
+def test_fingerprints_of_networks_follow_weights_and_settings():
+    class Network:
+        def __init__(self, seed, side=9):
+            self.model = small_sam(seed)
+            self.weight = torch.full((2,), float(seed))
+            self.settings = PromptSettings(grid_side=side)
+            self.views = (1.0, 0.8)
+
+    first = network_fingerprint(Network(0))
+    assert first == network_fingerprint(Network(0))
+    assert first != network_fingerprint(Network(1)) != network_fingerprint(Network(1, side=8))
+    for change in ({"weight": torch.ones(2)}, {"views": (1.0,)}):
+        network = Network(0)
+        vars(network).update(change)
+        assert network_fingerprint(network) != first
 
 
 def test_shrink_keeps_the_mean():
