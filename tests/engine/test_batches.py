@@ -1,0 +1,102 @@
+"""Batches as a pure function of (seed, number), and boxes that follow their image."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weaksam_jax.data.batches import (
+    choose_canvas,
+    make_batches,
+    pad_boxes,
+    resize_to_canvas,
+)
+
+
+def sample(index, canvas, rng):
+    return {
+        "index": np.int64(index),
+        "noise": rng.random(3),
+        "canvas": np.zeros(canvas),
+    }
+
+
+GROUPS = [(4, 6)] * 9 + [(6, 4)] * 5
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def equal(a, b):
+    return all(
+        all(np.array_equal(x[name], y[name]) for name in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_state_round_trip_is_exact(threads):
+    iterator = make_batches(sample, GROUPS, 3, seed=1, threads=threads)
+    take(iterator, 5)
+    state = iterator.get_state()
+    rest = take(iterator, 7)
+    again = make_batches(sample, GROUPS, 3, seed=1, threads=threads)
+    again.set_state(state)
+    assert equal(take(again, 7), rest)
+
+
+def test_threads_change_nothing_and_the_seed_does():
+    inline = take(make_batches(sample, GROUPS, 3, seed=1, threads=0), 8)
+    assert equal(take(make_batches(sample, GROUPS, 3, seed=1), 8), inline)
+    assert not equal(take(make_batches(sample, GROUPS, 3, seed=2), 8), inline)
+
+
+def test_an_epoch_shows_each_sample_at_most_once_and_never_mixes_groups():
+    iterator = make_batches(sample, GROUPS, 3, seed=0)
+    for _ in range(4):  # 9 / 3 + round(5 / 3) batches an epoch
+        epoch = take(iterator, 5)
+        first = np.concatenate([b["index"] for b in epoch if b["index"][0] < 9])
+        assert sorted(first) == list(range(9))
+        for batch in epoch:
+            assert len({GROUPS[i] for i in batch["index"]}) == 1
+            assert batch["canvas"].shape[1:] == GROUPS[batch["index"][0]]
+
+
+def test_processes_share_a_batch():
+    whole = take(make_batches(sample, GROUPS, 4, seed=3), 6)
+    halves = [take(make_batches(sample, GROUPS, 4, seed=3, process=(p, 2)), 6) for p in (0, 1)]
+    for all_of_it, left, right in zip(whole, *halves, strict=True):
+        for name in all_of_it:
+            np.testing.assert_array_equal(
+                np.concatenate([left[name], right[name]]), all_of_it[name]
+            )
+
+
+@given(
+    st.integers(24, 60),
+    st.integers(24, 60),
+    st.booleans(),
+    st.floats(0.5, 1.5),
+)
+def test_boxes_follow_the_image(height, width, mirrored, scale):
+    """A bright rectangle is found where its box says, within the rounding of the resize."""
+    image = np.zeros((height, width, 3), np.uint8)
+    x1, y1, x2, y2 = width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2
+    image[y1:y2, x1:x2] = 255
+    box = np.asarray([[x1, y1, x2, y2]], np.float32)
+    out, boxes, size = resize_to_canvas(image, box, (64, 64), scale=scale, flip=mirrored)
+    assert out.shape == (64, 64, 3) and not out[size[0] :].any() and not out[:, size[1] :].any()
+    rows, columns = (
+        np.flatnonzero(out[..., 0].max(1) > 127),
+        np.flatnonzero(out[..., 0].max(0) > 127),
+    )
+    seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert np.abs(boxes[0] - seen).max() <= 1.5
+
+
+def test_choose_canvas_and_padding():
+    assert choose_canvas(500, 375, ((480, 640), (640, 480))) == (480, 640)
+    assert choose_canvas(375, 500, ((480, 640), (640, 480))) == (640, 480)
+    padded, valid = pad_boxes(np.ones((3, 4), np.float32), 5)
+    assert padded.shape == (5, 4) and valid.tolist() == [True] * 3 + [False] * 2
+    assert pad_boxes(np.ones((7, 4)), 5)[1].all()

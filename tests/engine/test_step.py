@@ -1,0 +1,114 @@
+"""The train step on one and on four simulated devices, against the gradient written out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from weaksam_jax.engine.mesh import data_mesh, put_batch
+from weaksam_jax.engine.step import count_compilations, create_state, make_train_step
+
+PARAMS = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "b": np.zeros(2, np.float32)}
+
+
+def loss_fn(params, batch, rng):
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.mean(error**2), {"largest": jnp.abs(error).max()}
+
+
+def batch_of(seed, images=8):
+    rng = np.random.default_rng(seed)
+    draw = rng.standard_normal
+    return {"x": draw((images, 3), np.float32), "y": draw((images, 2), np.float32)}
+
+
+def three_steps(mesh):
+    tx = optax.sgd(0.1, momentum=0.9)
+    state = create_state(PARAMS, tx, jax.random.key(0), mesh)
+    step, losses = make_train_step(loss_fn, tx, mesh), []
+    for seed in range(3):
+        state, metrics = step(state, put_batch(batch_of(seed), mesh))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params)
+
+
+def three_steps_by_hand():
+    w, b = PARAMS["w"].astype(np.float64), PARAMS["b"].astype(np.float64)
+    vw, vb, losses = np.zeros_like(w), np.zeros_like(b), []
+    for seed in range(3):
+        batch = batch_of(seed)
+        error = batch["x"] @ w + b - batch["y"]
+        losses.append((error**2).mean())
+        gw, gb = 2 * batch["x"].T @ error / error.size, 2 * error.sum(0) / error.size
+        vw, vb = 0.9 * vw + gw, 0.9 * vb + gb
+        w, b = w - 0.1 * vw, b - 0.1 * vb
+    return losses, {"w": w, "b": b}
+
+
+def test_one_device_is_the_gradient_written_out():
+    (losses, params), (want, by_hand) = three_steps(data_mesh()), three_steps_by_hand()
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    for name in params:
+        np.testing.assert_allclose(params[name], by_hand[name], rtol=1e-4, atol=1e-6)
+
+
+def test_four_devices_are_one_device():
+    """In a process of its own: the number of devices is fixed when JAX starts.
+
+    With `check_vma=True` the gradient, and so the parameters, would be four times off.
+    """
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import jax; import test_step as t;"
+        "from weaksam_jax.engine.mesh import data_mesh; assert len(jax.devices()) == 4;"
+        "losses, params = t.three_steps(data_mesh());"
+        "print(json.dumps([losses, params['w'].tolist(), params['b'].tolist()]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, os.path.dirname(__file__)],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    losses, w, b = json.loads(run.stdout)
+    want, params = three_steps(data_mesh())
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    np.testing.assert_allclose(w, params["w"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(b, params["b"], rtol=1e-5, atol=1e-6)
+
+
+def test_one_compilation_a_shape():
+    mesh, tx = data_mesh(), optax.sgd(0.1)
+    step = make_train_step(loss_fn, tx, mesh)
+    state = create_state(PARAMS, tx, jax.random.key(0), mesh)
+    with count_compilations("step") as lines:
+        for images in (8, 4, 8, 4, 8):
+            state, _ = step(state, put_batch(batch_of(0, images), mesh))
+    assert len(lines) == 2
+
+
+def test_the_state_is_donated_and_the_arguments_are_not():
+    mesh, tx = data_mesh(), optax.sgd(0.1)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = create_state(params, tx, jax.random.key(0), mesh)
+    make_train_step(loss_fn, tx, mesh)(state, put_batch(batch_of(0), mesh))
+    assert state.params["w"].is_deleted() and not params["w"].is_deleted()
+
+
+def test_the_key_differs_by_step():
+    mesh, tx = data_mesh(), optax.sgd(0.0)
+
+    def noise(params, batch, rng):
+        return jnp.sum(params["w"]) * 0, {"draw": jax.random.uniform(rng)}
+
+    step, draws = make_train_step(noise, tx, mesh), []
+    state = create_state(PARAMS, tx, jax.random.key(0), mesh)
+    for _ in range(3):
+        state, metrics = step(state, put_batch(batch_of(0), mesh))
+        draws.append(float(metrics["draw"]))
+    assert len(set(draws)) == 3
