@@ -245,7 +245,7 @@ def _mark(pen, x: float, y: float, radius: float, color: Color, name: str) -> No
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def label_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib carries, so that every machine draws the same letters."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
@@ -253,7 +253,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _labels(pen, size: tuple[int, int], boxes: np.ndarray, names, colors) -> None:
     """Writes a name at each box, most important (last drawn) boxes first."""
-    font = _font(int(np.clip(round(max(size) / 34), 11, 18)))
+    font = label_font(int(np.clip(round(max(size) / 34), 11, 18)))
     placed: list[np.ndarray] = []
     for index in reversed(range(len(boxes))):
         left, top, right, bottom = pen.textbbox((0, 0), names[index], font=font)

@@ -1,0 +1,82 @@
+"""Which images the report shows, and which boxes of an image are right. Nothing is random."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weaksam_jax.boxes import iou
+from weaksam_jax.data.records import TagRecord, TruthRecord
+from weaksam_jax.evaluate.recall import greedy_matches
+from weaksam_jax.report.artefacts import Found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Boxes against the truth of one image.
+
+    right bool `[n]`: matched to an object of its class, or on a difficult one. found bool `[m]`:
+    objects that are matched, and all difficult ones and crowds (they are not asked for). objects:
+    how many are asked for.
+    """
+
+    right: np.ndarray
+    found: np.ndarray
+    objects: int
+
+    @property
+    def missed(self) -> int:
+        return int((~self.found).sum())
+
+    @property
+    def wrong(self) -> int:
+        return int((~self.right).sum())
+
+
+def judge(found: Found, truth: TruthRecord, threshold: float = 0.5) -> Verdict:
+    """Class by class, one box to one object, highest IoU first, IoU >= threshold."""
+    ignored = truth.difficult | truth.crowd
+    right, matched = np.zeros(len(found.boxes), bool), ignored.copy()
+    for label in np.unique(found.labels):
+        mine = np.flatnonzero(found.labels == label)
+        theirs = np.flatnonzero((truth.labels == label) & ~ignored)
+        spared = np.flatnonzero((truth.labels == label) & ignored)
+        boxes = found.boxes[mine]
+        right[mine] = (iou(boxes, truth.boxes[spared].astype(float)) >= threshold).any(1)
+        for row, column in greedy_matches(iou(boxes, truth.boxes[theirs].astype(float)), threshold):
+            right[mine[row]], matched[theirs[column]] = True, True
+    return Verdict(right, matched, int((~ignored).sum()))
+
+
+def showcase(records: Sequence[TagRecord], count: int) -> list[TagRecord]:
+    """`count` records in which every class has its turn, in the split's order.
+
+    Of the records the one whose tags were shown least comes next, images with several tags before
+    others of the same turn; ties go by a hash of the image id. Only tags are looked at, so the
+    choice says nothing about how well the images turned out.
+    """
+    order = sorted(records, key=lambda r: hashlib.sha256(str(r.image_id).encode()).digest())
+    order = [r for r in order if r.tags] or order
+    shown, chosen = {}, []
+    while order and len(chosen) < count:
+        best = min(order, key=lambda r: (_turns(r, shown), -min(len(r.tags), 2)))
+        order.remove(best)
+        chosen.append(best)
+        for tag in best.tags:
+            shown[tag] = shown.get(tag, 0) + 1
+    place = {record.image_id: index for index, record in enumerate(records)}
+    return sorted(chosen, key=lambda r: place[r.image_id])
+
+
+def _turns(record: TagRecord, shown: Mapping[int, int]) -> float:
+    return float(np.mean([shown.get(tag, 0) for tag in record.tags])) if record.tags else 0.0
+
+
+def worst(
+    records: Sequence[TagRecord], faults: Callable[[TagRecord], int], count: int
+) -> list[TagRecord]:
+    """The `count` records with most faults, most first (the split's order among equals)."""
+    scored = [(faults(record), record) for record in records]
+    scored = [pair for pair in scored if pair[0] > 0]
+    return [record for _, record in sorted(scored, key=lambda pair: -pair[0])[:count]]

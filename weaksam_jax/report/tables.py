@@ -1,0 +1,130 @@
+"""The report's tables: metrics.json in words, and average precision by class."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.report.artefacts import Artefacts
+
+# Known figures: place in metrics.json, name, what it says, and whether it is a share (0..1).
+KNOWN = (
+    ("clues.tag_map", "Tag mAP", "how well the clue network names the classes of test images", 1),
+    ("proposals.per_image", "Proposals an image", "boxes SAM (or selective search) offers", 0),
+    ("proposals.recall.0.50", "Proposal recall, IoU 0.5", "objects that some proposal covers", 1),
+    ("proposals.recall.0.75", "Proposal recall, IoU 0.75", "the same, tightly", 1),
+    ("proposals.recall.0.90", "Proposal recall, IoU 0.9", "the same, almost exactly", 1),
+    ("wsod.cam_corloc", "CorLoc of thresholded class maps", "the simplest baseline", 2),
+    ("wsod.corloc", "CorLoc of the MIL detector", "training images whose best box is right", 2),
+    ("wsod.cam_ap50", "AP50 of thresholded class maps", "the simplest baseline", 2),
+    ("wsod.ap50", "AP50 of the MIL detector", "average precision at IoU 0.5, test images", 2),
+    ("wsod.ap", "AP of the MIL detector", "mean over IoU 0.5 to 0.95", 2),
+    ("pgt_top1.precision50", "Top-1 pseudo boxes: precision", "boxes that are right", 1),
+    ("pgt_top1.recall50", "Top-1 pseudo boxes: recall", "training objects that are found", 1),
+    ("pgt.per_image", "Adaptive pseudo boxes an image", "", 0),
+    ("pgt.precision50", "Adaptive pseudo boxes: precision", "boxes that are right", 1),
+    ("pgt.recall50", "Adaptive pseudo boxes: recall", "training objects that are found", 1),
+    ("retrain.ap50", "AP50 of the retrained detector", "with RoI drop, test images", 2),
+    ("retrain.ap", "AP of the retrained detector", "mean over IoU 0.5 to 0.95", 2),
+    ("retrain_without_drop.ap50", "AP50 retrained without RoI drop", "for comparison", 2),
+    ("retrain_without_drop.ap", "AP retrained without RoI drop", "for comparison", 2),
+)
+# Parts of metrics.json that have a place of their own in the report.
+_ELSEWHERE = ("dataset", "versions", "seconds", "seed", "proposals.recall_at")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the results table. key: place in metrics.json; value: as text."""
+
+    key: str
+    name: str
+    meaning: str
+    value: str
+
+
+def results(metrics: Mapping) -> tuple[list[Figure], list[Figure]]:
+    """(known figures in the road's order, all others under their own names)."""
+    values = dict(flatten(metrics))
+    known = [
+        Figure(key, name, meaning, as_text(values[key], kind))
+        for key, name, meaning, kind in KNOWN
+        if isinstance(values.get(key), int | float)
+    ]
+    shown = {figure.key for figure in known}
+    others = [
+        Figure(key, key, "", as_text(value, 0))
+        for key, value in values.items()
+        if key not in shown and not key.startswith(_ELSEWHERE) and ".per_class." not in key
+    ]
+    return known, others
+
+
+def as_text(value, kind: int) -> str:
+    """kind 0: the number as it is; 1: a share, in percent; 2: percent already."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if kind:
+        return f"{100 * value if kind == 1 else value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def flatten(value, name: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, leaf) of nested dictionaries."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, value
+
+
+def seconds(metrics: Mapping) -> list[tuple[str, str, float]]:
+    """(stage, time as text, percent of the longest) of each stage."""
+    times = metrics.get("seconds", {})
+    longest = max([*times.values(), 1e-9])
+    return [(name, duration(time), 100 * time / longest) for name, time in times.items()]
+
+
+def duration(time: float) -> str:
+    """ "1 h 02 min", "3 min 05 s" or "4.2 s"."""
+    if time < 60:
+        return f"{time:.1f} s"
+    minutes, rest = divmod(round(time), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def by_class(artefacts: Artefacts, train_truth: TruthSplit | None) -> dict | None:
+    """{"columns": [...], "rows": [[class index, cells...]]}; None without figures by class."""
+    train, metrics = artefacts.train, artefacts.metrics
+    ap = {
+        name: part["per_class"]
+        for name, part in metrics.items()
+        if isinstance(part, Mapping) and isinstance(part.get("per_class"), Mapping)
+    }
+    if not ap:
+        return None
+    indices = range(len(train.classes))
+    counts = {"training images": [sum(i in r.tags for r in train.records) for i in indices]}
+    if train_truth is not None:
+        labels = [record.labels for record in train_truth.records]
+        counts["training objects"] = np.bincount(_join(labels), minlength=len(indices)).tolist()
+    if artefacts.found["pgt"] is not None:
+        labels = [found.labels for found in artefacts.found["pgt"].values()]
+        counts["pseudo boxes"] = np.bincount(_join(labels), minlength=len(indices)).tolist()
+    titles = {"wsod": "AP50 MIL", "retrain": "AP50 retrained"}
+    titles |= {"retrain_without_drop": "AP50 without drop"}
+    table = []
+    for index, name in enumerate(train.classes):
+        cells = [str(column[index]) for column in counts.values()]
+        cells += [f"{one[name]:.1f}" if name in one else "–" for one in ap.values()]
+        table.append([index, *cells])
+    return {"columns": [*counts, *(titles.get(name, name) for name in ap)], "rows": table}
+
+
+def _join(labels: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *labels]).astype(np.int64)
