@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint
 
 # What torch.load raises on a file that is cut short, empty, of another kind, or holds objects.
-_BROKEN = (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError)
+_BROKEN = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(pickle.UnpicklingError, struct.error),
+)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:

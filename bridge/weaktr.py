@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from bridge.checkpoints import read_checkpoint
 from bridge.clues import Clues, minmax, predicted_classes
 from bridge.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import atomic_path, read_arrays
 
 __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_tensor"]
 
@@ -34,7 +35,7 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
     """
     if fusion not in ("auto", *FUSIONS):
         raise ValueError(f"fusion must be auto or one of {FUSIONS}, got {fusion!r}")
-    state, metadata = _read_state(Path(path))
+    state, metadata = read_tensors(path)
     try:
         config = _config(state, metadata, fusion)
     except (KeyError, ValueError, IndexError) as error:
@@ -43,32 +44,27 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
     if config.fusion == "uniform":
         state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
     model = WeakTr(config)
-    _check_keys(path, model.state_dict(), state)
+    check_keys(path, model.state_dict(), state)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, without the prefix that data-parallel training adds, and metadata."""
-    cure = "check the path, or fetch the file again"
-    if not path.is_file():
-        raise BadInput(path, "does not exist", cure)
-    metadata: dict[str, str] = {}
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-            with safetensors.safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load has no error type of its own: zip, pickle and I/O errors all come through.
-    except Exception as error:
-        raise BadInput(path, f"cannot be read as weights ({error})", cure) from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise BadInput(path, "holds no dictionary of tensors", cure)
-    return {name.removeprefix("module."): value.float() for name, value in state.items()}, metadata
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and metadata, of a `.safetensors` file or a PyTorch checkpoint.
+
+    Raises `BadInput` when the file is missing, truncated or something else.
+    """
+    if Path(path).suffix != ".safetensors":
+        return read_checkpoint(path), {}
+    arrays, metadata = read_arrays(path)
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}, metadata
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file atomically."""
+    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, metadata)
 
 
 def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
@@ -78,9 +74,10 @@ def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> 
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in state) if m]
     depth = 1 + max(blocks, default=-1)
     stem, patch = "patch", 0
-    if "patch_embed.proj.0.weight" in state:  # each 3 x 3 convolution halves the image
+    if "patch_embed.proj.0.weight" in state:  # 2 n - 1 convolutions of 3 x 3 halve n times
         weights = [state[k] for k in state if k.startswith("patch_embed.proj.")]
-        stem, patch = "conv", 2 ** sum(w.ndim == 4 and w.shape[-1] == 3 for w in weights)
+        convolutions = sum(w.ndim == 4 and w.shape[-1] == 3 for w in weights)
+        stem, patch = "conv", 2 ** ((convolutions + 1) // 2)
     else:
         patch = state["patch_embed.proj.weight"].shape[-1]
     found, heads = "v3", int(metadata.get("heads", max(1, dim // 64)))
@@ -92,7 +89,7 @@ def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> 
     return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem)
 
 
-def _check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]):
+def check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Raises `BadInput` naming what does not fit."""
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),

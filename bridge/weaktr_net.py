@@ -22,7 +22,7 @@ class WeakTrConfig:
     classes: class tokens C. patch: side of a patch in pixels. grid: side of the position
     embedding's grid. fusion: "v3" (weights from pooled attention outputs), "v1" (from pooled
     attention maps) or "uniform" (plain mean, no weights). stem: "patch" (one convolution, the
-    published form) or "conv" (a few 3 x 3 convolutions of stride 2, for training from scratch).
+    published form) or "conv" (3 x 3 convolutions, for training from scratch).
     drop_path: rate of the last block, growing linearly from 0; only acts in training.
     """
 
@@ -162,10 +162,10 @@ class PatchEmbed(nn.Module):
         if config.stem != "conv" or patch != 2**steps:
             raise ValueError(f"stem {config.stem!r} with patch {patch} is not known")
         widths = [3] + [max(16, dim // 2 ** (steps - i)) for i in range(1, steps + 1)]
-        layers: list[nn.Module] = []
-        for wide, next_wide in pairwise(widths):
-            layers += [nn.Conv2d(wide, next_wide, 3, 2, 1, bias=False)]
-            layers += [nn.GroupNorm(max(1, next_wide // 16), next_wide), nn.ReLU()]
+        layers = _convolution(widths[0], widths[1], stride=2)
+        for wide, next_wide in pairwise(widths[1:]):
+            layers += _convolution(wide, next_wide, stride=2)
+            layers += _convolution(next_wide, next_wide, stride=1)
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
         self.patch = patch
 
@@ -276,6 +276,11 @@ class WeakTr(nn.Module):
             for layer, maps in enumerate(attention)
         )
         return (seeds @ affinity.transpose(1, 2)).unflatten(-1, coarse.shape[-2:])
+
+
+def _convolution(channels: int, out: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+    return [conv, nn.BatchNorm2d(out), nn.ReLU()]
 
 
 def _initialise(module: nn.Module) -> None:

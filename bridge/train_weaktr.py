@@ -1,0 +1,292 @@
+"""Training WeakTr on image tags alone."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from bridge.tag_samples import TagSamples, epoch_batches
+from bridge.weaktr import WeakTr, WeakTrConfig, check_keys, read_tensors, save_tensors
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import fingerprint, write_text
+
+
+@dataclass(frozen=True)
+class WeakTrSettings:
+    """Network sizes as in `WeakTrConfig`, and the recipe.
+
+    crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
+    image's area in a crop. augment: "light" (crop, mirror, colour jitter) or "timm" (crop, mirror,
+    RandAugment, random erasing). lr: peak rate at batch_size (the paper's 6e-4 is for 512).
+    warmup_epochs from warmup_lr, then a cosine to min_lr. init: file with published DeiT weights to
+    start from (None: random). workers: threads or processes that decode and augment.
+    """
+
+    dim: int = 384
+    heads: int = 6
+    depth: int = 12
+    patch: int = 16
+    fusion: str = "v3"
+    stem: str = "patch"
+    drop_path: float = 0.1
+    crop: int = 224
+    min_scale: float = 0.08
+    augment: str = "timm"
+    epochs: int = 60
+    warmup_epochs: int = 5
+    batch_size: int = 64
+    lr: float = 6e-4 * 64 / 512
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    weight_decay: float = 0.03
+    init: Path | None = None
+    workers: int = 2
+
+    @classmethod
+    def paper(cls, init: Path | None = None) -> "WeakTrSettings":
+        """The WeakTr recipe for VOC12; `init` is the file of ImageNet DeiT-S it starts from."""
+        return cls(init=init)
+
+    @classmethod
+    def mini(cls) -> "WeakTrSettings":
+        """From scratch on a few hundred drawn images in about a minute of two cores."""
+        return cls(
+            dim=96,
+            heads=4,
+            depth=4,
+            patch=8,
+            stem="conv",
+            drop_path=0.0,
+            crop=112,
+            min_scale=0.3,
+            augment="light",
+            epochs=60,
+            warmup_epochs=3,
+            batch_size=20,
+            lr=1e-3,
+            weight_decay=0.05,
+        )
+
+    def config(self, classes: int) -> WeakTrConfig:
+        """The network for that many classes."""
+        grid = self.crop // self.patch
+        return WeakTrConfig(
+            classes,
+            self.dim,
+            self.heads,
+            self.depth,
+            self.patch,
+            grid,
+            self.fusion,
+            self.stem,
+            self.drop_path,
+        )
+
+
+def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int) -> Path:
+    """Trains on tags and returns `folder/weaktr.safetensors`, which `load_weaktr` reads.
+
+    Each epoch ends in an atomic checkpoint and a line of `folder/log.jsonl`; data order, crops and
+    noise depend on (seed, epoch, image) only, so a killed run started again ends in the same bits.
+    A finished run of the same settings, images and seed is not repeated. Raises `BadInput` for an
+    unreadable image, checkpoint or `init`, and for a split with fewer images than a batch.
+    """
+    folder = Path(folder)
+    final, checkpoint = folder / "weaktr.safetensors", folder / "checkpoint.safetensors"
+    key = _fingerprint(train, settings, seed)
+    if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
+        return final
+    if len(train.records) < settings.batch_size:
+        problem = f"has {len(train.records)} images, fewer than a batch of {settings.batch_size}"
+        raise BadInput(f"{train.dataset}/{train.split}", problem, "give more images")
+    with _deterministic():
+        model = _run(train, settings, folder, seed, key)
+    metadata = {
+        "fingerprint": key,
+        "heads": str(settings.heads),
+        "classes": ";".join(train.classes),
+    }
+    save_tensors(final, model.state_dict(), metadata)
+    checkpoint.unlink(missing_ok=True)
+    return final
+
+
+def weaktr_loss(model: WeakTr, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The three multi-label soft-margin losses and their sum "loss" (WeakTr, section 3.3).
+
+    images `[B, 3, H, W]` normalised; labels float `[B, C]`. "fine" reaches only the fusion weights.
+    """
+    out = model.maps(images)
+    parts = {
+        name: F.multilabel_soft_margin_loss(getattr(out, name + "_logits"), labels)
+        for name in ("class", "coarse", "fine")
+    }
+    return {"loss": sum(parts.values()), **parts}
+
+
+def tag_map(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean average precision of tags. scores, labels (0/1): `[images, C]`; absent classes left out.
+
+    Average precision is the area under the step-wise precision-recall curve.
+    """
+    present = np.flatnonzero(labels.any(0))
+    return float(np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in present]))
+
+
+def learning_rate(settings: WeakTrSettings, epoch: float) -> float:
+    """The rate at a (fractional) epoch: linear warm-up, then a cosine down to min_lr."""
+    if epoch < settings.warmup_epochs:
+        share = epoch / settings.warmup_epochs
+        return settings.warmup_lr + share * (settings.lr - settings.warmup_lr)
+    share = (epoch - settings.warmup_epochs) / max(1, settings.epochs - settings.warmup_epochs)
+    return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic algorithms of torch, without its (slow) filling of new memory."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def _fingerprint(train: TagSplit, settings: WeakTrSettings, seed: int) -> str:
+    images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
+    recipe = {k: v for k, v in dataclasses.asdict(settings).items() if k != "workers"}
+    return fingerprint([train.dataset, train.split, train.classes, images, recipe, seed])
+
+
+def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key: str) -> WeakTr:
+    """All epochs that are still to do."""
+    torch.manual_seed(seed)
+    model = WeakTr(settings.config(len(train.classes))).train()
+    if settings.init is not None:
+        start_from_deit(model, settings.init)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.lr, weight_decay=settings.weight_decay
+    )
+    checkpoint = folder / "checkpoint.safetensors"
+    done = _restore(checkpoint, key, model, optimizer)
+    _keep_log(folder / "log.jsonl", done)
+    samples = TagSamples(train, settings.crop, settings.min_scale, settings.augment, seed)
+    batches = epoch_batches(samples, settings.batch_size, done, settings.epochs, settings.workers)
+    images = len(samples) // settings.batch_size * settings.batch_size
+    bar = tqdm(total=settings.epochs * images, initial=done * images, desc="WeakTr", unit="image")
+    with bar:
+        for epoch in range(done, settings.epochs):
+            # Drop-path is the only user of torch's own generator.
+            torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+            entry = _epoch(model, optimizer, batches, settings, epoch, images, bar)
+            with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            _save_checkpoint(checkpoint, key, model, optimizer, epoch + 1)
+    return model
+
+
+def _epoch(
+    model: WeakTr,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    settings: WeakTrSettings,
+    epoch: int,
+    images: int,
+    bar: tqdm,
+) -> dict:
+    """One pass over the images; the line for the log (mean losses)."""
+    began, steps = time.monotonic(), images // settings.batch_size
+    totals: dict[str, float] = {}
+    for step in range(steps):
+        pictures, labels = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, epoch + step / steps)
+        losses = weaktr_loss(model, pictures, labels)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + value.item() / steps
+        if not math.isfinite(totals["loss"]):
+            raise FloatingPointError(f"WeakTr: the loss is not finite in epoch {epoch + 1}")
+        bar.update(settings.batch_size)
+    bar.set_postfix(loss=f"{totals['loss']:.3f}")
+    rate = images / (time.monotonic() - began)
+    entry = {"stage": "weaktr", "step": (epoch + 1) * steps, "epoch": epoch + 1}
+    return {**entry, **totals, "images_per_s": round(rate, 2)}
+
+
+def _save_checkpoint(
+    path: Path, key: str, model: WeakTr, optimizer: torch.optim.Optimizer, epochs: int
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+    save_tensors(path, tensors, {"fingerprint": key, "epochs": str(epochs)})
+
+
+def _restore(path: Path, key: str, model: WeakTr, optimizer: torch.optim.Optimizer) -> int:
+    """Puts the checkpoint's state back; finished epochs (0: no checkpoint of this very run)."""
+    if not path.exists():
+        return 0
+    tensors, metadata = read_tensors(path)
+    if metadata.get("fingerprint") != key:
+        return 0
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, part = name.split(".")
+            state.setdefault(int(index), {})[part] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return int(metadata["epochs"])
+
+
+def _keep_log(path: Path, epochs: int) -> None:
+    """Cuts the log back to the finished epochs."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    write_text(path, "".join(line + "\n" for line in lines[:epochs]))
+
+
+def start_from_deit(model: WeakTr, path: str | Path) -> None:
+    """Fills the transformer from published DeiT weights (one class token, 1000-way head).
+
+    The class token and its row of the position embedding are copied for every class; the head is
+    left out, and convolution head and fusion keep their random start (WeakTr's recipe). Raises
+    `BadInput` naming keys that are missing or do not fit.
+    """
+    state, _ = read_tensors(path)
+    wanted = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(("head.", "adaptive_attention_fusion."))
+    }
+    classes = model.config.classes
+    if {"cls_token", "pos_embed"} <= state.keys():
+        table = state["pos_embed"]
+        rows = [table[:, :1].expand(-1, classes, -1), table[:, 1:]]
+        state |= {
+            "cls_token": state["cls_token"].expand(-1, classes, -1),
+            "pos_embed": torch.cat(rows, dim=1),
+        }
+    chosen = {name: state[name] for name in wanted if name in state}
+    check_keys(path, wanted, chosen)
+    model.load_state_dict(chosen, strict=False)

@@ -1,0 +1,239 @@
+"""Training WeakTr on tags: the same bits after a kill, faults told plainly, the recipe's pieces."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from bridge.tag_samples import TagSamples, epoch_batches, light_augment
+from bridge.train_weaktr import (
+    WeakTrSettings,
+    learning_rate,
+    start_from_deit,
+    tag_map,
+    train_weaktr,
+    weaktr_loss,
+)
+from bridge.weaktr import WeakTr, load_weaktr
+from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.errors import BadInput
+
+TINY = dataclasses.replace(
+    WeakTrSettings.mini(),
+    dim=32,
+    depth=2,
+    crop=32,
+    epochs=4,
+    warmup_epochs=1,
+    batch_size=4,
+    drop_path=0.2,
+    workers=0,
+)
+
+
+def colours(folder: Path, count: int = 12) -> TagSplit:
+    """Images of noise with a red (class 0), green (1) or blue (2) disc; every fourth has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(count):
+        height, width = (int(side) for side in rng.integers(40, 64, 2))
+        image = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
+        tags = () if i % 4 == 3 else (i % 4,)
+        for tag in tags:
+            colour = [0, 0, 0]
+            colour[2 - tag] = 255  # OpenCV is BGR
+            cv2.circle(image, (width // 2, height // 2), 12, colour, -1)
+        path = folder / f"{i:06d}.png"
+        cv2.imwrite(str(path), image)
+        records.append(TagRecord(i, path.name, path, width, height, tags))
+    return TagSplit("colours", "train", ("red", "green", "blue"), (1, 2, 3), tuple(records))
+
+
+def run(folder: Path, images: Path, settings: WeakTrSettings, seed: int = 0) -> dict:
+    return load_file(train_weaktr(colours(images), settings, folder, seed))
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_resumes_with_the_same_bits(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", tmp_path / "images", TINY)
+    # Stopped in the middle of the third epoch.
+    calls = 0
+
+    def stopping(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return weaktr_loss(*arguments)
+
+    monkeypatch.setattr("bridge.train_weaktr.weaktr_loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", tmp_path / "images", TINY)
+    assert not (tmp_path / "parts" / "weaktr.safetensors").exists()
+    monkeypatch.undo()
+    assert same(whole, run(tmp_path / "parts", tmp_path / "images", TINY))
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    assert [entry["step"] for entry in logs[1]] == [3, 6, 9, 12]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
+    # A finished run is not repeated; another seed or recipe is another run.
+    before = (tmp_path / "parts" / "weaktr.safetensors").stat().st_mtime_ns
+    run(tmp_path / "parts", tmp_path / "images", TINY)
+    assert (tmp_path / "parts" / "weaktr.safetensors").stat().st_mtime_ns == before
+    assert not same(whole, run(tmp_path / "parts", tmp_path / "images", TINY, seed=1))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_train_weaktr import TINY, run
+run(Path(sys.argv[1]), Path(sys.argv[2]), TINY)
+"""
+
+
+@pytest.mark.slow
+def test_kill_nine_and_again(tmp_path):
+    """The process is killed at arbitrary moments until it gets through."""
+    command = [sys.executable, "-c", CHILD.format(here=str(Path(__file__).parent))]
+    command += [str(tmp_path / "killed"), str(tmp_path / "images")]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    colours(tmp_path / "images")
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    for _ in range(3):
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        while child.poll() is None:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != seen:
+                child.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        child.wait()
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    killed = load_file(tmp_path / "killed" / "weaktr.safetensors")
+    assert same(killed, run(tmp_path / "whole", tmp_path / "images", TINY))
+
+
+def test_worker_processes_change_nothing(tmp_path):
+    one = run(tmp_path / "a", tmp_path / "images", dataclasses.replace(TINY, epochs=1))
+    two = run(tmp_path / "b", tmp_path / "images", dataclasses.replace(TINY, epochs=1, workers=2))
+    assert same(one, two)
+
+
+def test_learns_colours_from_tags(tmp_path):
+    """A few seconds of training tell the discs apart, and the CAM lies on the disc."""
+    settings = dataclasses.replace(TINY, epochs=25, batch_size=8, lr=5e-3, drop_path=0.0, depth=1)
+    path = train_weaktr(colours(tmp_path / "images", 24), settings, tmp_path / "run", 0)
+    model = load_weaktr(path)
+    assert model.config.classes == 3
+    samples = TagSamples(colours(tmp_path / "images", 24), 48, 1.0, "light", 0)
+    images, labels = next(epoch_batches(samples, 24, 0, 1, 0))
+    out = model.maps(images)
+    assert tag_map(out.coarse_logits.numpy(), labels.numpy()) > 0.9
+
+
+def test_the_published_recipe_runs(tmp_path):
+    """`paper()` at a tiny size: RandAugment and random erasing, from DeiT weights."""
+    settings = dataclasses.replace(
+        WeakTrSettings.paper(),
+        dim=32,
+        heads=2,
+        depth=2,
+        patch=8,
+        crop=32,
+        epochs=1,
+        warmup_epochs=0,
+        batch_size=4,
+        workers=0,
+    )
+    deit = WeakTr(settings.config(3)).state_dict()
+    deit = {k: v for k, v in deit.items() if not k.startswith(("head", "adaptive"))}
+    deit["cls_token"], deit["pos_embed"] = torch.randn(1, 1, 32), torch.randn(1, 1 + 16, 32)
+    save_file(deit | {"head.weight": torch.zeros(1000, 32)}, tmp_path / "deit.safetensors")
+    model = WeakTr(settings.config(3))
+    start_from_deit(model, tmp_path / "deit.safetensors")
+    for c in range(3):
+        assert torch.equal(model.cls_token[0, c], deit["cls_token"][0, 0])
+        assert torch.equal(model.pos_embed[0, c], deit["pos_embed"][0, 0])
+    assert torch.equal(model.pos_embed[0, 3:], deit["pos_embed"][0, 1:])
+    assert torch.equal(model.blocks[1].attn.qkv.weight, deit["blocks.1.attn.qkv.weight"])
+    settings = dataclasses.replace(settings, init=tmp_path / "deit.safetensors")
+    first = run(tmp_path / "a", tmp_path / "images", settings)
+    assert same(first, run(tmp_path / "b", tmp_path / "images", settings))
+    del deit["blocks.1.norm1.bias"]
+    save_file(deit, tmp_path / "lacking.safetensors")
+    with pytest.raises(BadInput, match=r"blocks\.1\.norm1\.bias"):
+        start_from_deit(model, tmp_path / "lacking.safetensors")
+
+
+def test_faults(tmp_path):
+    with pytest.raises(BadInput, match="fewer than a batch"):
+        train_weaktr(colours(tmp_path / "few", 3), TINY, tmp_path / "run", 0)
+    run(tmp_path / "cut", tmp_path / "images", dataclasses.replace(TINY, epochs=1))
+    for workers in (0, 2):
+        train = colours(tmp_path / "broken")
+        train.records[5].path.write_bytes(train.records[5].path.read_bytes()[:200])
+        with pytest.raises(BadInput, match=r"000005\.png"):
+            settings = dataclasses.replace(TINY, workers=workers)
+            train_weaktr(train, settings, tmp_path / "run2", 0)
+    (tmp_path / "cut" / "weaktr.safetensors").unlink()
+    (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(BadInput, match=r"checkpoint\.safetensors"):
+        run(tmp_path / "cut", tmp_path / "images", dataclasses.replace(TINY, epochs=1))
+
+
+def test_the_three_losses():
+    torch.manual_seed(0)
+    model = WeakTr(TINY.config(3))
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([[1.0, 0, 0], [0, 1, 1]])
+    losses, out = weaktr_loss(model.eval(), images, labels), model.maps(images)
+    for name in ("class", "coarse", "fine"):
+        logits = getattr(out, f"{name}_logits")
+        expected = F.binary_cross_entropy_with_logits(logits, labels)
+        torch.testing.assert_close(losses[name], expected)
+    torch.testing.assert_close(losses["loss"], losses["class"] + losses["coarse"] + losses["fine"])
+
+
+def test_tag_map_by_hand():
+    scores = np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.7, 0.3, 0], [0.6, 0.4, 0]])
+    labels = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    # class 0: hits at ranks 1 and 3; class 1: a hit at rank 3; class 2 never occurs
+    assert tag_map(scores, labels) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 3) / 2)
+
+
+def test_learning_rate():
+    settings = WeakTrSettings.paper()
+    assert learning_rate(settings, 0) == 1e-6
+    assert learning_rate(settings, 5) == pytest.approx(7.5e-5)  # 6e-4 * 64 / 512
+    assert learning_rate(settings, 32.5) == pytest.approx((7.5e-5 + 1e-5) / 2)
+    assert learning_rate(settings, 60) == pytest.approx(1e-5)
+
+
+def test_light_augmentation_stays_in_the_image():
+    """Crops of a ramp are ramps: every value lies inside, mirrored about half the time."""
+    ramp = np.repeat(np.linspace(60, 120, 90, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2)
+    mirrored = 0
+    for i in range(40):
+        part = light_augment(ramp, 24, 0.3, np.random.default_rng(i))
+        assert part.shape == (24, 24, 3) and part.dtype == np.uint8
+        steps = np.diff(part[12, :, 0].astype(int))
+        assert (steps >= 0).all() or (steps <= 0).all()
+        mirrored += steps.sum() < 0
+    assert 10 < mirrored < 30
