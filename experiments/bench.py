@@ -1,7 +1,8 @@
 """Side-by-side timings: `python -m experiments.bench [--only NAME]`.
 
 Each entry times our form and an alternative that does the same work on the same input in the same
-run, alternating, and prints the medians and their ratio (alternative / ours: above 1 we are faster).
+run, alternating, and prints the medians and their ratio (alternative / ours; above 1: ours is
+faster).
 """
 
 import statistics

@@ -144,11 +144,12 @@ def peaks() -> tuple[str, Callable, str, Callable]:
 
 
 def proposals() -> tuple[str, Callable, str, Callable]:
+    from segment_anything import SamPredictor
+
     import bridge.torchvision_ops  # noqa: F401
     from bridge.prompts import Prompts, dense_grid
     from bridge.proposals import ProposalSettings, propose
     from bridge.sam import load_sam
-    from segment_anything import SamPredictor
 
     sam = load_sam("sam_mini")
     image = np.random.default_rng(0).integers(0, 255, (144, 192, 3), dtype=np.uint8)

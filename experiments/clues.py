@@ -32,7 +32,7 @@ def load(settings: RoadSettings, out: Path) -> ClueNetwork:
         return WeakTrClues(load_weaktr(out / "clues" / "weaktr.safetensors"))
     from bridge.lite_cam import load_lite_cam
 
-    return load_lite_cam(out / "clues" / "lite_head.safetensors", settings.lite)
+    return load_lite_cam(out / "clues" / "lite_cam.safetensors", settings.lite)
 
 
 def tag_map(network: ClueNetwork, test: TagSplit) -> dict:

@@ -20,7 +20,7 @@ class RoadOptions:
     """Flags of `experiments.voc07` and `experiments.custom`."""
 
     data: str = "auto"
-    """mini (embedded), auto, a folder (VOCdevkit, COCO, or images/ + tags.csv), or tfds:voc/2007."""
+    """mini (embedded), auto, tfds, or a folder: VOCdevkit, COCO, or images/ + tags.csv."""
     out: Path | None = None
     """The run directory; the same directory goes on where it stopped [runs/<data>-<preset>]."""
     stages: str | None = None
@@ -57,6 +57,8 @@ def parse(
     data = known.data
     if data == "auto" and find_data:
         data = str(find_data() or "mini")
+    if data == "tfds":
+        data = "tfds:voc/2007"
     preset = known.preset
     if preset == "auto":
         preset = "mini" if data == "mini" else "light"

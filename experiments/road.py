@@ -1,9 +1,9 @@
 """The road's rule of work: stages in order, each run once, resumed, or run again when it must.
 
-A stage is done when `<out>/stages/<name>.json` carries its key: the fingerprint of its settings, the
-seed and the keys of the stages before it that it reads. A stage that was interrupted has its key in
-`<out>/stages/<name>.started`; it goes on from what it left when the key is still the same, and
-starts from an empty folder when it is not.
+A stage is done when `<out>/stages/<name>.json` carries its key: the fingerprint of its settings,
+the seed and the keys of the stages before it that it reads. A stage that was interrupted has its
+key in `<out>/stages/<name>.started`; it goes on from what it left when the key is still the same,
+and starts from an empty folder when it is not.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Settings of the whole road, and the presets that fill them."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
 
 from bridge.export import ExportSettings
 from bridge.lite_cam import LiteSettings
@@ -50,3 +50,26 @@ def light() -> RoadSettings:
 
 
 PRESETS = {"mini": mini, "light": light}
+
+
+def restore(kind: type, value: Any) -> Any:
+    """The settings dataclass `kind` from the plain values that settings.json holds.
+
+    Settings that the file does not have (an older version) keep their defaults.
+    """
+    hints = get_type_hints(kind)
+    found = {}
+    for one in fields(kind):
+        if one.name not in value:
+            continue
+        inner, given = hints[one.name], value[one.name]
+        nested = [t for t in (inner, *get_args(inner)) if is_dataclass(t)]
+        if nested and isinstance(given, dict):
+            found[one.name] = restore(nested[0], given)
+        else:
+            found[one.name] = _as_tuples(given)
+    return kind(**found)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -177,7 +177,7 @@ class Journey:
         return {"clues": clues.tag_map(network, self.splits["test"])}
 
     def run_proposals(self, export) -> dict:
-        """Exports proposals of both splits; tags prompt the training split, predictions the test."""
+        """Proposals of both splits; clues of the test split come from predicted classes."""
         if self.proposal_root == self.out / "proposals":
             self._export(export)
         return {"proposals": measure.proposals(self.proposal_root, self.splits, self.truths)}
