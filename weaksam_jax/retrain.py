@@ -72,15 +72,44 @@ class RetrainSettings:
 
 
 def mini() -> RetrainSettings:
-    """The embedded mini set on 2 CPU cores."""
+    """The embedded mini set on 2 CPU cores, from the MIL detector's backbone."""
     return RetrainSettings(
-        detection=DetectionSettings(
-            rpn_batch=64, pre_nms=200, post_nms=100, roi_batch=64, roi_foreground=0.25
-        ),
-        drop=DropSettings(start=300),
+        detection=DetectionSettings(rpn_batch=64, pre_nms=200, post_nms=100, roi_batch=64),
+        drop=DropSettings(start=500),
         canvases=((160, 160),),
-        augmentation=Augmentation(scale=(0.7, 1.4), colour=0.3),
-        steps=700,
+        augmentation=Augmentation(scale=(0.7, 1.4), colour=0.2),
+        optimizer="adamw",
+        learning_rate=1e-3,
+        clip=5.0,
+        steps=1000,
+        score_threshold=0.01,
+    )
+
+
+def light() -> RetrainSettings:
+    """Photographs on 2 CPU cores: EfficientNet-Lite0, only its blocks at stride 32 trained."""
+    canvases = ((288, 384), (384, 288))
+    return RetrainSettings(
+        backbone="lite0",
+        frozen=("stem", *(f"block{i}" for i in range(11))),
+        strides=(8, 16, 32, 64),
+        anchor_sizes=((32,), (64,), (128,), (256,)),
+        channels=96,
+        extra_levels=1,
+        canonical_size=112.0,
+        detection=DetectionSettings(rpn_batch=128, pre_nms=400, post_nms=200, roi_batch=128),
+        drop=DropSettings(start=1500),
+        optimizer="adamw",
+        learning_rate=5e-4,
+        clip=5.0,
+        steps=2800,
+        batch=4,
+        canvases=canvases,
+        augmentation=Augmentation(scale=(0.75, 1.25), colour=0.2),
+        views=(canvases, ((384, 512), (512, 384))),
+        test_batch=4,
+        test_pre_nms=500,
+        test_post_nms=200,
         score_threshold=0.01,
     )
 
@@ -205,7 +234,13 @@ def normalise(images: jax.Array, sizes: jax.Array, backbone: str) -> jax.Array:
 def init_model(
     model: FasterRCNN, canvas: Canvas, key: jax.Array, backbone: Mapping[str, Any] | None
 ) -> dict:
-    """Fresh parameters, with those of `backbone` (nested dictionary) where given."""
+    """Fresh parameters, with those of `backbone` (nested dictionary) where given.
+
+    A backbone that is frozen in part or makes sense only with ImageNet weights must be given.
+    """
+    if backbone is None and not isinstance(model.backbone, MiniTrunk):
+        cure = "give the weights that bridge.convert writes"
+        raise BadInput("backbone weights", "are missing (this backbone is not for scratch)", cure)
     shapes = (jnp.zeros((1, *canvas, 3)), jnp.zeros((1, 1, 4)))
     params = jax.jit(model.init)(key, *shapes)["params"]
     if backbone is None:

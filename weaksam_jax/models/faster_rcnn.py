@@ -136,13 +136,33 @@ def detect(
 
     boxes, _, valid = jax.vmap(propose)(logits, deltas, image_size)
     class_logits, class_deltas = model.apply(variables, levels, boxes, method="classify")
-    scores = jax.nn.softmax(class_logits.astype(jnp.float32))[..., :-1]
-    decoded = decode(class_deltas, boxes[:, :, None])
-    limit = image_size[:, None, None, jnp.array([1, 0, 1, 0])]
 
-    def suppress(boxes, scores, valid):
-        return multiclass_nms(
-            boxes, scores, valid, score_threshold, iou_threshold, max_detections, boxes.shape[0]
+    def select(logits, deltas, boxes, valid, size):
+        return select_detections(
+            logits, deltas, boxes, valid, size, score_threshold, iou_threshold, max_detections
         )
 
-    return jax.vmap(suppress)(jnp.clip(decoded, 0, limit), scores, valid)
+    return jax.vmap(select)(class_logits, class_deltas, boxes, valid, image_size)
+
+
+def select_detections(
+    class_logits: jax.Array,
+    deltas: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    image_size: jax.Array,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Detections of one image from its classified proposals; returns as `detect`, without B.
+
+    class_logits `[R, classes + 1]`, deltas `[R, classes, 4]`, boxes `[R, 4]`, valid bool `[R]`,
+    image_size `[2]` = (height, width).
+    """
+    scores = jax.nn.softmax(class_logits.astype(jnp.float32))[:, :-1]
+    limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
+    decoded = jnp.clip(decode(deltas, boxes[:, None]), 0, limit)
+    return multiclass_nms(
+        decoded, scores, valid, score_threshold, iou_threshold, max_detections, boxes.shape[0]
+    )

@@ -48,21 +48,18 @@ def _twice(x: jax.Array, height: int, width: int) -> jax.Array:
 
 class MiniTrunk(nn.Module):
     """`MiniCnn` (stride 8, warm-started from the MIL detector) and two stages more: images
-    `[B, H, W, 3]`, sides multiples of 32 -> maps at strides 8, 16, 32 of 4, 4, 4 times `width`."""
-
-    width: int = 32
+    `[B, H, W, 3]`, sides multiples of 32 -> maps at strides 8, 16, 32, all as wide as the first."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        maps = [MiniCnn(self.width, name="stem")(images)]
+        maps = [MiniCnn(name="stem")(images)]
         for i in range(2):
-            x = nn.Conv(
-                4 * self.width,
+            stage = nn.Conv(
+                maps[0].shape[-1],
                 (3, 3),
                 (2, 2),
-                use_bias=False,
                 kernel_init=nn.initializers.he_normal(),
                 name=f"stage{i}",
-            )(maps[-1])
-            maps.append(nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{i}")(x)))
+            )
+            maps.append(nn.relu(stage(maps[-1])))
         return tuple(maps)
