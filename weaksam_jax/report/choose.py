@@ -1,7 +1,8 @@
 """Which images the report shows, and which boxes of an image are right. Nothing is random."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,25 +53,21 @@ def judge(found: Found, truth: TruthRecord, threshold: float = 0.5) -> Verdict:
 def showcase(records: Sequence[TagRecord], count: int) -> list[TagRecord]:
     """`count` records in which every class has its turn, in the split's order.
 
-    Of the records the one whose tags were shown least comes next, images with several tags before
-    others of the same turn; ties go by a hash of the image id. Only tags are looked at, so the
-    choice says nothing about how well the images turned out.
+    Next comes always an image of the tag shown least so far, among those one with several tags
+    before one with a single tag; ties go by a hash of the image id. Only tags are looked at, so the
+    choice says nothing about how well the images turned out. With at least as many images as
+    tagged classes every such class is shown.
     """
     order = sorted(records, key=lambda r: hashlib.sha256(str(r.image_id).encode()).digest())
-    order = [r for r in order if r.tags] or order
-    shown, chosen = {}, []
+    order = [record for record in order if record.tags] or order
+    shown, chosen = Counter(), []
     while order and len(chosen) < count:
-        best = min(order, key=lambda r: (_turns(r, shown), -min(len(r.tags), 2)))
+        best = min(order, key=lambda r: (min([shown[t] for t in r.tags] or [0]), len(r.tags) < 2))
         order.remove(best)
         chosen.append(best)
-        for tag in best.tags:
-            shown[tag] = shown.get(tag, 0) + 1
+        shown.update(best.tags)
     place = {record.image_id: index for index, record in enumerate(records)}
-    return sorted(chosen, key=lambda r: place[r.image_id])
-
-
-def _turns(record: TagRecord, shown: Mapping[int, int]) -> float:
-    return float(np.mean([shown.get(tag, 0) for tag in record.tags])) if record.tags else 0.0
+    return sorted(chosen, key=lambda record: place[record.image_id])
 
 
 def worst(

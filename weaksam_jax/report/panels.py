@@ -12,6 +12,7 @@ from weaksam_jax.data.store import SOURCES
 from weaksam_jax.report.artefacts import Artefacts, Found
 from weaksam_jax.report.choose import Verdict, judge
 from weaksam_jax.report.draw import (
+    WHITE,
     class_colors,
     display_scale,
     draw_boxes,
@@ -143,22 +144,24 @@ def points(scene: Scene) -> Panel | None:
 
 
 def proposals(scene: Scene) -> Panel | None:
-    """All proposals as thin lines; bold, with IoU, the one that fits each true object best."""
+    """The proposals, thin, over the darkened photo; in colour the best fit of each true object."""
     found = scene.artefacts.proposals(scene.record.image_id)
     if found is None:
         return _absent(scene, "proposals", "proposals")
     count = min(len(found), MOST_PROPOSALS)
     drawn = draw_boxes(
-        scene.image,
-        found.boxes[:count],
-        found.source[:count],
-        SOURCES,
-        scale=scene.scale,
+        overlay_map(scene.image, np.zeros((0, 1, 1)), scale=scene.scale),
+        found.boxes[:count] * scene.scale,
+        np.zeros(count, int),
+        ("",),
+        colors=[WHITE],
+        scale=1,
         text=False,
         thickness=1,
-        opacity=0.7,
+        opacity=0.45,
     )
-    note = f"{len(found)} proposals" + (f", {count} drawn" if count < len(found) else "")
+    note = _count(len(found), "proposal", "proposals")
+    note += f", {count} drawn" if count < len(found) else ""
     if scene.truth is not None and len(found) and len(scene.truth.boxes):
         overlap = iou(found.boxes.astype(float), scene.truth.boxes.astype(float))
         boxes, best = found.boxes[overlap.argmax(0)] * scene.scale, overlap.max(0)

@@ -22,7 +22,7 @@ KNOWN = (
     ("wsod.ap", "AP of the MIL detector", "mean over IoU 0.5 to 0.95", 2),
     ("pgt_top1.precision50", "Top-1 pseudo boxes: precision", "boxes that are right", 1),
     ("pgt_top1.recall50", "Top-1 pseudo boxes: recall", "training objects that are found", 1),
-    ("pgt.per_image", "Adaptive pseudo boxes an image", "", 0),
+    ("pgt.per_image", "Adaptive pseudo boxes an image", "what the detector is retrained on", 0),
     ("pgt.precision50", "Adaptive pseudo boxes: precision", "boxes that are right", 1),
     ("pgt.recall50", "Adaptive pseudo boxes: recall", "training objects that are found", 1),
     ("retrain.ap50", "AP50 of the retrained detector", "with RoI drop, test images", 2),
