@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +14,7 @@ from bridge.checkpoints import read_checkpoint
 from bridge.clues import Clues, minmax, predicted_classes
 from bridge.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path, read_arrays
+from weaksam_jax.files import read_arrays, write_arrays
 
 __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_tensor"]
 
@@ -61,10 +60,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file atomically."""
-    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(contiguous, temporary, metadata)
+    """Writes a safetensors file atomically; the same content gives the same bytes."""
+    write_arrays(path, {name: value.detach().numpy() for name, value in tensors.items()}, metadata)
 
 
 def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
