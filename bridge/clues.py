@@ -8,6 +8,8 @@ import numpy as np
 
 # A class is predicted when its class-token logit in the first view is above this (released code).
 PREDICTED_LOGIT = -0.5
+# Maps of larger images (VOC has 500, COCO 640) are kept at this long side, to save memory.
+MAP_LONG_SIDE = 1000
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ def predicted_classes(logits: np.ndarray, threshold: float = PREDICTED_LOGIT) ->
     """Classes `[c]` whose logit `[C]` is above the threshold; the best one if there is none."""
     chosen = np.flatnonzero(logits > threshold)
     return chosen if len(chosen) else np.asarray([int(np.argmax(logits))])
+
+
+def map_size(height: int, width: int) -> tuple[tuple[int, int], float]:
+    """Size (height, width) of an image's maps and their scale: the image's own unless it is huge.
+
+    Both sides are scaled alike up to rounding; `scale` is map pixels per image pixel.
+    """
+    scale = min(1.0, MAP_LONG_SIDE / max(height, width))
+    return (max(1, round(height * scale)), max(1, round(width * scale))), scale
 
 
 def minmax(maps: np.ndarray) -> np.ndarray:

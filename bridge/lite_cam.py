@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from bridge.checkpoints import read_checkpoint
-from bridge.clues import Clues, minmax, predicted_classes
+from bridge.clues import Clues, map_size, minmax, predicted_classes
 from bridge.weaktr import read_tensors, save_tensors
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
@@ -231,8 +231,8 @@ class LiteCam:
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, class_ids: tuple[int, ...] | None = None) -> Clues:
-        """Clues at the image's own size; see `bridge.clues.Clues`. image: uint8 RGB `[H, W, 3]`."""
-        size = image.shape[:2]
+        """Clues at the size of `map_size`; see `Clues`. image: uint8 RGB `[H, W, 3]`."""
+        size, map_scale = map_size(*image.shape[:2])
         total = logits = ids = None
         for scale in self.settings.views:
             view = lite_input(image, scale * self.settings.long_side)
@@ -247,12 +247,12 @@ class LiteCam:
                 maps = maps.flip(-1) if twin else maps
                 total = maps if total is None else total + maps
         coarse, fine = (minmax(maps.numpy()) for maps in total)
-        return Clues(coarse, fine, None, ids, logits)
+        return Clues(coarse, fine, None, ids, logits, map_scale)
 
     def _maps(
         self, features: Tensor, like: Tensor, ids: np.ndarray, size: tuple[int, int]
     ) -> Tensor:
-        """Coarse and fine maps `[2, c, height, width]` of one view, at the image's size."""
+        """Coarse and fine maps `[2, c, *size]` of one view."""
         if not len(ids):  # an image without tags
             return features.new_zeros(2, 0, *size)
         coarse = torch.einsum("cd,dhw->chw", self.weight[ids], features).relu()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bridge.checkpoints import read_checkpoint
-from bridge.clues import Clues, minmax, predicted_classes
+from bridge.clues import Clues, map_size, minmax, predicted_classes
 from bridge.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
@@ -20,6 +20,7 @@ __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_t
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_LONG = 640
 FUSION_PREFIX = "adaptive_attention_fusion."
 
 
@@ -120,7 +121,8 @@ class WeakTrClues:
     views: scales of the image (the first decides predicted classes; published: 1, 0.8, 1.2).
     cross_layers: which layers give cross-attention maps (0-based); None is the released choice,
     9th and 10th of 12, at the same relative depth in a network of another depth. resize_long: long
-    side in pixels to which the image is brought before the views (None: its own size).
+    side in pixels to which the image is brought before the views (None: its own size, but at most
+    640, COCO's, as attention needs memory with the fourth power of the side).
     """
 
     def __init__(
@@ -138,13 +140,13 @@ class WeakTrClues:
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, class_ids: tuple[int, ...] | None = None) -> Clues:
-        """Clues at the image's own size from one pass over all views.
+        """Clues at the size of `map_size` from one pass over all views.
 
         image: uint8 RGB `[H, W, 3]`. class_ids: the present classes; None: those with a
         class-token logit above -0.5 in the first view (the best one at least). Per kind the views'
-        maps are brought to the image's size (bilinear), un-mirrored, summed and min-max normalised.
+        maps are brought to that size (bilinear), un-mirrored, summed and min-max normalised.
         """
-        height, width = image.shape[:2]
+        size, map_scale = map_size(*image.shape[:2])
         device = self.model.cls_token.device
         total: list[Tensor] = []
         logits = chosen = None
@@ -157,16 +159,15 @@ class WeakTrClues:
                 ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
                 chosen = torch.as_tensor(np.asarray(ids, np.int64), device=device)
                 kinds = [kind.index_select(-3, chosen) for kind in kinds]
-            summed = [_at_size(kind, height, width) for kind in kinds]
+            summed = [_at_size(kind, size) for kind in kinds]
             total = [a + b for a, b in zip(total, summed, strict=True)] if total else summed
         coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)
-        return Clues(coarse, fine, cross, chosen.cpu().numpy(), logits)
+        return Clues(coarse, fine, cross, chosen.cpu().numpy(), logits, map_scale)
 
     def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
         """The image at that scale, each side at least a patch (PIL bicubic on the bytes)."""
         height, width = image.shape[:2]
-        if self.resize_long is not None:
-            scale *= self.resize_long / max(height, width)
+        scale *= (self.resize_long or min(MAX_LONG, max(height, width))) / max(height, width)
         least = self.model.config.patch
         size = (max(least, round(width * scale)), max(least, round(height * scale)))
         if size == (width, height):
@@ -184,10 +185,10 @@ def release_layers(depth: int) -> tuple[int, ...]:
     return tuple(sorted({round(8 * (depth - 1) / 11), round(9 * (depth - 1) / 11)}))
 
 
-def _at_size(maps: Tensor, height: int, width: int) -> Tensor:
-    """Sum of a view's maps and its mirrored twin's, `[2, ..., h, w]` -> `[..., height, width]`."""
+def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sum of a view's maps and its mirrored twin's, `[2, ..., h, w]` -> `[..., *size]`."""
     if not maps.numel():  # an image without tags
-        return maps.new_zeros(*maps.shape[1:-2], height, width)
+        return maps.new_zeros(*maps.shape[1:-2], *size)
     flat = maps.float().flatten(1, -3)
-    flat = F.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)
+    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return (flat[0] + flat[1].flip(-1)).unflatten(0, maps.shape[1:-2])

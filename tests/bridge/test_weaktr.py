@@ -1,5 +1,6 @@
 """WeakTr against a second, step-by-step form written from the notes; checkpoints; views."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from bridge.clues import minmax
+from bridge.prompts import PromptSettings, prompt_points
 from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, load_weaktr, release_layers, to_tensor
 from weaksam_jax.errors import BadInput
 
@@ -333,6 +335,21 @@ def test_predicted_and_absent_classes():
     assert np.isfinite(clues.cross).all()
     none = network(image, ())
     assert none.coarse.shape == (0, 40, 57) and none.cross.shape[1:] == (0, 40, 57)
+
+
+def test_huge_images_have_smaller_maps():
+    """Points of a 2400 x 1200 photograph are those of its quarter, in pixels of the photograph."""
+    small = cv2.resize(
+        np.random.default_rng(3).integers(0, 256, (6, 12, 3), dtype=np.uint8), (600, 300)
+    )
+    network = WeakTrClues(small_model(), views=(1.0,), resize_long=96)
+    huge = network(np.kron(small, np.ones((4, 4, 1), np.uint8)), (2,))
+    assert huge.coarse.shape == (1, 500, 1000) and huge.scale == pytest.approx(1 / 2.4)
+    settings = PromptSettings(sources=("fine",), relative_kernel=True)
+    points = prompt_points(huge, settings, 1200, 2400).points
+    expected = prompt_points(network(small, (2,)), settings).points
+    assert len(points) == len(expected) > 0
+    assert np.abs(points[:, :2] / 4 - expected[:, :2]).max() < 5
 
 
 def test_only_the_fusion_learns_from_the_fine_logits():
