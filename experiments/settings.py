@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+import weaksam_jax.retrain as retraining
+import weaksam_jax.wsod as detection
 from bridge.export import ExportSettings
 from bridge.lite_cam import LiteSettings
 from bridge.masks import MaskSettings
 from bridge.train_weaktr import WeakTrSettings
-from weaksam_jax import retrain, wsod
 from weaksam_jax.pgt import PgtSettings
 
 
@@ -26,9 +27,9 @@ class RoadSettings:
     lite: LiteSettings = field(default_factory=LiteSettings)
     sam: str = "sam_mini"
     export: ExportSettings = field(default_factory=lambda: ExportSettings.preset("mini"))
-    wsod: wsod.WsodSettings = field(default_factory=wsod.mini)
+    wsod: detection.WsodSettings = field(default_factory=detection.mini)
     pgt: PgtSettings = field(default_factory=PgtSettings)
-    retrain: retrain.RetrainSettings = field(default_factory=retrain.mini)
+    retrain: retraining.RetrainSettings = field(default_factory=retraining.mini)
     masks: MaskSettings = field(default_factory=MaskSettings)
 
 
@@ -44,8 +45,8 @@ def light() -> RoadSettings:
         clues="lite_cam",
         sam="sam_mini_lite",
         export=ExportSettings.preset("light"),
-        wsod=wsod.light(),
-        retrain=retrain.light(),
+        wsod=detection.light(),
+        retrain=retraining.light(),
     )
 
 

@@ -204,6 +204,7 @@ class Journey:
         from weaksam_jax.wsod import detect_wsod, train_wsod
 
         folder = self.out / "wsod"
+        backbone = self.frozen_backbone(settings.backbone)
         params = train_wsod(
             self.splits["train"],
             self.proposal_root,
@@ -211,13 +212,25 @@ class Journey:
             folder,
             self.mesh,
             self.options.seed,
+            backbone,
         )
         save_params(folder / "params.safetensors", params)
         found = {}
         for role, split in self.splits.items():
-            found[role] = detect_wsod(params, split, self.proposal_root, settings, folder)
+            found[role] = detect_wsod(params, split, self.proposal_root, settings, folder, backbone)
             write_json(folder / f"detections_{role}.json", found[role])
         return measure.wsod(found, self.splits, self.truths, self.out / "clues")
+
+    def frozen_backbone(self, name: str) -> dict | None:
+        """ImageNet weights of EfficientNet-Lite0 for Flax; None for a network trained here."""
+        if name != "lite0":
+            return None
+        from bridge.convert import convert_efficientnet_lite0
+
+        path = self.out / "backbone" / "lite0.safetensors"
+        if not path.exists():
+            convert_efficientnet_lite0(path)
+        return load_params(path)
 
     def run_pgt(self) -> dict:
         """Adaptive pseudo ground truth, and top-1 beside it."""
@@ -231,10 +244,13 @@ class Journey:
         return measure.pgt(made, self.truths["train"])
 
     def run_retrain(self, name: str, settings) -> dict:
-        """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone."""
+        """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone (or Lite0)."""
         from weaksam_jax.retrain import detect_retrain, train_retrain
 
         folder = self.out / name
+        backbone = self.frozen_backbone(settings.backbone)
+        if backbone is None:
+            backbone = load_params(self.out / "wsod" / "params.safetensors").get("backbone")
         params = train_retrain(
             read_json(self.out / "pgt" / "pgt.json"),
             self.splits["train"],
@@ -242,7 +258,7 @@ class Journey:
             folder,
             self.mesh,
             self.options.seed,
-            load_params(self.out / "wsod" / "params.safetensors").get("backbone"),
+            backbone,
         )
         save_params(folder / "params.safetensors", params)
         found = detect_retrain(params, self.splits["test"], settings)

@@ -42,9 +42,10 @@ class WsodSettings:
     method: "mist" (several pseudo boxes a class, box regression) or "oicr" (one, none). backbone:
     "mini_cnn" is trained from scratch, first `pretrain_steps` as a classifier of tags; "lite0" is
     frozen and its maps are cached on disk. neck: channels of a trained 1x1 convolution on the maps,
-    or None. pooling: "align" or "max"; pool_size: its output side. scales: canvases (height, width)
-    of each scale, drawn for each batch in training and all visited, plain and mirrored, at test.
-    jitter: range of a random further factor, colour: of random gains (both not with cached maps).
+    or None. pooling: "align" or "max"; pool_size: its output side. evidence: see `MilDetector`.
+    scales: canvases (height, width) of each scale, drawn for each batch in training and all
+    visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
+    random gains; hide: share of hidden patches (none of the three with cached maps).
     max_proposals: padded number N. min_side: least side of a proposal in original pixels.
     tag_weight: weight of the image-level loss on the class maps beside the MIL losses. nms,
     max_detections: at test.
@@ -57,11 +58,13 @@ class WsodSettings:
     pool_size: int = 5
     width: int = 256
     dropout: float = 0.3
+    evidence: float = 10.0
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
     jitter: tuple[float, float] = (0.75, 1.0)
     colour: float = 0.1
+    hide: float = 0.35
     max_proposals: int = 160
-    min_side: float = 8.0
+    min_side: float = 12.0
     pretrain_steps: int = 600
     pretrain_rate: float = 2e-3
     steps: int = 600
@@ -169,6 +172,7 @@ def build_model(settings: WsodSettings, classes: int) -> MilDetector:
         settings.neck,
         settings.width,
         settings.dropout,
+        settings.evidence,
     )
 
 
@@ -237,9 +241,9 @@ def _features(split, settings: WsodSettings, folder: Path, backbone) -> FeatureC
     if backbone is None:
         problem, cure = "has no backbone weights", "give those of bridge.convert efficientnet_lite0"
         raise BadInput("the MIL detector", problem, cure)
-    cache = FeatureCache(
-        folder / "features" / split.split, fingerprint([settings.scales, "lite0", 1])
-    )
+    sums = [float(np.abs(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(backbone)]
+    key = fingerprint([settings.backbone, settings.scales, sums])
+    cache = FeatureCache(folder / "features" / split.split, key)
     weights = jax.device_put(backbone)
 
     @jax.jit

@@ -12,7 +12,6 @@ from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import read_proposals
-from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
 # One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
@@ -31,11 +30,16 @@ class View:
 def load_boxes(root: str | Path, split: TagSplit, record: TagRecord, min_side: float) -> np.ndarray:
     """Proposals float32 `[n, 4]` of an image: cut to it, sides >= min_side pixels, no doubles.
 
+    Sources take turns, each best first, so that a cut to any length keeps the best of all of them.
     The whole image stands in when nothing is left (a mean over no proposals is NaN).
     """
-    boxes = clip(
-        read_proposals(root, split.split, record.image_id).boxes, record.width, record.height
-    )
+    proposals = read_proposals(root, split.split, record.image_id)
+    place = np.zeros(len(proposals), np.int64)
+    for source in np.unique(proposals.source):
+        own = proposals.source == source
+        place[own] = np.arange(own.sum())
+    boxes = proposals.boxes[np.argsort(place, kind="stable")]
+    boxes = clip(boxes, np.float32(record.width), np.float32(record.height))
     side = boxes[:, 2:] - boxes[:, :2]
     boxes = boxes[(side >= min_side).all(1)]
     _, first = np.unique(np.round(boxes), axis=0, return_index=True)
@@ -79,8 +83,9 @@ class MilSamples:
         mirrored = bool(rng.random() < 0.5)
         shrink = rng.uniform(*self.settings.jitter) if self.features is None else 1.0
         sample = self.show(index, boxes, View(canvas[1], mirrored), shrink)
-        if self.features is None and self.settings.colour:
-            sample["image"] = jitter_colour(sample["image"], self.settings.colour, rng)
+        if self.features is None:
+            image = jitter_colour(sample["image"], self.settings.colour, rng)
+            sample["image"] = hide_patches(image, self.settings.hide, rng)
         tags = np.zeros(len(self.split.classes), bool)
         tags[list(record.tags)] = True
         return sample | {"tags": tags, "image_id": np.int64(record.image_id)}
@@ -145,27 +150,35 @@ def jitter_colour(image: np.ndarray, amount: float, rng: np.random.Generator) ->
     return np.clip(shifted, 0, 255).astype(np.uint8)
 
 
+def hide_patches(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """The image with about `share` of its 24-pixel patches set to the mean grey.
+
+    Hide-and-Seek (Singh and Lee 2017): with the telling part out of sight the rest must tell.
+    """
+    height, width = image.shape[:2]
+    hidden = rng.random((height // 24 + 2, width // 24 + 2)) < share
+    top, left = rng.integers(0, 24, 2)
+    rows, columns = (np.arange(height) + top) // 24, (np.arange(width) + left) // 24
+    return np.where(hidden[rows][:, columns, None], np.uint8(127), image)
+
+
 class FeatureCache:
     """Maps of a frozen backbone on disk, float16, one file an image and view.
 
-    `<folder>/<xx>/<image id>-<scale>[-mirrored].safetensors`; written atomically, so a killed run
-    goes on with the missing ones.
+    `<folder>/<key>/<xx>/<image id>-<scale>[-mirrored].safetensors`; written atomically, so a killed
+    run goes on with the missing ones. key: a hash of what the maps depend on but for the image.
     """
 
     def __init__(self, folder: str | Path, key: str):
-        self.folder, self.key = Path(folder), key
+        self.folder = Path(folder) / key
 
     def path(self, image_id: int, view: View) -> Path:
         name = f"{image_id}-{view.scale}{'-mirrored' if view.mirrored else ''}.safetensors"
         return self.folder / f"{image_id % 100:02d}" / name
 
     def read(self, image_id: int, view: View) -> np.ndarray:
-        """Maps float16 `[h, w, F]`; `BadInput` when damaged or of another backbone."""
-        path = self.path(image_id, view)
-        arrays, metadata = read_arrays(path)
-        if metadata.get("key") != self.key:
-            raise BadInput(path, "was made by another backbone", "delete it and run again")
-        return arrays["maps"]
+        """Maps float16 `[h, w, F]`; `BadInput` when damaged."""
+        return read_arrays(self.path(image_id, view))[0]["maps"]
 
     def fill(
         self,
@@ -200,4 +213,4 @@ class FeatureCache:
             images[i], _, sizes[i] = resize_to_canvas(image, none, canvas, flip=view.mirrored)
         maps = network(images, sizes)
         for i, record in enumerate(records):
-            write_arrays(self.path(record.image_id, view), {"maps": maps[i]}, {"key": self.key})
+            write_arrays(self.path(record.image_id, view), {"maps": maps[i]})

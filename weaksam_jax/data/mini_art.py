@@ -1,8 +1,9 @@
 """The things of the mini set: seven classes made of parts, clutter, and backgrounds.
 
 Each class has one telling part (`Part.telling`, a tenth to a quarter of the object) in colours of
-its own; bodies share five colour families among the classes and with the clutter, and differ by
-texture and shape.
+its own. Bodies tell less: a class has a usual body colour, which one in four does without, out of
+seven families that other classes and the clutter use as well; besides they differ by texture and
+shape.
 """
 
 import colorsys
@@ -12,14 +13,17 @@ import numpy as np
 
 from weaksam_jax.data.mini_paint import TEXTURES, Part
 
-# Hue in degrees, saturation, value of the body colours that classes share.
+# Hue in degrees, saturation, value of the body colours.
 _BODIES = {
-    "sand": (36, 0.42, 0.82),
-    "slate": (212, 0.32, 0.62),
-    "moss": (92, 0.42, 0.52),
-    "brick": (14, 0.55, 0.62),
-    "plum": (285, 0.26, 0.55),
+    "sand": (36, 0.4, 0.85),
+    "slate": (212, 0.45, 0.62),
+    "moss": (100, 0.5, 0.5),
+    "brick": (12, 0.6, 0.6),
+    "plum": (285, 0.38, 0.55),
+    "teal": (168, 0.5, 0.52),
+    "ochre": (50, 0.68, 0.72),
 }
+_USUAL = 0.75  # share of bodies in the class's usual colour
 
 
 def color(rng: np.random.Generator, hue: float, saturation: float, value: float) -> np.ndarray:
@@ -31,10 +35,11 @@ def color(rng: np.random.Generator, hue: float, saturation: float, value: float)
     )
 
 
-def body_color(rng: np.random.Generator, *families: str) -> np.ndarray:
-    """A body colour of one of the families (all of them when none is named)."""
-    name = rng.choice(families or tuple(_BODIES))
-    return color(rng, *_BODIES[str(name)])
+def body_color(rng: np.random.Generator, usual: str | None = None) -> np.ndarray:
+    """A body colour: mostly of the usual family if there is one, else of any."""
+    keep = usual is not None and rng.random() < _USUAL
+    name = usual if keep else str(rng.choice(tuple(_BODIES)))
+    return color(rng, *_BODIES[name])
 
 
 def ellipse(x, y, rx, ry, turn=0.0, start=0.0, stop=2 * np.pi) -> np.ndarray:
@@ -71,8 +76,8 @@ def _pair(rng, base, contrast=0.25):
 
 def fish(rng: np.random.Generator) -> list[Part]:
     """Scaly body, tail and fins; telling: a yellow head with black bars."""
-    body, second = _pair(rng, body_color(rng, "slate", "moss", "sand"), 0.35)
-    fin = body_color(rng, "slate", "brick")
+    body, second = _pair(rng, body_color(rng, "slate"), 0.35)
+    fin = body_color(rng, "slate")
     height, tail = rng.uniform(0.36, 0.5), rng.uniform(0.26, 0.4)
     front = 0.46
     head = ellipse(front - 0.06, 0, 0.5, height * 0.8, 0, -np.pi / 2, np.pi / 2)
@@ -92,7 +97,7 @@ def fish(rng: np.random.Generator) -> list[Part]:
 
 def snail(rng: np.random.Generator) -> list[Part]:
     """Foot and spiral shell; telling: a pink head with eyes on stalks."""
-    foot, shell = body_color(rng, "sand", "plum"), body_color(rng, "brick", "sand", "moss")
+    foot, shell = body_color(rng, "ochre"), body_color(rng, "ochre")
     pink, white = color(rng, 325, 0.72, 0.92), np.ones(3, np.float32)
     radius, lift = rng.uniform(0.5, 0.6), rng.uniform(0.3, 0.42)
     parts = [
@@ -109,7 +114,7 @@ def snail(rng: np.random.Generator) -> list[Part]:
 
 def mushroom(rng: np.random.Generator) -> list[Part]:
     """Stem, collar and brim; telling: a red crown with white dots."""
-    stem, brim = body_color(rng, "sand", "slate"), body_color(rng, "brick", "plum", "sand")
+    stem, brim = body_color(rng, "sand"), body_color(rng, "sand")
     width, wide = rng.uniform(0.2, 0.3), rng.uniform(0.78, 0.98)
     red, white = color(rng, 356, 0.85, 0.85), np.ones(3, np.float32)
     crown = ellipse(0, -0.36, wide * 0.52, rng.uniform(0.46, 0.54), 0, np.pi, 2 * np.pi)
@@ -125,8 +130,8 @@ def mushroom(rng: np.random.Generator) -> list[Part]:
 
 def lantern(rng: np.random.Generator) -> list[Part]:
     """Ribbed paper body, caps and tassel; telling: an orange glow with a dark sign."""
-    paper = body_color(rng, "plum", "brick", "moss")
-    dark = body_color(rng, "slate", "brick") * 0.6
+    paper = body_color(rng, "brick")
+    dark = body_color(rng, "brick") * 0.6
     wide, tall = rng.uniform(0.48, 0.62), rng.uniform(0.6, 0.68)
     orange, ink = color(rng, 30, 0.95, 0.98), color(rng, 20, 0.8, 0.2)
     glow = rounded((0, -0.42), (0.37, 0), (0, 0.42), (-0.37, 0), rounds=2)
@@ -148,7 +153,7 @@ def lantern(rng: np.random.Generator) -> list[Part]:
 
 def robot(rng: np.random.Generator) -> list[Part]:
     """Riveted torso, arms and legs; telling: a cyan face with two eyes and an aerial."""
-    metal, joint = body_color(rng, "slate", "plum", "moss"), body_color(rng, "slate", "sand") * 0.75
+    metal, joint = body_color(rng, "teal"), body_color(rng, "teal") * 0.75
     cyan, black = color(rng, 184, 0.8, 0.92), color(rng, 200, 0.4, 0.12)
     wide, arm = rng.uniform(0.4, 0.5), rng.uniform(-0.35, 0.35)
     parts = [
@@ -176,8 +181,8 @@ def robot(rng: np.random.Generator) -> list[Part]:
 
 def beetle(rng: np.random.Generator) -> list[Part]:
     """Two wing covers and six legs; telling: a lime shield with black chevrons."""
-    wing, second = _pair(rng, body_color(rng, "moss", "brick", "slate"), 0.4)
-    leg = body_color(rng, "brick", "slate") * 0.45
+    wing, second = _pair(rng, body_color(rng, "moss"), 0.4)
+    leg = body_color(rng, "moss") * 0.45
     lime, black = color(rng, 74, 0.85, 0.92), color(rng, 100, 0.4, 0.1)
     wide = rng.uniform(0.46, 0.58)
     parts = []
@@ -199,7 +204,7 @@ def beetle(rng: np.random.Generator) -> list[Part]:
 
 def kite(rng: np.random.Generator) -> list[Part]:
     """Four panels and a tail with bows; telling: blue and white rings at the crossing."""
-    one, two = body_color(rng, "sand", "plum"), body_color(rng, "brick", "moss")
+    one, two = body_color(rng, "plum"), body_color(rng, "plum")
     blue, white = color(rng, 228, 0.88, 0.88), np.ones(3, np.float32)
     wide, cross = rng.uniform(0.56, 0.7), rng.uniform(-0.4, -0.25)
     top, bottom = (0.0, -0.95), (0.0, 0.55)

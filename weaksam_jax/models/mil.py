@@ -11,6 +11,8 @@ from weaksam_jax.losses.mil import BRANCH_WEIGHTS, MilOutputs
 
 # (features [H, W, C], boxes [N, 4]) -> [N, k, k, C]
 Pool = Callable[[jax.Array, jax.Array], jax.Array]
+# Sides of the frame around a box, in sides of the box.
+FRAME = 1.6
 
 
 class MilDetector(nn.Module):
@@ -18,7 +20,8 @@ class MilDetector(nn.Module):
 
     backbone: images `[B, H, W, 3]` -> one map `[B, h, w, F]`, or None when the maps themselves are
     given (frozen features cached on disk). neck: channels of a 1x1 convolution before pooling, or
-    None. pool: RoI pooling of one image. width: of both fully connected layers.
+    None. pool: RoI pooling of one image. width: of both fully connected layers. evidence: weight of
+    `class_evidence` in the detection stream's logits; 0 is plain WSDDN.
     """
 
     classes: int
@@ -27,6 +30,7 @@ class MilDetector(nn.Module):
     neck: int | None = None
     width: int = 256
     dropout: float = 0.5
+    evidence: float = 0.0
 
     def setup(self):
         if self.neck is not None:
@@ -47,7 +51,7 @@ class MilDetector(nn.Module):
         maps = images.astype(jnp.float32) if self.backbone is None else self.backbone(images)
         return nn.relu(self.neck_conv(maps)) if self.neck is not None else maps
 
-    def tag_logits(self, maps: jax.Array, inside: jax.Array, top: int = 6) -> jax.Array:
+    def tag_logits(self, maps: jax.Array, inside: jax.Array, top: int = 12) -> jax.Array:
         """Image-level logits `[B, classes]`: mean of the `top` best cells of each class map.
 
         inside: bool `[B, h, w]`, cells that are not padding. Few cells, because the telling part
@@ -55,20 +59,52 @@ class MilDetector(nn.Module):
         """
         logits = jnp.where(inside[..., None], self.tags(maps), -1e4)
         cells = logits.reshape(logits.shape[0], -1, self.classes)
-        return jax.lax.top_k(cells.transpose(0, 2, 1), top)[0].mean(-1)
+        return jax.lax.top_k(cells.transpose(0, 2, 1), min(top, cells.shape[1]))[0].mean(-1)
 
     def outputs(self, maps: jax.Array, boxes: jax.Array, train: bool) -> MilOutputs:
         """Maps `[B, h, w, F]` and boxes `[B, N, 4]` (input pixels) -> `MilOutputs` with a leading
         image axis. train: dropout on (needs the rng "dropout")."""
-        pooled = jax.vmap(self.pool)(maps, boxes)
-        x = pooled.reshape(*boxes.shape[:2], -1)
+        x = jax.vmap(self.pool)(maps, boxes).reshape(*boxes.shape[:2], -1)
         x = self.drop(nn.relu(self.fc6(x)), deterministic=not train)
         x = self.drop(nn.relu(self.fc7(x)), deterministic=not train)
+        det = self.det(x)
+        if self.evidence:
+            shares = jax.lax.stop_gradient(nn.sigmoid(self.tags(maps)))
+            det += self.evidence * class_evidence(self.pool, shares, boxes)
         deltas = [layer(x).reshape(*x.shape[:2], self.classes + 1, 4) for layer in self.deltas]
         refine = jnp.stack([layer(x) for layer in self.refine], axis=1)
-        return MilOutputs(self.cls(x), self.det(x), refine, jnp.stack(deltas, axis=1))
+        return MilOutputs(self.cls(x), det, refine, jnp.stack(deltas, axis=1))
 
     def __call__(self, images, inside, boxes, train: bool = False):
         """(tag logits, MilOutputs): every parameter takes part, so `init` uses this."""
         maps = self.features(images)
         return self.tag_logits(maps, inside), self.outputs(maps, boxes, train)
+
+
+def class_evidence(pool: Pool, maps: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Twice the mean of each class map inside a box, less its mean in the frame around it.
+
+    maps: `[B, h, w, C]` in [0, 1], from image-level training; boxes: `[B, N, 4]`. Returns
+    `[B, N, 1 + C]`, 0 for the background. A part of a thing has more of the thing around it and a
+    box too large has less of it inside, while WSDDN's product of softmaxes alone prefers the most
+    telling part (the contrast of ContextLocNet, Kantorov et al. 2016, on class maps).
+    """
+    both = jax.vmap(pool)
+    inside = both(maps, boxes).mean((2, 3))
+    around = both(maps, enlarge(boxes, FRAME))
+    weight = frame(around.shape[2], FRAME)
+    outside = (around * weight).sum((2, 3)) / weight.sum()
+    return jnp.pad(2 * inside - outside, ((0, 0), (0, 0), (1, 0)))
+
+
+def enlarge(boxes: jax.Array, factor: float) -> jax.Array:
+    """Boxes `[..., 4]` with sides `factor` times as long about the same centre."""
+    center, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    return jnp.concatenate([center - factor * half, center + factor * half], axis=-1)
+
+
+def frame(side: int, factor: float) -> jax.Array:
+    """float32 `[side, side, 1]`: 0 in the bins whose centre the original box holds, else 1."""
+    place = jnp.abs((jnp.arange(side) + 0.5) / side - 0.5) * 2 * factor
+    inner = place < 1
+    return (~(inner[:, None] & inner[None, :])).astype(jnp.float32)[..., None]
