@@ -16,7 +16,6 @@ from weaksam_jax.files import read_arrays, read_json
 
 # COCO files of a run: name in the report, place, and the split whose images it speaks of.
 FILES = {
-    "mil_train": ("wsod/detections_train.json", "train"),
     "mil": ("wsod/detections_test.json", "test"),
     "pgt": ("pgt/pgt.json", "train"),
     "top1": ("pgt/top1.json", "train"),

@@ -90,7 +90,7 @@ def draw_boxes(
     base = enlarge(image, scale)
     picture = Image.fromarray(base)
     pen = ImageDraw.Draw(picture)
-    thickness = thickness or max(2, round(max(picture.size) / 220))
+    thickness = thickness or max(2, round(max(picture.size) / 150))
     for box, label, broken in zip(boxes, labels, dashed, strict=True):
         _rectangle(pen, box, colors[label], thickness, broken)
     if text:
@@ -217,13 +217,13 @@ def _rectangle(pen, box: np.ndarray, color: Color, thickness: int, dashed: bool)
     if not dashed:
         pen.rectangle([x1, y1, x2, y2], outline=color, width=thickness)
         return
-    step, half = 5 * thickness, thickness - 1
+    step, half = 7 * thickness, thickness - 1
     for start in range(x1, x2, step):
-        stop = min(start + 3 * thickness, x2)
+        stop = min(start + 4 * thickness, x2)
         pen.rectangle([start, y1, stop, y1 + half], fill=color)
         pen.rectangle([start, y2 - half, stop, y2], fill=color)
     for start in range(y1, y2, step):
-        stop = min(start + 3 * thickness, y2)
+        stop = min(start + 4 * thickness, y2)
         pen.rectangle([x1, start, x1 + half, stop], fill=color)
         pen.rectangle([x2 - half, start, x2, stop], fill=color)
 

@@ -20,7 +20,7 @@ from weaksam_jax.report.draw import class_colors
 
 TRAIN_IMAGES, TEST_IMAGES, WORST_IMAGES = 12, 8, 5
 MOST_BYTES = 7_000_000  # of all pictures together as base64
-_QUALITIES = (85, 75, 60, 40)
+_QUALITIES = (85, 75, 60, 40, 20)
 # What makes each part of the report: the file's name here, the stage, the words.
 _PARTS = {
     "mil": ("wsod", "detections of the MIL detector"),

@@ -123,7 +123,10 @@ def by_class(artefacts: Artefacts, train_truth: TruthSplit | None) -> dict | Non
         cells = [str(column[index]) for column in counts.values()]
         cells += [f"{one[name]:.1f}" if name in one else "–" for one in ap.values()]
         table.append([index, *cells])
-    return {"columns": [*counts, *(titles.get(name, name) for name in ap)], "rows": table}
+    return {
+        "columns": [*counts, *(titles.get(name, f"{name}, by class") for name in ap)],
+        "rows": table,
+    }
 
 
 def _join(labels: list[np.ndarray]) -> np.ndarray:
