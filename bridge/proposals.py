@@ -25,8 +25,8 @@ class ProposalSettings:
     SAM's three masks of a clue prompt stay. cross_nms: greedy NMS of cross boxes in prompt order.
     chunk: prompts a decoder pass.
 
-    Not in the paper (None: off). clue_nms: NMS of all coarse, fine and cross boxes by predicted
-    IoU. dedupe_nms: NMS over all sources together, by predicted IoU, for near duplicates.
+    Not in the paper (None: off). dedupe_nms: NMS over all sources together, by predicted IoU, for
+    near duplicates.
     max_boxes: most boxes an image, see `cap`. clue_share: part of them that clue boxes may take.
     min_side: least width and height in pixels. with_masks: store the RLE masks.
     """
@@ -38,7 +38,6 @@ class ProposalSettings:
     peak_tokens: tuple[int, ...] = (1, 2)
     cross_nms: float | None = 0.9
     chunk: int = 64
-    clue_nms: float | None = None
     dedupe_nms: float | None = None
     max_boxes: int | None = None
     clue_share: float = 0.5
@@ -185,16 +184,12 @@ def _nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
 def reduce_boxes(table: dict[str, np.ndarray], settings: ProposalSettings) -> np.ndarray:
     """Ascending indices left by the measures that are not in the paper (all off by default).
 
-    In this order: min_side, clue_nms, dedupe_nms, max_boxes.
+    In this order: min_side, dedupe_nms, max_boxes.
     """
     boxes, scores = table["boxes"], table["predicted_iou"]
     is_clue = table["source"] != GRID
     sides = boxes[:, 2:] - boxes[:, :2]
     index = np.flatnonzero((sides >= settings.min_side).all(1))
-    if settings.clue_nms is not None:
-        clues = index[is_clue[index]]
-        clues = clues[_nms(boxes[clues], scores[clues], settings.clue_nms)]
-        index = np.sort(np.concatenate([index[~is_clue[index]], clues]))
     if settings.dedupe_nms is not None:
         index = index[np.sort(_nms(boxes[index], scores[index], settings.dedupe_nms))]
     if settings.max_boxes is not None:

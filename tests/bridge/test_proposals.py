@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
 
+from bridge.export import ExportSettings
 from bridge.prompts import Prompts, dense_grid
 from bridge.proposals import ProposalSettings, cap, propose
+from bridge.sam import load_sam
 from weaksam_jax.boxes import iou
+from weaksam_jax.data.datasets import open_truth
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.mini import write_mini
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 
 GRID, COARSE, FINE, CROSS = range(4)
@@ -149,10 +154,6 @@ def test_further_measures_bound_boxes_and_overlap(sam, image):
     overlap = iou(found.boxes, found.boxes) - np.eye(10)
     assert overlap.max() <= 0.8 < (iou(every.boxes, every.boxes) - np.eye(len(every))).max()
     assert (found.boxes[:, 2:] - found.boxes[:, :2]).min() >= 4
-    clues = propose(sam, image, prompts, replace(ALL, clue_nms=0.5))
-    boxes = clues.boxes[clues.source != GRID]
-    assert (iou(boxes, boxes) - np.eye(len(boxes))).max() <= 0.5
-    assert (clues.source == GRID).sum() == (every.source == GRID).sum()
     assert (np.diff(found.source.astype(int)) >= 0).all()
 
 
@@ -189,3 +190,18 @@ def test_no_prompts_and_small_images(sam, tmp_path):
     assert (tiny.height, tiny.width) == (1, 3) and (tiny.boxes[:, 3] == 1).all()
     write_proposals(tmp_path, "train", nothing, {})
     assert len(read_proposals(tmp_path, "train", 7)) == 0
+
+
+@pytest.mark.slow
+def test_mini_preset_finds_the_objects_of_the_mini_set(tmp_path):
+    """Issue 2: recall at IoU 0.5 of at least 0.90 with at most 150 boxes; here the grid alone."""
+    mini = ExportSettings.preset("mini")
+    write_mini(tmp_path, 0, train_images=2, test_images=30)
+    truth, sam, hits, counts = open_truth(tmp_path, "test"), load_sam("sam_mini"), [], []
+    for record in truth.records:
+        image = load_image(record.path)
+        prompts = Prompts(dense_grid(mini.prompts.grid_side, *image.shape[:2]), NONE)
+        found = propose(sam, image, prompts, mini.proposals)
+        hits += (iou(record.boxes, found.boxes).max(1) >= 0.5).tolist()
+        counts.append(len(found))
+    assert len(hits) > 60 and np.mean(hits) >= 0.90 and max(counts) <= 150
