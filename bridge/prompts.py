@@ -47,8 +47,8 @@ class PromptSettings:
 
     @classmethod
     def mini(cls) -> "PromptSettings":
-        """Images of at most 192 pixels: relative kernels and a 16 x 16 grid."""
-        return cls(relative_kernel=True, grid_side=16)
+        """Images of at most 192 pixels: relative kernels and a 10 x 10 grid."""
+        return cls(relative_kernel=True, grid_side=10)
 
 
 @dataclass(frozen=True)

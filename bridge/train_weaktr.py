@@ -65,17 +65,17 @@ class WeakTrSettings:
         return cls(
             dim=96,
             heads=4,
-            depth=4,
+            depth=3,
             patch=8,
             stem="conv",
             drop_path=0.0,
             crop=112,
             min_scale=0.3,
             augment="light",
-            epochs=60,
-            warmup_epochs=3,
-            batch_size=20,
-            lr=1e-3,
+            epochs=24,
+            warmup_epochs=2,
+            batch_size=10,
+            lr=3e-3,
             weight_decay=0.05,
         )
 

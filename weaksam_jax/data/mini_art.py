@@ -1,7 +1,7 @@
 """The things of the mini set: seven classes made of parts, clutter, and backgrounds.
 
 Each class has one telling part (`Part.telling`, a tenth to a quarter of the object) in colours of
-its own. Bodies tell less: a class has a usual body colour, which one in four does without, out of
+its own. Bodies tell less: a class has a usual body colour, which one in ten does without, out of
 seven families that other classes and the clutter use as well; besides they differ by texture and
 shape.
 """
@@ -23,7 +23,7 @@ _BODIES = {
     "teal": (168, 0.5, 0.52),
     "ochre": (50, 0.68, 0.72),
 }
-_USUAL = 0.75  # share of bodies in the class's usual colour
+_USUAL = 0.9  # share of bodies in the class's usual colour
 
 
 def color(rng: np.random.Generator, hue: float, saturation: float, value: float) -> np.ndarray:
