@@ -51,12 +51,20 @@ class ProposalSettings:
 
     @classmethod
     def mini(cls) -> "ProposalSettings":
-        """`sam_mini` on images of at most 192 pixels: at most 150 boxes.
+        """`sam_mini` on images of at most 192 pixels: at most 120 boxes.
 
         Small SAMs have flat logits and low predicted IoU; thresholds made for ViT-H would empty the
         grid, so masks are ranked and capped instead.
         """
-        return cls(t_iou=0.1, t_stab=0.0, grid_nms=0.7, min_side=4, dedupe_nms=0.9, max_boxes=150)
+        return cls(
+            t_iou=0.1,
+            t_stab=0.0,
+            grid_nms=0.7,
+            min_side=4,
+            dedupe_nms=0.9,
+            max_boxes=120,
+            clue_share=0.3,
+        )
 
     @classmethod
     def light(cls) -> "ProposalSettings":
