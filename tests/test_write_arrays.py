@@ -12,6 +12,8 @@ def test_equal_content_gives_equal_bytes(tmp_path):
         "a": np.asarray([1, 2, 3], np.uint8),
         "empty": np.zeros((0, 4), np.float16),
         "größe": np.asarray([7], np.int64),
+        "scalar": np.asarray(7, np.int64),
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
     }
     metadata = {f"key{i}": f"ü{i}" for i in range(8)}
     for i in range(6):
@@ -24,6 +26,6 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     assert text == metadata and found.keys() == arrays.keys()
     for name, value in arrays.items():
         np.testing.assert_array_equal(found[name], value)
-        assert found[name].dtype == value.dtype
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape
     plain = safetensors.numpy.load_file(tmp_path / "0.safetensors")
     np.testing.assert_array_equal(plain["b"], arrays["b"])

@@ -61,7 +61,8 @@ def write_arrays(
 
     The same arrays and metadata always give the same bytes.
     """
-    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    # (np.ascontiguousarray would turn a scalar into an array of one.)
+    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     data = _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
