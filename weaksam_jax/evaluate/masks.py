@@ -1,13 +1,15 @@
-"""Pseudo masks against true masks."""
+"""Masks against true masks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.data.records import TruthRecord, TruthSplit
 from weaksam_jax.evaluate.detections import as_arrays
 from weaksam_jax.evaluate.recall import greedy_matches
+from weaksam_jax.evaluate.voc import class_precisions, mean_precision
 
 
 def mask_quality(pseudo: Mapping, truth: TruthSplit) -> dict | None:
@@ -63,6 +65,51 @@ def mask_recall(
     if not total:
         return None
     return {f"{threshold:.2f}": count / total for threshold, count in found.items()}
+
+
+def voc_mask_ap(detections: Sequence[Mapping], truth: TruthSplit) -> dict:
+    """VOC AP^r in percent at mask IoU .25, .5, .7 and .75: {"ap25", "ap50", ..., "per_class"}.
+
+    The rule of `voc_ap` (area under the monotone precision, "12"; difficult objects ignored) with
+    the IoU of masks in place of boxes (Hariharan et al., 2014). detections: COCO results with
+    `segmentation` RLE. truth: every object with a mask, see `only_masked`. per_class is at .5.
+    """
+    found = as_arrays(detections, truth)
+    ious, row = {}, np.zeros(len(detections), int)
+    for image in np.unique(found.image):
+        mine = np.flatnonzero(found.image == image)
+        row[mine] = np.arange(len(mine))
+        rles = [detections[i]["segmentation"] for i in mine]
+        ious[int(image)] = rle_iou(rles, truth.records[image].masks or ())
+
+    def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
+        return ious[image][row[detection], own]
+
+    per_class = {
+        iou: class_precisions(found, truth, iou, "12", overlap) for iou in (0.25, 0.5, 0.7, 0.75)
+    }
+    means = {f"ap{round(100 * iou)}": mean_precision(one) for iou, one in per_class.items()}
+    return {**means, "per_class": per_class[0.5]}
+
+
+def only_masked(
+    detections: Sequence[Mapping], truth: TruthSplit
+) -> tuple[list[Mapping], TruthSplit]:
+    """The images that have true masks, of them the objects that have one, and the detections there.
+
+    (VOC annotates the masks of some images only; detections elsewhere are neither right nor wrong.)
+    """
+    records = tuple(_masked(record) for record in truth.records if record.masks is not None)
+    left_out = {r.image_id for r in truth.records} - {r.image_id for r in records}
+    kept = [one for one in detections if one["image_id"] not in left_out]
+    return kept, replace(truth, records=records)
+
+
+def _masked(record: TruthRecord) -> TruthRecord:
+    has = np.asarray([mask is not None for mask in record.masks], bool)
+    names = ("boxes", "labels", "difficult", "crowd")
+    columns = {name: getattr(record, name)[has] for name in names}
+    return replace(record, masks=tuple(m for m in record.masks if m is not None), **columns)
 
 
 def rle_iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:

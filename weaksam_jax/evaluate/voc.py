@@ -1,6 +1,6 @@
 """Average precision and CorLoc as the VOC devkit and the WSOD papers define them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -8,6 +8,9 @@ import numpy as np
 from weaksam_jax.boxes import iou as box_iou
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.evaluate.detections import Detections, as_arrays
+
+# (detection, image, index of objects) -> IoU of the detection with each of those objects.
+Overlap = Callable[[int, int, np.ndarray], np.ndarray]
 
 
 def voc_ap(
@@ -25,46 +28,69 @@ def voc_ap(
     non-difficult object have no AP. (The devkit's inclusive integer corners and "+1" are the
     continuous corners used here.) The key is "ap50" whatever `iou` is.
     """
-    found = as_arrays(detections, truth)
+    per_class = class_precisions(as_arrays(detections, truth), truth, iou, rule)
+    return {"ap50": mean_precision(per_class), "per_class": per_class}
+
+
+def class_precisions(
+    found: Detections, truth: TruthSplit, iou: float, rule: str, overlap: Overlap | None = None
+) -> dict[str, float]:
+    """{class name: AP in percent} of the classes with an object that is not difficult."""
     per_class = {}
     for label, name in enumerate(truth.classes):
-        right, wrong, positives = match_class(found, truth, label, iou)
+        right, wrong, positives = match_class(found, truth, label, iou, overlap)
         if positives:
             recall = np.cumsum(right) / positives
             precision = np.cumsum(right) / np.maximum(np.cumsum(right) + np.cumsum(wrong), 1)
             per_class[name] = 100 * average_precision(recall, precision, rule)
-    mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
-    return {"ap50": mean, "per_class": per_class}
+    return per_class
+
+
+def mean_precision(per_class: Mapping[str, float]) -> float:
+    """The mean over the classes; 0 when no class has an object."""
+    return float(np.mean(list(per_class.values()))) if per_class else 0.0
 
 
 def match_class(
-    found: Detections, truth: TruthSplit, label: int, iou: float
+    found: Detections, truth: TruthSplit, label: int, iou: float, overlap: Overlap | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """(right bool `[n]`, wrong bool `[n]`, positives) of one class, by falling score."""
+    """(right bool `[n]`, wrong bool `[n]`, positives) of one class, by falling score.
+
+    overlap: how a detection and objects overlap; None: as boxes.
+    """
+    overlap = overlap or _box_overlap(found, truth)
     index = np.flatnonzero(found.labels == label)
     index = index[np.argsort(-found.scores[index], kind="stable")]
     objects, positives = {}, 0
     for image, record in enumerate(truth.records):
-        own = record.labels == label
-        positives += int((own & ~record.difficult).sum())
-        if own.any():
-            objects[image] = (record.boxes[own].astype(np.float64), record.difficult[own])
-    taken = {image: np.zeros(len(boxes), bool) for image, (boxes, _) in objects.items()}
+        own = np.flatnonzero(record.labels == label)
+        positives += int((~record.difficult[own]).sum())
+        if len(own):
+            objects[image] = (own, record.difficult[own])
+    taken = {image: np.zeros(len(own), bool) for image, (own, _) in objects.items()}
     right, wrong = np.zeros(len(index), bool), np.zeros(len(index), bool)
     for rank, detection in enumerate(index):
         image = int(found.image[detection])
         if image not in objects:
             wrong[rank] = True
             continue
-        boxes, difficult = objects[image]
-        overlap = box_iou(found.boxes[detection][None], boxes)[0]
-        best = int(np.argmax(overlap))
-        if overlap[best] < iou:
+        own, difficult = objects[image]
+        overlaps = overlap(int(detection), image, own)
+        best = int(np.argmax(overlaps))
+        if overlaps[best] < iou:
             wrong[rank] = True
         elif not difficult[best]:
             right[rank], wrong[rank] = not taken[image][best], taken[image][best]
             taken[image][best] = True
     return right, wrong, positives
+
+
+def _box_overlap(found: Detections, truth: TruthSplit) -> Overlap:
+    def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
+        boxes = truth.records[image].boxes[own].astype(np.float64)
+        return box_iou(found.boxes[detection][None], boxes)[0]
+
+    return overlap
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> float:

@@ -1,0 +1,148 @@
+"""A metric of stored detections, masks or proposals against a data set's truth.
+
+    python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \
+        --data /path/to/VOCdevkit/VOC2007 --metric voc07
+
+Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc, voc-segm (VOC AP of
+masks at IoU .25, .5, .7, .75), coco-segm, recall (of proposals: a proposal store or COCO results).
+Prints the figures and a table of classes; --json writes them.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from experiments import measure
+from experiments.road import summary
+from weaksam_jax.cli import entry_point
+from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.errors import BadInput
+from weaksam_jax.evaluate import (
+    coco_ap,
+    corloc,
+    only_masked,
+    proposal_recall,
+    voc_ap,
+    voc_mask_ap,
+)
+from weaksam_jax.evaluate.detections import as_arrays
+from weaksam_jax.files import read_json, write_json
+
+Metric = Literal["voc07", "voc12", "coco", "corloc", "voc-segm", "coco-segm", "recall"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compares detections with the truth."""
+
+    detections: Path
+    """COCO results, a COCO annotation file (pgt.json), or a proposal store (recall)."""
+    data: Path
+    """The data set: VOCdevkit or COCO folder."""
+    metric: Metric
+    """Which figure."""
+    split: str | None = None
+    """The split that was detected on [test; for corloc and recall train]."""
+    json: Path | None = None
+    """Where the figures are written as JSON."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = tyro.cli(
+        Evaluate, args=argv, description=__doc__, prog="python -m experiments.evaluate"
+    )
+    result = evaluate(options)
+    if options.json is not None:
+        write_json(options.json, result, indent=1)
+    print(table(result))
+
+
+def evaluate(options: Evaluate) -> dict:
+    """{"metric", "dataset", "split", and the metric's figures}; AP and CorLoc in percent."""
+    role = "train" if options.metric in ("corloc", "recall") else "test"
+    split = options.split or split_names(options.data)[role]
+    truth = open_truth(options.data, split)
+    if truth is None:
+        cure = "give a data set with boxes (VOCdevkit or COCO folder)"
+        raise BadInput(options.data, "has tags only, no truth to compare with", cure)
+    if options.metric == "recall" and options.detections.is_dir():
+        figures = store_recall(options, split, truth)
+    else:
+        found = read_detections(options.detections, masks="segm" in options.metric)
+        try:
+            figures = figures_of(options.metric, found, truth)
+        except BadInput as error:
+            if error.path != "detections":
+                raise
+            raise BadInput(options.detections, error.problem, error.cure) from error
+    head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
+    return {**head, "images": len(truth.records), **figures}
+
+
+def read_detections(path: Path, masks: bool) -> list[dict]:
+    """COCO results, or the annotations of a COCO file; `BadInput` names what an entry lacks."""
+    found = read_json(path)
+    if isinstance(found, dict):
+        found = found.get("annotations")
+    if not isinstance(found, list):
+        cure = "give a JSON list of results, or a file with annotations"
+        raise BadInput(path, "is no COCO results file", cure)
+    for number, one in enumerate(found):
+        for key in ("image_id", "category_id", "bbox", *(["segmentation"] if masks else [])):
+            if not isinstance(one, dict) or key not in one:
+                raise BadInput(path, f"entry {number} has no {key}", "give COCO results with it")
+        if not isinstance(one["bbox"], list) or len(one["bbox"]) != 4:
+            raise BadInput(path, f"entry {number}: bbox is no [x, y, w, h]", "correct it")
+    return found
+
+
+def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
+    """The figures of COCO results; those of masks on the images that have true masks."""
+    if metric in ("voc-segm", "coco-segm"):
+        found, truth = only_masked(found, truth)
+        if not truth.records:
+            cure = "add SegmentationObject (VOC) or segmentation (COCO)"
+            raise BadInput(f"{truth.dataset}/{truth.split}", "has no true masks", cure)
+        figures = (
+            voc_mask_ap(found, truth) if metric == "voc-segm" else coco_ap(found, truth, "segm")
+        )
+        return {"masked_images": len(truth.records), **figures}
+    if metric in ("voc07", "voc12"):
+        return voc_ap(found, truth, rule=metric.removeprefix("voc"))
+    return {"coco": coco_ap, "corloc": corloc, "recall": results_recall}[metric](found, truth)
+
+
+def results_recall(found: list, truth: TruthSplit) -> dict:
+    """Recall of COCO results as proposals: every class together, best score first."""
+    arrays = as_arrays(found, truth)
+    order = np.argsort(-arrays.scores, kind="stable")
+    boxes = [
+        arrays.boxes[order[arrays.image[order] == image]] for image in range(len(truth.records))
+    ]
+    return {"per_image": len(found) / len(truth.records), "recall": proposal_recall(boxes, truth)}
+
+
+def store_recall(options: Evaluate, split: str, truth: TruthSplit) -> dict:
+    """Recall of a proposal store, at several numbers of boxes, and of its masks."""
+    tags = open_tags(options.data, split)
+    return measure.proposals(options.detections, {"train": tags}, {"train": truth})
+
+
+def table(result: dict) -> str:
+    """The figures one a line, then the classes."""
+    head = "{metric} on {dataset}/{split}, {images} images".format(**result)
+    skipped = ("metric", "dataset", "split", "images", "per_class")
+    figures = summary({name: value for name, value in result.items() if name not in skipped})
+    classes = result.get("per_class", {})
+    width = max(map(len, classes), default=0)
+    rows = [f"  {name:{width}}  {value:6.2f}" for name, value in classes.items()]
+    return "\n".join([head, *(f"  {figure}" for figure in figures.split("  ")), *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))
