@@ -44,7 +44,7 @@ class LiteSettings:
     long_side: int = 512
     views: tuple[float, ...] = (1.0,)
     flip: bool = True
-    penalty: float = 1e-3
+    penalty: float = 5e-2
     temperature: float = 0.15
     steps: int = 2
 
