@@ -51,7 +51,7 @@ class ProposalSettings:
 
     @classmethod
     def mini(cls) -> "ProposalSettings":
-        """`sam_mini` on images of at most 192 pixels: at most 120 boxes.
+        """`sam_mini` on images of at most 192 pixels: at most 100 boxes.
 
         Small SAMs have flat logits and low predicted IoU; thresholds made for ViT-H would empty the
         grid, so masks are ranked and capped instead.
@@ -62,7 +62,7 @@ class ProposalSettings:
             grid_nms=0.7,
             min_side=4,
             dedupe_nms=0.9,
-            max_boxes=120,
+            max_boxes=100,
             clue_share=0.3,
         )
 

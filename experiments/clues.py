@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bridge.clues import ClueNetwork
 from experiments.settings import RoadSettings
-from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.store import proposal_path
+from weaksam_jax.files import read_arrays
 
 
 def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
@@ -35,16 +35,16 @@ def load(settings: RoadSettings, out: Path) -> ClueNetwork:
     return load_lite_cam(out / "clues" / "lite_cam.safetensors", settings.lite)
 
 
-def tag_map(network: ClueNetwork, test: TagSplit) -> dict:
-    """{"tag_map": mean average precision (0..1) of the class logits over the classes}.
+def tag_map(root: Path, test: TagSplit) -> float:
+    """Mean average precision (0..1) over the classes of the class logits stored in `root`.
 
     The tags of the test split are looked at here, after training and for this figure alone.
     """
     from bridge.train_weaktr import tag_map as score
 
-    bar = tqdm(test.records, desc="tags test", unit="images")
-    logits = np.stack([network(load_image(record.path), None).class_logits for record in bar])
+    paths = [proposal_path(root, test.split, record.image_id) for record in test.records]
+    logits = np.stack([read_arrays(path)[0]["class_logits"] for path in paths])
     labels = np.zeros(logits.shape, bool)
     for row, record in zip(labels, test.records, strict=True):
         row[list(record.tags)] = True
-    return {"tag_map": float(score(logits, labels))}
+    return float(score(logits, labels))

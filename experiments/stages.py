@@ -111,7 +111,8 @@ class Journey:
         export = replace(s.export, source="sam" if o.proposals == "sam" else "selective_search")
         wsod = replace(s.wsod, method=o.wsod)
         stages = [
-            self.stage("data", [self._dataset_key()], (), self.run_data),
+            # <out>/data may hold the data set itself: it is not this stage's to delete.
+            Stage("data", jsonable([self._dataset_key()]), (), self.run_data, owns_folder=False),
             self.stage("clues", [s.clues, network], ("data",), self.run_clues),
             self.stage(
                 "proposals",
@@ -170,17 +171,21 @@ class Journey:
         }
 
     def run_clues(self) -> dict:
-        """Trains the clue network on tags; measures its tag mAP on the test split."""
+        """Trains the clue network on tags."""
         from experiments import clues
 
-        network = clues.train(self.splits["train"], self.settings, self.out, self.options.seed)
-        return {"clues": clues.tag_map(network, self.splits["test"])}
+        clues.train(self.splits["train"], self.settings, self.out, self.options.seed)
+        return {}
 
     def run_proposals(self, export) -> dict:
         """Proposals of both splits; clues of the test split come from predicted classes."""
+        from experiments import clues
+
+        metrics = {}
         if self.proposal_root == self.out / "proposals":
             self._export(export)
-        return {"proposals": measure.proposals(self.proposal_root, self.splits, self.truths)}
+            metrics["clues"] = {"tag_map": clues.tag_map(self.out / "clues", self.splits["test"])}
+        return metrics | measure.proposals(self.proposal_root, self.splits, self.truths)
 
     def _export(self, export) -> None:
         from bridge.export import export_split
