@@ -6,6 +6,7 @@ key in `<out>/stages/<name>.started`; it goes on from what it left when the key 
 and starts from an empty folder when it is not.
 """
 
+import contextlib
 import shutil
 import sys
 import time
@@ -23,15 +24,15 @@ class Stage:
     """One stage of the road.
 
     settings: JSON-able; a change makes the stage run again. reads: names of the stages whose
-    results it uses. run: does the work and returns its part of metrics.json. folder: what to
-    delete when the stage must start afresh (default: its name).
+    results it uses. run: does the work and returns its part of metrics.json. owns_folder: whether
+    `<out>/<name>` is its work, deleted when the stage must start afresh.
     """
 
     name: str
     settings: Any
     reads: tuple[str, ...]
     run: Callable[[], dict]
-    folder: str | None = None
+    owns_folder: bool = True
 
 
 @dataclass
@@ -70,17 +71,35 @@ class Road:
             say(f"{stage.name}: done before, skipped")
             return
         if done.exists() or (started.exists() and started.read_text() != key):
+            # No stage has the empty key: killed from here on, the next call deletes again.
+            write_text(started, "")
             done.unlink(missing_ok=True)
-            shutil.rmtree(self.out / (stage.folder or stage.name), ignore_errors=True)
+            if stage.owns_folder:
+                shutil.rmtree(self.out / stage.name, ignore_errors=True)
         write_text(started, key)
         say(f"{stage.name}: running")
         begin = time.monotonic()
-        metrics = stage.run()
+        try:
+            metrics = stage.run()
+        except BadInput as error:
+            self._doubt(error.path)
+            raise
         seconds = round(time.monotonic() - begin, 2)
         write_json(done, {"key": key, "seconds": seconds, "metrics": metrics}, indent=1)
         started.unlink()
         self.write_metrics()
         say(f"{stage.name}: {seconds:.1f} s  {summary(metrics)}")
+
+    def _doubt(self, path: str) -> None:
+        """A file of an earlier stage is bad: that stage and those after it are not done.
+
+        So the same command makes the file again; these stages keep their folders and resume.
+        """
+        with contextlib.suppress(ValueError):
+            owner = Path(path).resolve().relative_to(self.out.resolve()).parts[:1]
+            names = list(self.keys)
+            for name in names[names.index("".join(owner)) :]:
+                self._marker(name, "json").unlink(missing_ok=True)
 
     def write_metrics(self) -> dict:
         """Gathers the finished stages' metrics into `<out>/metrics.json`."""

@@ -1,0 +1,35 @@
+"""One tiny data set and one undisturbed run of the road, for all tests here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_road import travel, write_tiny
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its data set, folder, and what it said on stderr."""
+
+    data: Path
+    out: Path
+    said: str
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """The folder of compiled programs that the runs of this session share."""
+    return tmp_path_factory.mktemp("jax_cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """The tiny data set (a VOC folder); not to be changed."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, cache, tiny_data) -> Run:
+    """The road from begin to end; not to be changed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    return Run(tiny_data, out, travel(cache, tiny_data, out))
