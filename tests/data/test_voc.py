@@ -1,4 +1,5 @@
 import re
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
@@ -85,6 +86,8 @@ def test_tags_do_not_depend_on_boxes_or_masks(tmp_path):
         assert (one.image_id, one.file_name, one.tags, one.width, one.height) == (
             two.image_id, two.file_name, two.tags, two.width, two.height,
         )  # fmt: skip
+    assert open_truth(without, "trainval") is None
+    shutil.copy(with_boxes / "Annotations" / "000001.xml", without / "Annotations" / "000001.xml")
     with pytest.raises(BadInput, match="incomplete"):
         open_truth(without, "trainval")
 

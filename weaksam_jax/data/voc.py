@@ -86,9 +86,14 @@ def voc_tags(root: Path, split: str) -> TagSplit:
     return TagSplit(root.name, split, classes, category_ids, tuple(records))
 
 
-def voc_truth(root: Path, split: str) -> TruthSplit:
-    """Boxes, difficult flags and (where `SegmentationObject` has the file) masks of a split."""
+def voc_truth(root: Path, split: str) -> TruthSplit | None:
+    """Boxes, difficult flags and (where `SegmentationObject` has the file) masks of a split.
+
+    None when its annotations name objects and none of them has a `<bndbox>`: tags, written as XML.
+    """
     names = _read_list(root, split)
+    if _without_boxes(root, names):
+        return None
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
     bar = tqdm(names, desc=f"read {split}", unit="images", delay=3)
@@ -201,6 +206,17 @@ def _objects(annotation: Path) -> Iterator[tuple[str, bool, ElementTree.Element]
         if not name:
             raise BadInput(annotation, "has an <object> without <name>", "name its class")
         yield name, (element.findtext("difficult") or "0").strip() == "1", element
+
+
+def _without_boxes(root: Path, names: list[str]) -> bool:
+    """Whether there are objects, but not one `<bndbox>` (the first one found ends the search)."""
+    named = False
+    for name in names:
+        for _, _, element in _objects(root / "Annotations" / f"{name}.xml"):
+            if element.find("bndbox") is not None:
+                return False
+            named = True
+    return named
 
 
 def _image_path(root: Path, name: str) -> Path:
