@@ -58,12 +58,12 @@ class WsodSettings:
     pool_size: int = 5
     width: int = 256
     dropout: float = 0.3
-    evidence: float = 10.0
+    evidence: float = 12.0
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
     jitter: tuple[float, float] = (0.75, 1.0)
     colour: float = 0.1
-    hide: float = 0.35
-    max_proposals: int = 160
+    hide: float = 0.5
+    max_proposals: int = 104
     min_side: float = 12.0
     pretrain_steps: int = 600
     pretrain_rate: float = 2e-3
@@ -106,6 +106,7 @@ def light() -> WsodSettings:
 
 
 STRIDE = {"mini_cnn": 8, "lite0": 16}
+MAPS = ("map0", "map1")  # cached maps of Lite0: block 10 at stride 16, ImageNet's head at 32
 
 
 def train_wsod(
@@ -169,6 +170,7 @@ def build_model(settings: WsodSettings, classes: int) -> MilDetector:
         classes,
         pool,
         MiniCnn(name="backbone") if settings.backbone == "mini_cnn" else None,
+        len(MAPS) if settings.backbone == "lite0" else 1,
         settings.neck,
         settings.width,
         settings.dropout,
@@ -176,17 +178,17 @@ def build_model(settings: WsodSettings, classes: int) -> MilDetector:
     )
 
 
-def network_input(settings: WsodSettings, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """(network input, bool `[B, h, w]` cells that are not padding)."""
-    images, sizes = batch["image"], batch["size"]
-    stride = STRIDE[settings.backbone]
-    cells = images.shape[1:3] if settings.backbone == "lite0" else None
-    height, width = cells or (images.shape[1] // stride, images.shape[2] // stride)
-    inside = _inside(sizes / stride, height, width)
-    if settings.backbone == "mini_cnn":
-        pixels = _inside(sizes, *images.shape[1:3])
-        images = jnp.where(pixels[..., None], mini_input(images), 0.0)
-    return images, inside
+def network_input(settings: WsodSettings, batch: dict) -> tuple[Any, jax.Array]:
+    """(network input: images or a tuple of cached maps, bool `[B, h, w]` cells that are not
+    padding)."""
+    sizes, stride = batch["size"], STRIDE[settings.backbone]
+    if settings.backbone == "lite0":
+        maps = tuple(batch[name] for name in MAPS)
+        return maps, _inside(sizes / stride, *maps[0].shape[1:3])
+    images = batch["image"]
+    height, width = images.shape[1:3]
+    images = jnp.where(_inside(sizes, height, width)[..., None], mini_input(images), 0.0)
+    return images, _inside(sizes / stride, height // stride, width // stride)
 
 
 def _inside(sizes: jax.Array, height: int, width: int) -> jax.Array:
@@ -249,15 +251,14 @@ def _features(split, settings: WsodSettings, folder: Path, backbone) -> FeatureC
     @jax.jit
     def maps_of(weights, images, sizes):
         x = jnp.where(_inside(sizes, *images.shape[1:3])[..., None], lite0_input(images), 0.0)
-        _, middle, coarse = Lite0().apply({"params": weights}, x)
-        coarse = jnp.repeat(jnp.repeat(coarse, 2, axis=1), 2, axis=2)
-        return jnp.concatenate([middle, coarse], axis=-1).astype(jnp.float16)
+        maps = Lite0(head=True).apply({"params": weights}, x)[1:]
+        return {name: one.astype(jnp.float16) for name, one in zip(MAPS, maps, strict=True)}
 
     cache.fill(
         split,
         settings.scales,
         all_views(settings),
-        lambda images, sizes: np.asarray(maps_of(weights, images, sizes)),
+        lambda images, sizes: jax.device_get(maps_of(weights, images, sizes)),
         settings.test_batch,
     )
     return cache

@@ -56,9 +56,9 @@ def shape_group(record: TagRecord, scales: Sequence[Scale]) -> int:
 class MilSamples:
     """`samples(index, (group, scale), rng)` -> one padded training sample.
 
-    `image` uint8 `[H, W, 3]` or cached features `[h, w, F]`, `size` float32 `[2]` (height, width
-    inside the canvas, input pixels), `boxes` float32 `[N, 4]` (input pixels), `valid` bool `[N]`,
-    `tags` bool `[C]`, `image_id`. More than N proposals: N random ones.
+    `image` uint8 `[H, W, 3]` or cached maps float16 `map0`, `map1`, ... `[h, w, F]`, `size` float32
+    `[2]` (height, width inside the canvas, input pixels), `boxes` float32 `[N, 4]` (input pixels),
+    `valid` bool `[N]`, `tags` bool `[C]`, `image_id`. More than N proposals: N random ones.
     """
 
     def __init__(self, split: TagSplit, proposals_root: str | Path, settings, features=None):
@@ -100,12 +100,12 @@ class MilSamples:
                 self._image(index), boxes, canvas, scale=shrink * fit, flip=view.mirrored
             )
         else:
-            image = self.features.read(record.image_id, view)
+            maps = self.features.read(record.image_id, view)
             size = fitted_size(record, canvas)
             boxes = place_boxes(boxes, record, size, view.mirrored)
         padded, valid = pad_boxes(boxes.astype(np.float32), self.settings.max_proposals)
         return {
-            "image": image,
+            **({"image": image} if self.features is None else maps),
             "size": np.asarray(size, np.float32),
             "boxes": padded,
             "valid": valid,
@@ -176,20 +176,20 @@ class FeatureCache:
         name = f"{image_id}-{view.scale}{'-mirrored' if view.mirrored else ''}.safetensors"
         return self.folder / f"{image_id % 100:02d}" / name
 
-    def read(self, image_id: int, view: View) -> np.ndarray:
-        """Maps float16 `[h, w, F]`; `BadInput` when damaged."""
-        return read_arrays(self.path(image_id, view))[0]["maps"]
+    def read(self, image_id: int, view: View) -> dict[str, np.ndarray]:
+        """The maps float16 `[h, w, F]` by name; `BadInput` when damaged."""
+        return read_arrays(self.path(image_id, view))[0]
 
     def fill(
         self,
         split: TagSplit,
         scales: Sequence[Scale],
         views: Sequence[View],
-        network: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        network: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
         batch: int,
     ) -> None:
         """Computes what is missing. network: (images uint8 `[B, H, W, 3]`, sizes `[B, 2]`) -> maps
-        float16 `[B, h, w, F]`."""
+        float16 `[B, h, w, F]` by name."""
         todo: dict[tuple[View, int], list[TagRecord]] = {}
         for record in split.records:
             for view in views:
@@ -213,4 +213,5 @@ class FeatureCache:
             images[i], _, sizes[i] = resize_to_canvas(image, none, canvas, flip=view.mirrored)
         maps = network(images, sizes)
         for i, record in enumerate(records):
-            write_arrays(self.path(record.image_id, view), {"maps": maps[i]})
+            own = {name: value[i] for name, value in maps.items()}
+            write_arrays(self.path(record.image_id, view), own)

@@ -18,15 +18,17 @@ FRAME = 1.6
 class MilDetector(nn.Module):
     """One interface for every backbone.
 
-    backbone: images `[B, H, W, 3]` -> one map `[B, h, w, F]`, or None when the maps themselves are
-    given (frozen features cached on disk). neck: channels of a 1x1 convolution before pooling, or
-    None. pool: RoI pooling of one image. width: of both fully connected layers. evidence: weight of
-    `class_evidence` in the detection stream's logits; 0 is plain WSDDN.
+    backbone: images `[B, H, W, 3]` -> one map `[B, h, w, F]`, or None when `levels` maps are given
+    (frozen features cached on disk), finest first, each half the size of the last. neck: channels
+    of a 1x1 convolution on each map, summed at the size of the first, before pooling; None: the
+    first map as it is. pool: RoI pooling of one image. width: of both fully connected layers.
+    evidence: weight of `class_evidence` in the detection stream's logits; 0 is plain WSDDN.
     """
 
     classes: int
     pool: Pool
     backbone: nn.Module | None = None
+    levels: int = 1
     neck: int | None = None
     width: int = 256
     dropout: float = 0.5
@@ -34,7 +36,8 @@ class MilDetector(nn.Module):
 
     def setup(self):
         if self.neck is not None:
-            self.neck_conv = nn.Conv(self.neck, (1, 1), kernel_init=nn.initializers.he_normal())
+            start = nn.initializers.he_normal()
+            self.necks = [nn.Conv(self.neck, (1, 1), kernel_init=start) for _ in range(self.levels)]
         self.tags = nn.Conv(self.classes, (1, 1), bias_init=nn.initializers.constant(-2.0))
         self.fc6 = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())
         self.fc7 = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())
@@ -46,10 +49,16 @@ class MilDetector(nn.Module):
         flat = nn.initializers.normal(0.001)
         self.deltas = [nn.Dense(4 * (self.classes + 1), kernel_init=flat) for _ in BRANCH_WEIGHTS]
 
-    def features(self, images: jax.Array) -> jax.Array:
-        """Images `[B, H, W, 3]` (or cached maps) -> maps `[B, h, w, F]` that are pooled from."""
-        maps = images.astype(jnp.float32) if self.backbone is None else self.backbone(images)
-        return nn.relu(self.neck_conv(maps)) if self.neck is not None else maps
+    def features(self, images) -> jax.Array:
+        """Images `[B, H, W, 3]` (or a tuple of cached maps) -> maps `[B, h, w, F]` to pool from."""
+        maps = images if self.backbone is None else (self.backbone(images),)
+        if self.neck is None:
+            return maps[0].astype(jnp.float32)
+        total = 0.0
+        for i, (one, conv) in enumerate(zip(maps, self.necks, strict=True)):
+            one = conv(one.astype(jnp.float32))
+            total += one.repeat(2**i, axis=1).repeat(2**i, axis=2)
+        return nn.relu(total)
 
     def tag_logits(self, maps: jax.Array, inside: jax.Array, top: int = 12) -> jax.Array:
         """Image-level logits `[B, classes]`: mean of the `top` best cells of each class map.
