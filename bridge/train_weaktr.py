@@ -63,9 +63,20 @@ class WeakTrSettings:
     def mini(cls) -> "WeakTrSettings":
         """From scratch on a few hundred drawn images in little more than a minute of two cores."""
         return cls(
-            **{"dim": 64, "heads": 4, "depth": 3, "patch": 8, "stem": "conv", "drop_path": 0.0},
-            **{"crop": 112, "min_scale": 0.3, "augment": "light", "epochs": 36, "batch_size": 10},
-            **{"lr": 1.5e-3, "warmup_epochs": 2, "weight_decay": 0.05},
+            dim=64,
+            heads=4,
+            depth=3,
+            patch=8,
+            stem="conv",
+            drop_path=0.0,
+            crop=112,
+            min_scale=0.3,
+            augment="light",
+            epochs=36,
+            warmup_epochs=2,
+            batch_size=10,
+            lr=1.5e-3,
+            weight_decay=0.05,
         )
 
     def config(self, classes: int) -> WeakTrConfig:
