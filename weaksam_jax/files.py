@@ -1,6 +1,7 @@
 """Files that are either whole or absent: atomic writing, JSON, safetensors, fingerprints."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # write() does not say which file it was
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
