@@ -24,12 +24,15 @@ class TagSamples(Dataset):
     """Crops and tags; `samples[epoch, index]` depends on (seed, epoch, index) and nothing else.
 
     crop: side in pixels. min_scale: least share of the area in a crop. augment: "light" (crop,
-    mirror, colour jitter) or "timm" (the published recipe: RandAugment, random erasing). An item is
-    (float32 `[3, crop, crop]`, float32 `[C]`).
+    mirror, colour jitter) or "timm" (the published recipe: RandAugment, random erasing). jitter:
+    strength of the light colour jitter. An item is (float32 `[3, crop, crop]`, float32 `[C]`).
     """
 
-    def __init__(self, train: TagSplit, crop: int, min_scale: float, augment: str, seed: int):
+    def __init__(
+        self, train: TagSplit, crop: int, min_scale: float, augment: str, jitter: float, seed: int
+    ):
         self.train, self.crop, self.min_scale, self.seed = train, crop, min_scale, seed
+        self.jitter = jitter
         self.timm = _timm_transform(crop, min_scale) if augment == "timm" else None
         pixels = sum(record.width * record.height for record in train.records)
         self.cache: dict[int, np.ndarray] | None = {} if pixels <= CACHED_PIXELS else None
@@ -49,7 +52,7 @@ class TagSamples(Dataset):
         if self.timm is not None:
             with _global_generators(int(rng.integers(2**32))):
                 return self.timm(_pil(image)), labels
-        return to_tensor(light_augment(image, self.crop, self.min_scale, rng)), labels
+        return to_tensor(light_augment(image, self.crop, self.min_scale, self.jitter, rng)), labels
 
     def _image(self, index: int) -> np.ndarray:
         if self.cache is None:
@@ -60,12 +63,12 @@ class TagSamples(Dataset):
 
 
 def light_augment(
-    image: np.ndarray, crop: int, min_scale: float, rng: np.random.Generator
+    image: np.ndarray, crop: int, min_scale: float, jitter: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Random resized crop, mirror and colour jitter: uint8 `[H, W, 3]` -> uint8 `[crop, crop, 3]`.
 
     The crop has a share of min_scale..1 of the area and an aspect ratio within 3/4..4/3 (as far as
-    the image allows); brightness, contrast and saturation change by up to 40 %.
+    the image allows); brightness, contrast and saturation are multiplied by 1 - jitter..1 + jitter.
     """
     height, width = image.shape[:2]
     area = height * width * rng.uniform(min_scale, 1)
@@ -80,7 +83,7 @@ def light_augment(
     )
     if rng.random() < 0.5:
         part = part[:, ::-1]
-    brightness, contrast, saturation = rng.uniform(0.6, 1.4, 3).astype(np.float32)
+    brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32)
     pixels = part.astype(np.float32) * brightness
     pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
     grey = pixels.mean(axis=2, keepdims=True)

@@ -29,9 +29,10 @@ class WeakTrSettings:
 
     crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
     image's area in a crop. augment: "light" (crop, mirror, colour jitter) or "timm" (crop, mirror,
-    RandAugment, random erasing). lr: peak rate at batch_size (the paper's 6e-4 is for 512).
-    warmup_epochs from warmup_lr, then a cosine to min_lr. init: file with published DeiT weights to
-    start from (None: random). workers: threads or processes that decode and augment.
+    RandAugment, random erasing); jitter: strength of the light colour jitter. lr: peak rate at
+    batch_size (the paper's 6e-4 is for 512): warmup_epochs from warmup_lr, then a cosine to min_lr.
+    init: file with published DeiT weights to start from (None: random). workers: processes that
+    decode and augment.
     """
 
     dim: int = 384
@@ -44,6 +45,7 @@ class WeakTrSettings:
     crop: int = 224
     min_scale: float = 0.08
     augment: str = "timm"
+    jitter: float = 0.4
     epochs: int = 60
     warmup_epochs: int = 5
     batch_size: int = 64
@@ -70,8 +72,9 @@ class WeakTrSettings:
             stem="conv",
             drop_path=0.0,
             crop=112,
-            min_scale=0.3,
+            min_scale=0.5,
             augment="light",
+            jitter=0.1,
             epochs=36,
             warmup_epochs=2,
             batch_size=10,
@@ -186,7 +189,8 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
     checkpoint = folder / "checkpoint.safetensors"
     done = _restore(checkpoint, key, model, optimizer)
     _keep_log(folder / "log.jsonl", done)
-    samples = TagSamples(train, settings.crop, settings.min_scale, settings.augment, seed)
+    s = settings
+    samples = TagSamples(train, s.crop, s.min_scale, s.augment, s.jitter, seed)
     batches = epoch_batches(samples, settings.batch_size, done, settings.epochs, settings.workers)
     images = len(samples) // settings.batch_size * settings.batch_size
     bar = tqdm(total=settings.epochs * images, initial=done * images, desc="WeakTr", unit="image")

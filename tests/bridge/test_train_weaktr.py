@@ -143,7 +143,7 @@ def test_learns_colours_from_tags(tmp_path):
     path = train_weaktr(colours(tmp_path / "images", 24), settings, tmp_path / "run", 0)
     model = load_weaktr(path)
     assert model.config.classes == 3
-    samples = TagSamples(colours(tmp_path / "images", 24), 48, 1.0, "light", 0)
+    samples = TagSamples(colours(tmp_path / "images", 24), 48, 1.0, "light", 0.1, 0)
     images, labels = next(epoch_batches(samples, 24, 0, 1, 0))
     out = model.maps(images)
     assert tag_map(out.coarse_logits.numpy(), labels.numpy()) > 0.9
@@ -231,7 +231,7 @@ def test_light_augmentation_stays_in_the_image():
     ramp = np.repeat(np.linspace(60, 120, 90, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2)
     mirrored = 0
     for i in range(40):
-        part = light_augment(ramp, 24, 0.3, np.random.default_rng(i))
+        part = light_augment(ramp, 24, 0.3, 0.4, np.random.default_rng(i))
         assert part.shape == (24, 24, 3) and part.dtype == np.uint8
         steps = np.diff(part[12, :, 0].astype(int))
         assert (steps >= 0).all() or (steps <= 0).all()
