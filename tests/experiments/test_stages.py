@@ -1,14 +1,50 @@
-"""What the stages of the real road may delete."""
+"""What makes the stages of the real road run again, and what they may delete."""
 
 import shutil
 
 import pytest
-from tiny_road import flags
+from tiny_road import STAGES, flags
 
 from experiments import stages
 from experiments.options import parse
 from experiments.road import Road, Stage
+from experiments.stages import Journey
 from weaksam_jax.files import read_json
+
+CHANGES = {
+    "": (),
+    "--seed 1": STAGES,
+    "--settings.weaktr.lr 0.1": STAGES[1:],
+    "--settings.lite.penalty 0.1": (),
+    "--proposals selective_search": STAGES[2:],
+    "--settings.export.prompts.threshold 0.5": STAGES[2:],
+    "--settings.sam sam_mini_lite": STAGES[2:],
+    "--wsod oicr": STAGES[3:],
+    "--settings.wsod.rate 0.1": STAGES[3:],
+    "--settings.pgt.rule release": STAGES[4:],
+    "--settings.retrain.steps 5": ("retrain", "report"),
+    "none": ("retrain", "report"),  # the RoI drop switched off
+    "--settings.masks.best-of-three": ("masks", "report"),
+}
+
+
+def stage_keys(data, *more):
+    options = parse(flags(data, data.parent, *more), "", "")
+    road = Road(data.parent, options.seed)
+    for stage in Journey(options).stages():
+        road.keys[stage.name] = road.key(stage)
+    return road.keys
+
+
+@pytest.fixture(scope="module")
+def keys(tiny_data):
+    return stage_keys(tiny_data)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_setting_concerns_its_stage_and_those_behind_it(tiny_data, keys, change):
+    changed = stage_keys(tiny_data, *change.split())
+    assert tuple(name for name in STAGES if keys[name] != changed[name]) == CHANGES[change]
 
 
 def test_another_seed_keeps_the_embedded_data_set(tiny_data, tmp_path, monkeypatch):

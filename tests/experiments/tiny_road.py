@@ -13,11 +13,13 @@ SMALL = {
     "weaktr": "epochs=2 warmup-epochs=1 batch-size=4 dim=16 heads=2 depth=2 crop=64 workers=0",
     "export": "prompts.grid-side=4 proposals.max-boxes=16 clue-side=32",
     "wsod": "pretrain-steps=4 steps=4 warmup=1 batch=4 width=16 max-proposals=16 test-batch=4 "
-    "checkpoint-every=2 max-detections=10",
+    "scales.0=96,96 checkpoint-every=2 max-detections=10",
     # Four steps do not make scores of .3: without a threshold every class has its pseudo boxes.
     "pgt": "score-threshold=0",
     "retrain": "steps=4 warmup=1 batch=4 channels=16 fc-width=16 test-batch=4 checkpoint-every=2 "
-    "max-detections=10 score-threshold=0",
+    "canvases=96,96 views.0=96,96 max-detections=10 score-threshold=0 test-pre-nms=50 "
+    "test-post-nms=20 detection.pre-nms=50 detection.post-nms=20 detection.rpn-batch=16 "
+    "detection.roi-batch=16",
 }
 # What must be the same bits, whatever interrupted the run.
 RESULTS = (
@@ -43,7 +45,7 @@ def flags(data: Path, out: Path, *more: str) -> list[str]:
     for stage, settings in SMALL.items():
         for setting in settings.split():
             name, value = setting.split("=")
-            small += [f"--settings.{stage}.{name}", value]
+            small += [f"--settings.{stage}.{name}", *value.split(",")]
     head = ["--data", str(data), "--out", str(out), "--preset", "mini"]
     return [*head, *small, "--settings.retrain.no-mirrored", *more]
 
