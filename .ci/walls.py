@@ -63,6 +63,7 @@ WALLS = (
         ("flax",),
         "flax lives in weaksam_jax/models (its plain containers also in weaksam_jax/engine)",
         doors=("weaksam_jax/models/", "weaksam_jax/engine/"),
+        allowed=("flax.traverse_util",),
     ),
     Wall(
         ("weaksam_jax/engine/",),
