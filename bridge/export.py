@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import safetensors
 import tyro
-from tqdm import tqdm
 
 from bridge.checkpoints import network_fingerprint, weights_fingerprint
 from bridge.clues import ClueNetwork, Clues
@@ -25,6 +24,7 @@ from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
 from bridge.proposals import ProposalSettings, propose
 from bridge.sam import Sam, load_sam
 from bridge.selective_search import SelectiveSearchSettings, selective_search
+from bridge.workers import for_images
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
@@ -90,6 +90,7 @@ def export_split(
     clue_root: str | Path,
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
+    workers: int | None = None,
 ) -> ExportReport:
     """Writes proposals and clues of the images `records[i::n]`, for shard = (i, n).
 
@@ -99,7 +100,8 @@ def export_split(
     image is skipped when its files are there and were made from the same settings, networks, image
     and tags (metadata `fingerprint`). The manifest is written once every image of the split is
     there; it is removed first when there is something to do. Without a clue network the prompts
-    are the grid alone. Raises `BadInput` for an unreadable image.
+    are the grid alone. workers: images at a time (`bridge.workers`); the files do not depend on it.
+    Raises `BadInput` for an unreadable image.
     """
     if settings.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
@@ -109,9 +111,7 @@ def export_split(
     if todo:
         (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
     start = time.monotonic()
-    bar = tqdm(todo, desc=f"proposals {split.split}", unit="images", disable=not progress)
-    for record in bar:
-        job.run(record)
+    for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
     complete = _finish(job, split)
     seconds = time.monotonic() - start
     return ExportReport(len(todo), len(mine) - len(todo), seconds, complete)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bridge.checkpoints import weights_fingerprint
 from bridge.packed_masks import encode_rle, pack_above, pixel_counts
 from bridge.sam import PromptedImage, Sam
+from bridge.workers import for_images
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
@@ -51,6 +51,7 @@ def pseudo_masks(
     settings: MaskSettings,
     out_path: str | Path,
     progress: bool = True,
+    workers: int | None = None,
 ) -> MaskReport:
     """Writes a COCO annotation file with a mask for every box of `pgt`.
 
@@ -59,6 +60,7 @@ def pseudo_masks(
     score, ...) and gets segmentation (RLE, counts as text), area of the mask, iscrowd 0 and
     predicted_iou; the key `info` says how. Finished images are kept beside the file in
     `<name>.parts` until the whole file is written, so a killed run goes on where it stopped.
+    workers: images at a time (`bridge.workers`); the file does not depend on it.
     Raises `BadInput` when an annotated image is not in `images` or cannot be read.
     """
     out_path = Path(out_path)
@@ -72,11 +74,13 @@ def pseudo_masks(
         raise BadInput(f"{images.dataset} {images.split}", problem, "make the pseudo boxes again")
     info = {"sam": weights_fingerprint(sam), **asdict(settings)}
     parts = out_path.with_name(f"{out_path.name}.parts")
-    annotations, empty = [], 0
-    for image_id in tqdm(sorted(boxes), desc="masks", unit="images", disable=not progress):
-        found = _one_image(sam, records[image_id], boxes[image_id], settings, info, parts)
-        annotations += found["annotations"]
-        empty += found["empty"]
+
+    def one(image_id: int) -> dict[str, Any]:
+        return _one_image(sam, records[image_id], boxes[image_id], settings, info, parts)
+
+    found = for_images(sam, workers)(one, sorted(boxes), "masks", progress)
+    annotations = [annotation for part in found for annotation in part["annotations"]]
+    empty = sum(part["empty"] for part in found)
     annotations.sort(key=lambda one: one["id"])
     write_json(
         out_path,

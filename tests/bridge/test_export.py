@@ -65,9 +65,10 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def export(split, sam, out, network=None, settings=SETTINGS, shard=(0, 1)):
+def export(split, sam, out, network=None, settings=SETTINGS, shard=(0, 1), workers=1):
     network = network or FakeClues()
-    return export_split(split, network, sam, settings, out / "p", out / "c", shard, progress=False)
+    folders = out / "p", out / "c"
+    return export_split(split, network, sam, settings, *folders, shard, False, workers)
 
 
 def test_shards_and_a_kill_end_in_the_same_bits(split, sam, tmp_path):
@@ -79,6 +80,8 @@ def test_shards_and_a_kill_end_in_the_same_bits(split, sam, tmp_path):
         report = export(split, sam, shards, shard=(index, 3))
         assert report.complete == (index == 1)
     assert contents(shards) == contents(whole)
+    export(split, sam, tmp_path / "threads", workers=3)
+    assert contents(tmp_path / "threads") == contents(whole)
 
     with pytest.raises(KeyboardInterrupt):
         export(split, sam, killed, FakeClues(fail_at=3))

@@ -137,7 +137,7 @@ def test_dropped_boxes_are_counted(split, tmp_path):
 def test_killed_run_goes_on_and_ends_in_the_same_bytes(sam, split, tmp_path, monkeypatch):
     pgt, settings = make_pgt(split), MaskSettings()
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
-    pseudo_masks(sam, pgt, split, settings, whole, progress=False)
+    pseudo_masks(sam, pgt, split, settings, whole, progress=False, workers=3)
     loaded = []
 
     def load(path):
@@ -149,7 +149,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(sam, split, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(module, "load_image", load)
         with pytest.raises(KeyboardInterrupt):
-            pseudo_masks(sam, pgt, split, settings, killed, progress=False)
+            pseudo_masks(sam, pgt, split, settings, killed, progress=False, workers=1)
     assert not killed.exists() and not list(tmp_path.rglob("*.tmp"))
     with monkeypatch.context() as patch:
         again = []
