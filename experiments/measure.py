@@ -35,7 +35,7 @@ def proposals(root: Path, splits: Splits, truths: Truths) -> dict:
     boxes = [one.boxes for one in stored]
     result = {"per_image": float(np.mean([len(one) for one in boxes]))}
     if truth is None:
-        return {"proposals": result}
+        return result
     result["recall"] = proposal_recall(boxes, truth)
     most = max(map(len, boxes))
     result["recall_at"] = {
@@ -51,7 +51,7 @@ def proposals(root: Path, splits: Splits, truths: Truths) -> dict:
         with_masks = mask_recall(rles, truth)
         if with_masks is not None:
             result["mask_recall"] = with_masks
-    return {"proposals": result}
+    return result
 
 
 def wsod(found: Mapping[str, list], splits: Splits, truths: Truths, clue_root: Path) -> dict:

@@ -185,7 +185,8 @@ class Journey:
         if self.proposal_root == self.out / "proposals":
             self._export(export)
             metrics["clues"] = {"tag_map": clues.tag_map(self.out / "clues", self.splits["test"])}
-        return metrics | measure.proposals(self.proposal_root, self.splits, self.truths)
+        metrics["proposals"] = measure.proposals(self.proposal_root, self.splits, self.truths)
+        return metrics
 
     def _export(self, export) -> None:
         from bridge.export import export_split
