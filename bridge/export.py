@@ -8,7 +8,7 @@ all, and a killed process goes on where it stopped. The files do not depend on t
 
 import platform
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -61,11 +61,11 @@ class ExportSettings:
 
     @classmethod
     def preset(cls, name: Preset, **changes) -> "ExportSettings":
-        """ "paper", "release" (SAM ViT-H), "mini" (`sam_mini`) or "light" (`sam_mini_lite`)."""
+        """Settings by SAM: paper, release (ViT-H), mini (`sam_mini`), light (`sam_mini_lite`)."""
         prompts, proposals = {
             "paper": (PromptSettings.paper(), ProposalSettings.paper()),
             "release": (PromptSettings.release(), ProposalSettings.paper()),
-            "mini": (replace(PromptSettings.mini(), grid_side=12), ProposalSettings.mini()),
+            "mini": (PromptSettings.mini(), ProposalSettings.mini()),
             "light": (PromptSettings(grid_side=16), ProposalSettings.light()),
         }[name]
         return cls(prompts=prompts, proposals=proposals, **changes)

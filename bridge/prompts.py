@@ -47,8 +47,8 @@ class PromptSettings:
 
     @classmethod
     def mini(cls) -> "PromptSettings":
-        """Images of at most 192 pixels: relative kernels and an 8 x 8 grid."""
-        return cls(relative_kernel=True, grid_side=8)
+        """Images of at most 192 pixels: relative kernels and a 10 x 10 grid."""
+        return cls(relative_kernel=True, grid_side=10)
 
 
 @dataclass(frozen=True)
