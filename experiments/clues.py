@@ -35,10 +35,11 @@ def load(settings: RoadSettings, out: Path) -> ClueNetwork:
     return load_lite_cam(out / "clues" / "lite_cam.safetensors", settings.lite)
 
 
-def tag_map(root: Path, test: TagSplit) -> float:
-    """Mean average precision (0..1) over the classes of the class logits stored in `root`.
+def tag_map(root: Path, test: TagSplit) -> dict:
+    """{"tag_map": mean average precision (0..1) over the classes of the logits stored in `root`}.
 
-    The tags of the test split are looked at here, after training and for this figure alone.
+    Empty when no test image has a tag (photographs that one only wants to look at). The tags of
+    the test split are looked at here, after training and for this figure alone.
     """
     from bridge.train_weaktr import tag_map as score
 
@@ -47,4 +48,4 @@ def tag_map(root: Path, test: TagSplit) -> float:
     labels = np.zeros(logits.shape, bool)
     for row, record in zip(labels, test.records, strict=True):
         row[list(record.tags)] = True
-    return float(score(logits, labels))
+    return {"tag_map": float(score(logits, labels))} if labels.any() else {}

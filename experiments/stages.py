@@ -184,7 +184,7 @@ class Journey:
         metrics = {}
         if self.proposal_root == self.out / "proposals":
             self._export(export)
-            metrics["clues"] = {"tag_map": clues.tag_map(self.out / "clues", self.splits["test"])}
+            metrics["clues"] = clues.tag_map(self.out / "clues", self.splits["test"])
         metrics["proposals"] = measure.proposals(self.proposal_root, self.splits, self.truths)
         return metrics
 
