@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from tqdm import tqdm
+
 from weaksam_jax.errors import BadInput
 
 
@@ -49,6 +51,9 @@ def entry_point(
 
 
 def _fail(line: str, status: int) -> int:
+    # A progress bar that was cut short ends its line first, so that ours is a line and the last.
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
     print(f"error: {line}" if status == 2 else line, file=sys.stderr)
     return status
 

@@ -15,7 +15,8 @@ from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at WARNING
+# Orbax reports every save at WARNING, and at ERROR the traces of what it raises here anyway.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
