@@ -114,7 +114,9 @@ def test_kill_nine_and_again(tmp_path):
     """The process is killed at arbitrary moments until it gets through."""
     command = [sys.executable, "-c", CHILD.format(here=str(Path(__file__).parent))]
     command += [str(tmp_path / "killed"), str(tmp_path / "images")]
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    # As many threads as this process has: sums in another order are other bits.
+    threads = str(torch.get_num_threads())
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": threads}
     colours(tmp_path / "images")
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     for _ in range(3):
