@@ -52,6 +52,8 @@ def algorithm_2(boxes, scores, labels, tags, tau_s=0.3, tau_o=0.85):
                 falls |= not (mutual and scores[j] > scores[k])
             if not falls:
                 kept.append(j)
+        if not set(kept) & set(chosen):
+            kept.append(max(chosen, key=lambda i: scores[i]))
     return sorted(kept)
 
 
@@ -102,6 +104,12 @@ def test_part_inside_a_whole_falls_even_when_it_scores_best():
     boxes = np.asarray([[2, 2, 6, 6], [0, 0, 10, 10], [30, 30, 40, 40]], float)
     scores, labels = np.asarray([0.9, 0.8, 0.1]), np.zeros(3, int)
     assert adaptive_pgt(boxes, scores, labels, [0]).tolist() == [1]
+
+
+def test_a_ring_of_boxes_leaves_its_best():
+    boxes = np.asarray([[0, 0, 8.6, 10], [0, 0, 9.3, 10], [0, 0, 10.2, 10], [30, 30, 40, 40]])
+    scores, labels = np.asarray([0.9, 0.8, 0.7, 0.1]), np.zeros(4, int)
+    assert adaptive_pgt(boxes, scores, labels, [0]).tolist() == [0]
 
 
 def test_of_two_equal_boxes_the_better_stays():

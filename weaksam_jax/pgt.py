@@ -157,7 +157,9 @@ def _paper(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
     # j falls to k when j lies in k, unless k lies in j as well and is the worse of the two.
     rank = np.arange(len(index))
     mutual_worse = inside & inside.T & (rank[None, :] > rank[:, None])
-    return index[~(inside & ~mutual_worse).any(axis=1)]
+    kept = ~(inside & ~mutual_worse).any(axis=1)
+    kept[0] |= not kept.any()  # boxes that fell to one another in a ring
+    return index[kept]
 
 
 def _release(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
