@@ -4,9 +4,9 @@
 
 Every run continues the checkpoint in --out, so that a budget can be spent in several
 stretches: --minutes is the whole budget (it sets the cosine schedule), --stretch the length
-of this run. The last weights, averaged over the steps, are written to --out as
-NAME.safetensors. Photos are optional: --photos takes the folder that
-`python -m bridge.sam_mini.photos` wrote.
+of this run; a checkpoint is written every five minutes. The last weights, averaged over
+the steps, are written to --out as NAME.safetensors. Photos are optional: --photos takes the
+folder that `python -m bridge.sam_mini.photos` wrote.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from bridge.sam_mini.scenes import draw_scene
 FIRST_SCENE = 1_000_000  # seeds below are held out for measuring and tests
 
 BETAS = 0.9, 0.95  # of AdamW; a short memory of squares for a short training
+SAVE_EVERY = 300  # seconds between two checkpoints
 
 
 def normalise(sam: Sam, batch: Batch) -> Tensor:
@@ -187,7 +188,11 @@ def train(options: argparse.Namespace) -> None:
     pools = make_pools(options, size, step)
     shares = [1.0] if len(pools) == 1 else [1 - options.photo_share, options.photo_share]
 
-    begun, before, seen = time.monotonic(), spent, []
+    def save() -> None:
+        state = {"model": sam.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        write_atomically(state | {"average": average.tensors, "spent": spent}, checkpoint)
+
+    begun, before, saved, seen = time.monotonic(), spent, spent, []
     while spent < 60 * options.minutes and spent - before < 60 * options.stretch:
         source = rng.choice(len(pools), size=options.batch, p=shares)
         examples = [pools[i].take(rng) for i in source]
@@ -207,9 +212,11 @@ def train(options: argparse.Namespace) -> None:
             means = np.mean(seen[-25:], axis=0)
             text = "  ".join(f"{k} {v:.3f}" for k, v in zip(figures, means, strict=True))
             print(f"step {step}  {spent / 60:.1f} min  {text}", flush=True)
+        if spent - saved > SAVE_EVERY:
+            save()
+            saved = spent
 
-    state = {"model": sam.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    write_atomically(state | {"average": average.tensors, "spent": spent}, checkpoint)
+    save()
     save_weights(average.tensors, out / f"{options.name}.safetensors")
     print(f"step {step}, {spent / 60:.1f} of {options.minutes} min spent: {out}")
 
