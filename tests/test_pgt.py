@@ -164,6 +164,21 @@ def test_make_pgt_is_a_coco_file(tmp_path):
     assert len(top1["annotations"]) == 3
 
 
+def test_boxes_are_cut_to_the_image_before_the_choice(tmp_path):
+    """The best lies outside of the 50 x 40 image, so the second is the class's best."""
+    found = [
+        detection(3, 1, [60, 0, 10, 10], 0.9),
+        detection(3, 1, [40, 30, 30, 30], 0.8),
+        detection(3, 1, [-5, -5, 15, 25], 0.7),
+    ]
+    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top1"))["annotations"]
+    assert [(one["bbox"], one["area"], one["score"]) for one in top1] == [
+        ([40, 30, 10, 10], 100, 0.8)
+    ]
+    whole = make_pgt(found, split(tmp_path), PgtSettings(score_threshold=-1.0))["annotations"]
+    assert [one["bbox"] for one in whole] == [[40, 30, 10, 10], [0, 0, 10, 20]]
+
+
 def test_foreign_detections_are_refused(tmp_path):
     for image, category in ((4, 1), (3, 2)):
         with pytest.raises(BadInput, match="does not have"):

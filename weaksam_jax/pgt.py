@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from weaksam_jax.boxes import area, containment, from_xywh, intersection
-from weaksam_jax.data.records import TagSplit
+from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection, to_xywh
+from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
 
@@ -82,7 +82,8 @@ def make_pgt(
 ) -> dict:
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
-    detections: COCO results of the MIL detector on `train`. Raises `BadInput` for a detection of
+    detections: COCO results of the MIL detector on `train`; they are cut to the image, and what is
+    empty then takes no part. Raises `BadInput` for a detection of
     an image or a category that `train` does not have.
     """
     by_image: dict[int, list[Mapping]] = {record.image_id: [] for record in train.records}
@@ -95,9 +96,9 @@ def make_pgt(
         by_image[found["image_id"]].append(found)
     annotations = []
     for record in train.records:
-        found = by_image[record.image_id]
-        for index in _choose(found, class_of, record.tags, settings):
-            x, y, width, height = found[index]["bbox"]
+        found, boxes = _inside(by_image[record.image_id], record)
+        for index in _choose(found, boxes, class_of, record.tags, settings):
+            x, y, width, height = to_xywh(boxes[index]).tolist()
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -123,11 +124,18 @@ def make_pgt(
     }
 
 
-def _choose(found, class_of, tags, settings: PgtSettings) -> np.ndarray:
+def _inside(found: list[Mapping], record: TagRecord) -> tuple[list[Mapping], np.ndarray]:
+    """(detections, boxes float64 `[n, 4]`) of one image, cut to it, without the empty ones."""
+    boxes = np.asarray([one["bbox"] for one in found], np.float64).reshape(-1, 4)
+    boxes = clip(from_xywh(boxes), record.width, record.height)
+    whole = area(boxes) > 0  # False for NaN
+    return [one for one, keep in zip(found, whole, strict=True) if keep], boxes[whole]
+
+
+def _choose(found, boxes, class_of, tags, settings: PgtSettings) -> np.ndarray:
     """Kept indices of one image's detections."""
     if not found:
         return np.zeros(0, np.int64)
-    boxes = from_xywh(np.asarray([one["bbox"] for one in found], np.float64))
     scores = np.asarray([one["score"] for one in found])
     labels = np.asarray([class_of[one["category_id"]] for one in found])
     if settings.rule == "top1":

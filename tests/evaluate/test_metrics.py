@@ -273,3 +273,45 @@ def test_foreign_detections_are_refused():
     for change in ({"image_id": 12345}, {"category_id": 2}):
         with pytest.raises(BadInput, match="no image or category"):
             voc_ap([found[0] | change], truth)
+
+
+@pytest.mark.parametrize("place", ["bbox", "score"])
+def test_nan_is_refused(place):
+    found, truth = random_case(1)
+    change = {"bbox": [0, 0, float("nan"), 5]} if place == "bbox" else {"score": float("nan")}
+    with pytest.raises(BadInput, match="entry 1 has a box or score that is not finite"):
+        voc_ap([found[0], found[1] | change], truth)
+
+
+def marked(flag):
+    """One plain object and one that is difficult or a crowd, far apart."""
+    boxes = np.asarray([[0, 0, 10, 10], [20, 20, 40, 40]], np.float32)
+    flags = {"difficult": np.zeros(2, bool), "crowd": np.zeros(2, bool)}
+    flags[flag][1] = True
+    record = TruthRecord(0, "a", None, 60, 60, boxes, np.zeros(2, np.int32), **flags)
+    return TruthSplit("made up", "test", CLASSES, IDS, (record,))
+
+
+def results(*boxes):
+    """Detections of class 0 by falling score."""
+    return [
+        {"image_id": 0, "category_id": 1, "bbox": list(box), "score": 1 - rank / 10}
+        for rank, box in enumerate(boxes)
+    ]
+
+
+@pytest.mark.parametrize("flag", ["difficult", "crowd"])
+@pytest.mark.parametrize("metric", [voc_ap, coco_ap])
+def test_difficult_objects_and_crowds_are_neither_right_nor_wrong(flag, metric):
+    """A false detection above the right one would halve the precision."""
+    truth = marked(flag)
+    assert metric(results([20, 20, 20, 20], [0, 0, 10, 10]), truth)["ap50"] == pytest.approx(100)
+    assert metric(results([45, 45, 5, 5], [0, 0, 10, 10]), truth)["ap50"] == pytest.approx(50)
+    assert metric(results([20, 20, 20, 20]), truth)["ap50"] == 0
+
+
+def test_coco_takes_a_part_of_a_crowd_but_not_of_a_difficult_object():
+    """A crowd's IoU is by the detection's area alone, and it takes any number of detections."""
+    found = results([20, 20, 8, 8], [30, 30, 8, 8], [0, 0, 10, 10])
+    assert coco_ap(found, marked("crowd"))["ap50"] == pytest.approx(100)
+    assert coco_ap(found, marked("difficult"))["ap50"] == pytest.approx(100 / 3, abs=0.1)

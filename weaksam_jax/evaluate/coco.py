@@ -31,7 +31,7 @@ def coco_ap(
 
 
 def truth_as_coco(truth: TruthSplit, masks: bool = False) -> COCO:
-    """The truth as a pycocotools data set; difficult objects become ignored crowds."""
+    """The truth as a pycocotools data set; `difficult` is kept for `_Evaluation`."""
     annotations = []
     for record in truth.records:
         for index, box in enumerate(record.boxes.astype(np.float64)):
@@ -41,7 +41,8 @@ def truth_as_coco(truth: TruthSplit, masks: bool = False) -> COCO:
                 "category_id": truth.category_ids[int(record.labels[index])],
                 "bbox": to_xywh(box).tolist(),
                 "area": float(area(box)),
-                "iscrowd": int(record.difficult[index] or record.crowd[index]),
+                "iscrowd": int(record.crowd[index]),
+                "difficult": bool(record.difficult[index]),
             }
             mask = record.masks[index] if masks and record.masks else None
             if mask is not None:
@@ -66,6 +67,17 @@ def truth_as_coco(truth: TruthSplit, masks: bool = False) -> COCO:
     return coco
 
 
+class _Evaluation(COCOeval):
+    """pycocotools takes its `ignore` from `iscrowd`; here difficult objects are ignored as well,
+    but stay objects: one detection each, and IoU by the union (a crowd's is by the detection)."""
+
+    def _prepare(self):
+        super()._prepare()
+        for objects in self._gts.values():
+            for one in objects:
+                one["ignore"] |= one["difficult"]
+
+
 def _precisions(detections, truth, kind, thresholds) -> list[float]:
     """AP in percent at each IoU threshold."""
     if not detections:
@@ -73,7 +85,7 @@ def _precisions(detections, truth, kind, thresholds) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = truth_as_coco(truth, masks=kind == "segm")
         results = coco.loadRes([dict(one) for one in detections])
-        evaluation = COCOeval(coco, results, kind)
+        evaluation = _Evaluation(coco, results, kind)
         evaluation.params.iouThrs = np.asarray(thresholds)
         evaluation.evaluate()
         evaluation.accumulate()

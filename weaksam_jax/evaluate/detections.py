@@ -23,7 +23,8 @@ class Detections:
 def as_arrays(detections: Sequence[Mapping], truth: TruthSplit) -> Detections:
     """COCO results (or annotations; score 1 where there is none) of the images of `truth`.
 
-    Raises `BadInput` for a detection whose image or category the split does not have.
+    Raises `BadInput` for a detection whose image or category the split does not have, or whose
+    box or score is not finite.
     """
     places = {record.image_id: index for index, record in enumerate(truth.records)}
     class_of = {category: label for label, category in enumerate(truth.category_ids)}
@@ -36,5 +37,9 @@ def as_arrays(detections: Sequence[Mapping], truth: TruthSplit) -> Detections:
         problem = f"{error.args[0]!r} is missing, or no image or category of this split"
         cure = f"give COCO results made on {truth.dataset}/{truth.split}"
         raise BadInput("detections", problem, cure) from error
+    strange = ~(np.isfinite(boxes).all(1) & np.isfinite(scores))
+    if strange.any():
+        problem = f"entry {int(np.argmax(strange))} has a box or score that is not finite"
+        raise BadInput("detections", problem, "look for NaN where they were made")
     integers = np.asarray(image, np.int64), np.asarray(labels, np.int64)
     return Detections(integers[0], from_xywh(boxes), scores, integers[1])

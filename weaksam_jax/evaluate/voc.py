@@ -23,10 +23,10 @@ def voc_ap(
 
     detections: COCO results. The devkit's rule: the detections of a class by falling score; each
     goes to the object of its image with the highest IoU; it is right when that IoU >= `iou` and
-    the object is not taken yet, ignored when the object is difficult, else wrong. rule "07": mean
-    precision at recalls 0, 0.1, ... 1; "12": area under the monotone precision. Classes without a
-    non-difficult object have no AP. (The devkit's inclusive integer corners and "+1" are the
-    continuous corners used here.) The key is "ap50" whatever `iou` is.
+    the object is not taken yet, ignored when the object is difficult (or a crowd), else wrong.
+    rule "07": mean precision at recalls 0, 0.1, ... 1; "12": area under the monotone precision.
+    Classes without a non-difficult object have no AP. (The devkit's inclusive integer corners and
+    "+1" are the continuous corners used here.) The key is "ap50" whatever `iou` is.
     """
     per_class = class_precisions(as_arrays(detections, truth), truth, iou, rule)
     return {"ap50": mean_precision(per_class), "per_class": per_class}
@@ -64,9 +64,10 @@ def match_class(
     objects, positives = {}, 0
     for image, record in enumerate(truth.records):
         own = np.flatnonzero(record.labels == label)
-        positives += int((~record.difficult[own]).sum())
+        ignored = (record.difficult | record.crowd)[own]
+        positives += int((~ignored).sum())
         if len(own):
-            objects[image] = (own, record.difficult[own])
+            objects[image] = (own, ignored)
     taken = {image: np.zeros(len(own), bool) for image, (own, _) in objects.items()}
     right, wrong = np.zeros(len(index), bool), np.zeros(len(index), bool)
     for rank, detection in enumerate(index):
@@ -74,12 +75,12 @@ def match_class(
         if image not in objects:
             wrong[rank] = True
             continue
-        own, difficult = objects[image]
+        own, ignored = objects[image]
         overlaps = overlap(int(detection), image, own)
         best = int(np.argmax(overlaps))
         if overlaps[best] < iou:
             wrong[rank] = True
-        elif not difficult[best]:
+        elif not ignored[best]:
             right[rank], wrong[rank] = not taken[image][best], taken[image][best]
             taken[image][best] = True
     return right, wrong, positives
