@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -18,9 +17,10 @@ from tqdm import tqdm
 
 from bridge.tag_samples import TagSamples, epoch_batches
 from bridge.weaktr import WeakTr, WeakTrConfig, check_keys, read_tensors, save_tensors
+from weaksam_jax import runlog
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, write_text
+from weaksam_jax.files import fingerprint
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class WeakTrSettings:
     fusion: str = "v3"
     stem: str = "patch"
     drop_path: float = 0.1
+    reach: int | None = None
     crop: int = 224
     min_scale: float = 0.08
     augment: str = "timm"
@@ -71,6 +72,7 @@ class WeakTrSettings:
             patch=8,
             stem="conv",
             drop_path=0.0,
+            reach=2,
             crop=112,
             min_scale=0.5,
             augment="light",
@@ -95,14 +97,15 @@ class WeakTrSettings:
             self.fusion,
             self.stem,
             self.drop_path,
+            self.reach,
         )
 
 
 def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int) -> Path:
     """Trains on tags and returns `folder/weaktr.safetensors`, which `load_weaktr` reads.
 
-    Each epoch ends in an atomic checkpoint and a line of `folder/log.jsonl`; data order, crops and
-    noise depend on (seed, epoch, image) only, so a killed run started again ends in the same bits.
+    Each epoch ends in an atomic checkpoint and a line of `folder/../log.jsonl`; data order, crops
+    and noise depend on (seed, epoch, image) only, so a killed run ends in the same bits.
     A finished run of the same settings, images and seed is not repeated. Raises `BadInput` for an
     unreadable image, checkpoint or `init`, and for a split with fewer images than a batch.
     """
@@ -120,6 +123,7 @@ def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: 
         "fingerprint": key,
         "heads": str(settings.heads),
         "classes": ";".join(train.classes),
+        **({} if settings.reach is None else {"reach": str(settings.reach)}),
     }
     save_tensors(final, model.state_dict(), metadata)
     checkpoint.unlink(missing_ok=True)
@@ -188,7 +192,8 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
     )
     checkpoint = folder / "checkpoint.safetensors"
     done = _restore(checkpoint, key, model, optimizer)
-    _keep_log(folder / "log.jsonl", done)
+    log, steps = folder.parent / "log.jsonl", len(train.records) // settings.batch_size
+    runlog.forget(log, "weaktr", done * steps)
     s = settings
     samples = TagSamples(train, s.crop, s.min_scale, s.augment, s.jitter, seed)
     batches = epoch_batches(samples, settings.batch_size, done, settings.epochs, settings.workers)
@@ -199,8 +204,7 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
             # Drop-path is the only user of torch's own generator.
             torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
             entry = _epoch(model, optimizer, batches, settings, epoch, images, bar)
-            with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+            runlog.append(log, entry)
             _save_checkpoint(checkpoint, key, model, optimizer, epoch + 1)
     return model
 
@@ -262,12 +266,6 @@ def _restore(path: Path, key: str, model: WeakTr, optimizer: torch.optim.Optimiz
             state.setdefault(int(index), {})[part] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return int(metadata["epochs"])
-
-
-def _keep_log(path: Path, epochs: int) -> None:
-    """Cuts the log back to the finished epochs."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    write_text(path, "".join(line + "\n" for line in lines[:epochs]))
 
 
 def start_from_deit(model: WeakTr, path: str | Path) -> None:

@@ -84,7 +84,8 @@ def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> 
     elif FUSION_PREFIX + "fc.0.weight" in state:
         found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // max(1, depth)
     fusion = found if fusion == "auto" else fusion
-    return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem)
+    reach = int(metadata["reach"]) if "reach" in metadata else None  # leaves no trace in the keys
+    return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem, reach=reach)
 
 
 def check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

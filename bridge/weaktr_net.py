@@ -22,7 +22,11 @@ class WeakTrConfig:
     classes: class tokens C. patch: side of a patch in pixels. grid: side of the position
     embedding's grid. fusion: "v3" (weights from pooled attention outputs), "v1" (from pooled
     attention maps) or "uniform" (plain mean, no weights). stem: "patch" (one convolution, the
-    published form) or "conv" (3 x 3 convolutions, for training from scratch).
+    published form) or "conv" (3 x 3 convolutions, for training from scratch). reach: patches attend
+    to patches at most so many rows and columns away, and to no class token; None: to everything
+    (the published form). A network that starts from ImageNet weights looks where things are; one
+    from scratch on little data is free to put its evidence for a class anywhere when every patch
+    knows the whole image, and puts it beside the things.
     drop_path: rate of the last block, growing linearly from 0; only acts in training.
     """
 
@@ -35,6 +39,7 @@ class WeakTrConfig:
     fusion: str = "v3"
     stem: str = "patch"
     drop_path: float = 0.0
+    reach: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens `[B, N, D]` -> projected output `[B, N, D]`, maps `[B, heads, N, N]`."""
+    def forward(self, tokens: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """tokens `[B, N, D]`, hidden: bool `[N, N]`, what each token (row) may not attend to ->
+        projected output `[B, N, D]`, maps `[B, heads, N, N]`."""
         batch, count, dim = tokens.shape
         parts = self.qkv(tokens).view(batch, count, 3, self.heads, dim // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
-        maps = ((q * (dim // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+        scores = (q * (dim // self.heads) ** -0.5) @ k.transpose(-2, -1)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -torch.inf)
+        maps = scores.softmax(-1)
         return self.proj((maps @ v).transpose(1, 2).reshape(batch, count, dim)), maps
 
 
@@ -95,8 +104,8 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
         self.drop_path = drop_path
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output, maps = self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        output, maps = self.attn(self.norm1(tokens), hidden)
         tokens = tokens + self._drop(output)
         return tokens + self._drop(self.mlp(self.norm2(tokens))), output, maps
 
@@ -218,9 +227,10 @@ class WeakTr(nn.Module):
         patches, (height, width) = self._embed(images)
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
         tokens = tokens + self._position(images)
+        hidden = self._hidden(height, width)
         outputs, attention = [], []
         for block in self.blocks:
-            tokens, output, maps = block(tokens)
+            tokens, output, maps = block(tokens, hidden)
             outputs.append(output.detach())
             attention.append(maps.detach())
         grid = tokens[:, count:].transpose(1, 2).unflatten(2, (height, width))
@@ -241,6 +251,19 @@ class WeakTr(nn.Module):
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         patches = self.patch_embed(images)
         return patches.flatten(2).transpose(1, 2), patches.shape[-2:]
+
+    def _hidden(self, height: int, width: int) -> Tensor | None:
+        """Bool `[N, N]`: what `reach` hides from each token; None where nothing is hidden."""
+        reach, count = self.config.reach, self.config.classes
+        if reach is None:
+            return None
+        rows, columns = (torch.arange(n, device=self.pos_embed.device) for n in (height, width))
+        far_rows = (rows[:, None] - rows).abs() > reach
+        far_columns = (columns[:, None] - columns).abs() > reach
+        far = far_rows[:, None, :, None] | far_columns[None, :, None, :]
+        hidden = far.reshape(height * width, height * width)
+        hidden = F.pad(hidden, (count, 0), value=True)  # patches see no class token
+        return F.pad(hidden, (0, 0, count, 0), value=False)  # class tokens see everything
 
     def _position(self, images: Tensor) -> Tensor:
         """Position embedding `[1, C + h * w, D]` for images of that size.

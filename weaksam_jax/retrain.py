@@ -148,8 +148,8 @@ def train_retrain(
 
     pgt: COCO dictionary for `images`; images without a box are left out. init_params: backbone
     parameters to start from (those of the MIL detector, which saw tags only, or ImageNet's);
-    modules the backbone does not have are passed over. Raises `BadInput` when pgt or init_params do
-    not fit.
+    modules the backbone does not have are passed over. The log's name of the stage is that of the
+    folder. Raises `BadInput` when pgt or init_params do not fit.
     """
     samples = PseudoSamples(pgt, images, settings.canvases, settings.augmentation)
     batches = make_batches(samples, samples.groups, settings.batch, seed)
@@ -166,7 +166,7 @@ def train_retrain(
         folder,
         mesh,
         checkpoint_every=settings.checkpoint_every,
-        name="retrain",
+        name=Path(folder).name,
     )
     return jax.device_get(state.params)
 

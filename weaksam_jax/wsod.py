@@ -121,7 +121,8 @@ def train_wsod(
     """Trains on tags and proposals; returns the parameters (nested dictionary of arrays).
 
     backbone: parameters of the frozen network ("lite0", see `bridge.convert`). Resumes from the
-    checkpoints below `folder`; the same seed gives the same bits on the same machine.
+    checkpoints below `folder`, logs to `folder/../log.jsonl`; the same seed gives the same bits on
+    the same machine.
     """
     folder = Path(folder)
     features = _features(split, settings, folder, backbone)
@@ -148,6 +149,7 @@ def train_wsod(
             mesh,
             checkpoint_every=settings.checkpoint_every,
             name=f"wsod_{name}",
+            log=folder.parent / "log.jsonl",
         )
         params = jax.device_get(state.params)
     return params

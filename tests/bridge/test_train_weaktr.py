@@ -62,7 +62,7 @@ def colours(folder: Path, count: int = 12) -> TagSplit:
 
 
 def run(folder: Path, images: Path, settings: WeakTrSettings, seed: int = 0) -> dict:
-    return load_file(train_weaktr(colours(images), settings, folder, seed))
+    return load_file(train_weaktr(colours(images), settings, folder / "clues", seed))
 
 
 def same(a: dict, b: dict) -> bool:
@@ -84,7 +84,7 @@ def test_resumes_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("bridge.train_weaktr.weaktr_loss", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", tmp_path / "images", TINY)
-    assert not (tmp_path / "parts" / "weaktr.safetensors").exists()
+    assert not (tmp_path / "parts" / "clues" / "weaktr.safetensors").exists()
     monkeypatch.undo()
     assert same(whole, run(tmp_path / "parts", tmp_path / "images", TINY))
     logs = [
@@ -94,9 +94,9 @@ def test_resumes_with_the_same_bits(tmp_path, monkeypatch):
     assert [entry["step"] for entry in logs[1]] == [3, 6, 9, 12]
     assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
     # A finished run is not repeated; another seed or recipe is another run.
-    before = (tmp_path / "parts" / "weaktr.safetensors").stat().st_mtime_ns
+    before = (tmp_path / "parts" / "clues" / "weaktr.safetensors").stat().st_mtime_ns
     run(tmp_path / "parts", tmp_path / "images", TINY)
-    assert (tmp_path / "parts" / "weaktr.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "parts" / "clues" / "weaktr.safetensors").stat().st_mtime_ns == before
     assert not same(whole, run(tmp_path / "parts", tmp_path / "images", TINY, seed=1))
 
 
@@ -118,7 +118,7 @@ def test_kill_nine_and_again(tmp_path):
     threads = str(torch.get_num_threads())
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": threads}
     colours(tmp_path / "images")
-    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    checkpoint = tmp_path / "killed" / "clues" / "checkpoint.safetensors"
     for _ in range(3):
         child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
@@ -129,7 +129,7 @@ def test_kill_nine_and_again(tmp_path):
             time.sleep(0.002)
         child.wait()
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
-    killed = load_file(tmp_path / "killed" / "weaktr.safetensors")
+    killed = load_file(tmp_path / "killed" / "clues" / "weaktr.safetensors")
     assert same(killed, run(tmp_path / "whole", tmp_path / "images", TINY))
 
 
@@ -195,8 +195,8 @@ def test_faults(tmp_path):
         with pytest.raises(BadInput, match=r"000005\.png"):
             settings = dataclasses.replace(TINY, workers=workers)
             train_weaktr(train, settings, tmp_path / "run2", 0)
-    (tmp_path / "cut" / "weaktr.safetensors").unlink()
-    (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "cut" / "clues" / "weaktr.safetensors").unlink()
+    (tmp_path / "cut" / "clues" / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BadInput, match=r"checkpoint\.safetensors"):
         run(tmp_path / "cut", tmp_path / "images", dataclasses.replace(TINY, epochs=1))
 

@@ -41,7 +41,7 @@ class Checkpoints:
         self._checkpointer.save_checkpointables_async(
             int(state.step),
             {"state": state, "data": batches},
-            custom_metadata={"pending": pending},
+            custom_metadata={"pending": list(pending)},  # a copy: the caller goes on
             force=True,
         )
 

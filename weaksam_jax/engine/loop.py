@@ -1,7 +1,6 @@
 """The training loop, from top to bottom; it knows nothing of models."""
 
 import contextlib
-import json
 import math
 import signal
 import threading
@@ -14,12 +13,12 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from weaksam_jax import runlog
 from weaksam_jax.cli import Terminated
 from weaksam_jax.engine.checkpoint import Checkpoints
 from weaksam_jax.engine.mesh import put_batch
 from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import write_text
 
 
 def train(
@@ -33,6 +32,7 @@ def train(
     checkpoint_every: int = 500,
     log_every: int = 20,
     name: str = "train",
+    log: str | Path | None = None,
 ) -> TrainState:
     """Trains from the latest checkpoint (else from `state`) to step `steps`; returns that state.
 
@@ -40,8 +40,9 @@ def train(
     Grain iterator of dictionaries of arrays `[images, ...]` (`weaksam_jax.data.batches`); its
     `image_id` stays on the host. Writes `folder/checkpoints` (every `checkpoint_every` steps, at
     the end, and on Ctrl-C or SIGTERM) and appends lines `{"stage": name, "step", means since the
-    last line, "images_per_s"}` to `folder/../log.jsonl` every `log_every` steps. A run that was
-    killed and started again ends in the same bits, and but for `images_per_s` in the same log.
+    last line, "images_per_s"}` to `log` (None: `folder/../log.jsonl`) every `log_every` steps. A
+    run that was killed and started again ends in the same bits, and but for `images_per_s` in the
+    same log.
 
     Raises `BadInput` on a loss that is not finite (naming the step and its images), on a batch that
     does not divide among the devices and on a damaged checkpoint; `KeyboardInterrupt` or
@@ -52,7 +53,7 @@ def train(
     with contextlib.closing(checkpoints), _signals() as received:
         state, pending = checkpoints.restore(state, batches)
         done = int(state.step)
-        log = _Log(folder.parent / "log.jsonl", name, done, pending)
+        lines = _Log(Path(log or folder.parent / "log.jsonl"), name, done, pending)
         batch = next(batches) if done < steps else {}
         bar = tqdm(range(done, steps), name, steps, initial=done, unit="step", mininterval=1)
         for step in bar:
@@ -60,13 +61,13 @@ def train(
             on_device = put_batch(batch, mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, on_device)
-            log.add(step + 1, metrics, ids, len(next(iter(batch.values()))))
+            lines.add(step + 1, metrics, ids, len(next(iter(batch.values()))))
             last = step + 1 == steps
             if last or (step + 1) % log_every == 0:
-                bar.set_postfix_str(log.write(step + 1))
+                bar.set_postfix_str(lines.write(step + 1))
             if last or received or (step + 1) % checkpoint_every == 0:
-                log.fetch()
-                checkpoints.save(state, batches, log.pending)
+                lines.fetch()
+                checkpoints.save(state, batches, lines.pending)
                 if received:
                     raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated
             # The device is still at work on this step while the host makes the next batch; the
@@ -84,7 +85,7 @@ class _Log:
         self.pending = list(pending)  # fetched, but not yet part of a line
         self._on_device: list[tuple] = []  # (step, metrics, image ids)
         self._images, self._start = 0, time.perf_counter()
-        _forget(path, stage, step)
+        runlog.forget(path, stage, step)
 
     def add(self, step: int, metrics: dict, ids, images: int) -> None:
         """Notes a step without waiting for it."""
@@ -112,25 +113,9 @@ class _Log:
         means = {key: sum(m[key] for m in self.pending) / count for key in self.pending[0]}
         speed = round(self._images / seconds, 2)
         line = {"stage": self._stage, "step": step, **means, "images_per_s": speed}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        runlog.append(self._path, line)
         self.pending, self._images, self._start = [], 0, time.perf_counter()
         return f"{speed:.1f} images/s, loss {means['loss']:.4f}"
-
-
-def _forget(path: Path, stage: str, step: int) -> None:
-    """Takes this stage's lines after `step`, and a line cut short by a kill, out of the log."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry["stage"] != stage or entry["step"] <= step:
-            kept.append(line)
-    write_text(path, "".join(kept))
 
 
 @contextlib.contextmanager

@@ -96,19 +96,19 @@ def read_artefacts(run: Path, train: TagSplit, test: TagSplit | None) -> Artefac
 
 
 def read_log(run: Path) -> dict[str, list[dict]]:
-    """The lines of the run's `log.jsonl` and of its stages' own, by stage, in order of steps."""
+    """The lines of the run's `log.jsonl`, by stage, in order of steps."""
     stages = defaultdict(list)
-    for path in [run / "log.jsonl", *sorted(run.glob("*/log.jsonl"))]:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for number, text in enumerate(lines):
-            try:
-                line = json.loads(text)
-                stages[str(line["stage"])].append({"step": int(line["step"]), **line})
-            except (ValueError, KeyError, TypeError) as error:
-                if number + 1 == len(lines):  # a line cut short by a kill
-                    continue
-                cure = "delete the file and run that stage again"
-                raise BadInput(path, f"line {number + 1} is no log line", cure) from error
+    path = run / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, text in enumerate(lines):
+        try:
+            line = json.loads(text)
+            stages[str(line["stage"])].append({"step": int(line["step"]), **line})
+        except (ValueError, KeyError, TypeError) as error:
+            if number + 1 == len(lines):  # a line cut short by a kill
+                continue
+            cure = "delete the file and run that stage again"
+            raise BadInput(path, f"line {number + 1} is no log line", cure) from error
     return {name: sorted(lines, key=lambda line: line["step"]) for name, lines in stages.items()}
 
 
