@@ -236,13 +236,16 @@ def _finish(job: _Job, split: TagSplit) -> bool:
         int,
     )
     means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
+    # The tags of a split whose classes are predicted are not looked at, not even counted.
+    tagged = job.settings.labels == "tags"
+    negatives = {"negatives": sum(not one.tags for one in split.records)} if tagged else {}
     manifest = {
         "dataset": split.dataset,
         "split": split.split,
         "labels": job.settings.labels,
         "per_image": float(means.sum()),
         "per_source": {name: float(mean) for name, mean in zip(SOURCES, means, strict=True)},
-        "negatives": sum(not one.tags for one in split.records),
+        **negatives,
         "fingerprint": fingerprint(job.key),
         **job.key,
         "versions": _versions(),

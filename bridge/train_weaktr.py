@@ -72,7 +72,7 @@ class WeakTrSettings:
             patch=8,
             stem="conv",
             drop_path=0.0,
-            reach=2,
+            reach=1,
             crop=112,
             min_scale=0.5,
             augment="light",

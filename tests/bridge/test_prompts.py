@@ -154,10 +154,15 @@ def test_cam_boxes_of_rectangles():
     maps[1, 0, 0] = 1.0  # too small to count
     logits = np.zeros(9, np.float32)
     logits[3] = np.log(3)  # probability 0.75; class 7 has 0.5
-    boxes, scores, labels = cam_boxes(maps, (3, 7), logits, thresholds=(0.5, 0.9))
-    assert boxes.tolist() == [[14, 8, 20, 12], [10, 5, 30, 15], [50, 30, 60, 40]]
-    mean = (0.8 * (200 - 24) + 24) / 200
-    np.testing.assert_allclose(scores, [0.75, 0.75 * mean, 0.5 * 0.6], rtol=1e-6)
-    assert labels.tolist() == [3, 3, 7]
+    maps[0, 20:25, 40:44] = 0.5
+    boxes, scores, labels = cam_boxes(maps, (3, 7), logits)
+    assert boxes.tolist() == [[10, 5, 30, 15], [50, 30, 60, 40], [40, 20, 44, 25]]
+    large, small = 0.8 * (200 - 24) + 24, 0.5 * 20
+    share = np.asarray([large, small]) / (large + small)
+    want = [0.75 * share[0], 0.5 * 60 / 61, 0.75 * share[1]]
+    np.testing.assert_allclose(scores, want, rtol=1e-6)
+    assert labels.tolist() == [3, 7, 3]
+    boxes, _, _ = cam_boxes(maps, (3, 7), logits, threshold=0.9)
+    assert boxes.tolist() == [[14, 8, 20, 12]]
     boxes, scores, labels = cam_boxes(maps[:0], (), logits)
     assert boxes.shape == (0, 4) and scores.shape == labels.shape == (0,)

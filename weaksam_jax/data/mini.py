@@ -8,7 +8,6 @@ and more times apart in size, over textured grounds among class-free clutter.
 
 import os
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -75,7 +74,8 @@ def write_mini(
     """
     root = Path(path) / "VOC2007"
     root.parent.mkdir(parents=True, exist_ok=True)
-    work = root.parent / f".VOC2007.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    work = root.parent / ".VOC2007.tmp"
+    shutil.rmtree(work, ignore_errors=True)  # what a killed call left
     try:
         _write(work, seed, train_images, test_images, progress)
         if root.exists():
