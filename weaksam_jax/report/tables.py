@@ -25,6 +25,7 @@ KNOWN = (
     ("pgt.per_image", "Adaptive pseudo boxes an image", "what the detector is retrained on", 0),
     ("pgt.precision50", "Adaptive pseudo boxes: precision", "boxes that are right", 1),
     ("pgt.recall50", "Adaptive pseudo boxes: recall", "training objects that are found", 1),
+    ("masks.iou", "IoU of the pseudo masks", "with the true mask that fits best", 1),
     ("retrain.ap50", "AP50 of the retrained detector", "with RoI drop, test images", 2),
     ("retrain.ap", "AP of the retrained detector", "mean over IoU 0.5 to 0.95", 2),
     ("retrain_without_drop.ap50", "AP50 retrained without RoI drop", "for comparison", 2),

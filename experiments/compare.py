@@ -1,0 +1,66 @@
+"""Runs side by side: every figure of their metrics.json, the mean and the standard deviation.
+
+    for seed in 0 1 2; do python -m experiments.voc07 --seed $seed --out runs/mini-$seed; done
+    python -m experiments.compare runs/mini-0 runs/mini-1 runs/mini-2
+
+Prints a Markdown table; a figure that a run does not have is a dash. Shares are in percent.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from weaksam_jax.cli import entry_point
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_json
+from weaksam_jax.report.tables import KNOWN, flatten
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Figures of several runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = tyro.cli(
+        Compare, args=argv, description=__doc__, prog="python -m experiments.compare"
+    )
+    if not options.runs:
+        raise BadInput("--help", "no run was given", "name at least one run directory")
+    metrics = [read_json(run / "metrics.json") for run in options.runs]
+    print(table([run.name for run in options.runs], metrics))
+
+
+def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
+    """A Markdown table: a row for each figure of the report that some run has, and the minutes."""
+    values = [dict(flatten(one)) for one in metrics]
+    minutes = [sum(one.get("seconds", {}).values()) / 60 for one in metrics]
+    lines = [
+        f"| figure | {' | '.join(names)} | mean ± deviation |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for key, name, _, kind in KNOWN:
+        found = [one.get(key) for one in values]
+        if any(isinstance(value, int | float) for value in found):
+            lines.append(_row(name, found, 100 if kind == 1 else 1))
+    return "\n".join([*lines, _row("Minutes of all stages", minutes, 1)])
+
+
+def _row(name: str, found: Sequence, factor: float) -> str:
+    numbers = [factor * float(value) for value in found if isinstance(value, int | float)]
+    cells = [f"{factor * v:.1f}" if isinstance(v, int | float) else "–" for v in found]
+    # The sample's deviation; a single run has none.
+    spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
+    return f"| {name} | {' | '.join(cells)} | {np.mean(numbers):.1f}{spread} |"
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))
