@@ -1,5 +1,7 @@
 """WeakTr against a second, step-by-step form written from the notes; checkpoints; views."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from torch.nn import functional as F
 
 from bridge.clues import minmax
 from bridge.prompts import PromptSettings, prompt_points
+from bridge.train_weaktr import WeakTrSettings, train_weaktr
 from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, load_weaktr, release_layers, to_tensor
+from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
 AAF = "adaptive_attention_fusion."
@@ -219,6 +223,43 @@ def test_sizes_are_read_off_the_file(tmp_path):
         assert loaded.config == config
         image = torch.randn(1, 3, 50, 70)
         torch.testing.assert_close(loaded(image).fine, model(image).fine)
+
+
+@pytest.mark.parametrize("reach", [None, 0, 1])
+def test_reach_bounds_what_a_patch_knows(reach):
+    """One patch is changed: two blocks and the 3 x 3 head carry that 2 reach + 1 patches away to
+    the coarse map, and everywhere without a reach; the class tokens see it in any case."""
+    torch.manual_seed(0)
+    config = WeakTrConfig(5, dim=48, heads=4, depth=2, patch=8, grid=11, reach=reach)
+    model = WeakTr(config).eval()
+    image = torch.randn(1, 3, 88, 88)
+    other = image.clone()
+    other[:, :, 40:48, 16:24] += 1  # row 5, column 2
+    a, b = model(image), model(other)
+    assert (a.class_logits != b.class_logits).all()
+    raw = [model.maps(one).coarse_logits for one in (image, other)]
+    assert (raw[0] != raw[1]).all()
+    with torch.no_grad():
+        model.head.bias += 100  # so that ReLU hides nothing
+    changed = (model(image).coarse - model(other).coarse).abs().amax(0) > 1e-4
+    rows, columns = np.nonzero(changed.numpy())
+    if reach is None:
+        assert changed.all()
+        return
+    far = 2 * reach + 1
+    assert changed[5, 2]
+    assert (abs(rows - 5) <= far).all() and (abs(columns - 2) <= far).all()
+    assert changed[5 - far : 6 + far, : 3 + far].sum() == changed.sum() > far
+
+
+def test_reach_is_kept_by_the_file(tmp_path):
+    settings = dataclasses.replace(WeakTrSettings.mini(), epochs=1, warmup_epochs=0, batch_size=1)
+    image = np.random.default_rng(0).integers(0, 255, (120, 130, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    record = TagRecord(1, "a.png", tmp_path / "a.png", 130, 120, (0,))
+    split = TagSplit("one", "train", ("a", "b"), (1, 2), (record,))
+    path = train_weaktr(split, settings, tmp_path / "clues", 0)
+    assert load_weaktr(path).config == settings.config(2) and settings.reach is not None
 
 
 def test_random_v1_weights_equal_the_plain_mean(published):
