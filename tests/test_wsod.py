@@ -11,7 +11,7 @@ from weaksam_jax import wsod, wsod_data
 from weaksam_jax.boxes import decode, from_xywh, iou
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini import write_mini
-from weaksam_jax.data.store import Proposals, write_proposals
+from weaksam_jax.data.store import SOURCES, Proposals, write_proposals
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.errors import BadInput
@@ -110,10 +110,12 @@ def loop_detections(params, split, proposals, settings, index):
     model = wsod.build_model(settings, len(split.classes))
     scores, boxes = [], []
     for mirrored in (False, True):
-        shown = samples.show(index, own, wsod_data.View(0, mirrored))
+        shown = samples.show(index, slice(len(own)), wsod_data.View(0, mirrored))
         batch = {name: value[None] for name, value in shown.items()}
         images, inside = wsod.network_input(settings, batch)
-        _, outputs = model.apply({"params": params}, images, inside, batch["boxes"])
+        _, outputs = model.apply(
+            {"params": params}, images, inside, batch["boxes"], batch["quality"]
+        )
         logits = np.asarray(outputs.refine[0], np.float64)[:, : len(own)]
         exp = np.exp(logits - logits.max(-1, keepdims=True))
         scores.append((exp / exp.sum(-1, keepdims=True)).mean(0)[:, 1:])
@@ -211,16 +213,24 @@ def test_boxes_are_clean_and_sources_take_turns(world, tmp_path):
     boxes = np.array([box for box, _ in rows], np.float32)
     flat = np.ones(len(rows), np.float32)
     source = np.array([s for _, s in rows])
+    told, stability = np.linspace(0.2, 0.8, len(rows)), np.linspace(1, 0.4, len(rows)) ** 2
     proposals = Proposals(
-        record.image_id, height, width, boxes, source, flat, flat, flat, flat, None
+        record.image_id, height, width, boxes, source, flat, flat, told, stability, None
     )
     write_proposals(tmp_path, train.split, proposals, {})
-    found = wsod_data.load_boxes(tmp_path, train, record, 8.0)
+    found, quality = wsod_data.load_boxes(tmp_path, train, record, 8.0)
     expected = [[10, 10, 40, 50], [20, 20, 60, 60], [0, 0, 30, 30], [30, 30, 70, 70]]
     # Source 1 has rows 0, 1, 2 and source 0 rows 3 to 6; of equal places the first row leads.
     assert found.tolist() == expected
+    np.testing.assert_allclose(quality, ((told + stability) / 2)[[0, 4, 2, 6]], rtol=1e-6)
+    search = dataclasses.replace(
+        proposals, source=np.full(len(rows), SOURCES.index("selective_search"))
+    )
+    write_proposals(tmp_path, train.split, search, {})
+    assert not wsod_data.load_boxes(tmp_path, train, record, 8.0)[1].any()
     write_proposals(tmp_path, train.split, proposals.select(np.array([3, 5])), {})
-    assert wsod_data.load_boxes(tmp_path, train, record, 8.0).tolist() == [[0, 0, width, height]]
+    alone, quality = wsod_data.load_boxes(tmp_path, train, record, 8.0)
+    assert alone.tolist() == [[0, 0, width, height]] and quality.tolist() == [0]
 
 
 def test_missing_proposals_are_named(world, tmp_path):
@@ -234,8 +244,9 @@ def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
     train, _, proposals = world
     samples = wsod_data.MilSamples(train, proposals, TINY)
     record, boxes = train.records[1], samples.boxes[1][:10]
-    shown = samples.show(1, boxes, wsod_data.View(0, mirrored))
+    shown = samples.show(1, slice(10), wsod_data.View(0, mirrored))
     assert shown["valid"].sum() == 10
+    assert (shown["quality"] == 1).sum() == 10, "padding has none"
     back = wsod_data.restore_boxes(shown["boxes"][:10], record, shown["size"], mirrored)
     np.testing.assert_allclose(back, boxes, atol=1e-3)
     size = wsod_data.fitted_size(record, shown["image"].shape[:2])

@@ -65,9 +65,9 @@ class WsodSettings:
     hide: float = 0.5
     max_proposals: int = 104
     min_side: float = 12.0
-    pretrain_steps: int = 600
+    pretrain_steps: int = 1200
     pretrain_rate: float = 2e-3
-    steps: int = 600
+    steps: int = 400
     batch: int = 8
     rate: float = 1e-3
     warmup: int = 100
@@ -212,7 +212,13 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
     """Mean over the images of the MIL losses, plus the image-level loss on the class maps."""
     images, inside = network_input(settings, batch)
     logits, outputs = model.apply(
-        {"params": params}, images, inside, batch["boxes"], True, rngs={"dropout": rng}
+        {"params": params},
+        images,
+        inside,
+        batch["boxes"],
+        batch["quality"],
+        True,
+        rngs={"dropout": rng},
     )
     one_image = functools.partial(mil_loss, method=settings.method)
     losses, terms = jax.vmap(one_image)(outputs, batch["boxes"], batch["valid"], batch["tags"])
@@ -233,9 +239,9 @@ def _optimizer(settings: WsodSettings, rate: float, steps: int) -> optax.Gradien
 def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
     """Fresh parameters, of the shapes that the first sample gives."""
     view = View(0, False)
-    batch = {name: value[None] for name, value in samples.show(0, samples.boxes[0], view).items()}
+    batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
     images, inside = network_input(settings, batch)
-    return jax.jit(model.init)(key, images, inside, batch["boxes"])["params"]
+    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["quality"])["params"]
 
 
 def _features(split, settings: WsodSettings, folder: Path, backbone) -> FeatureCache | None:
@@ -316,7 +322,7 @@ def detect_wsod(
 def infer_view(model, settings, params, batch) -> tuple[jax.Array, jax.Array]:
     """Scores `[B, N, C]` and boxes `[B, N, C, 4]` (input pixels) of one view."""
     images, inside = network_input(settings, batch)
-    _, outputs = model.apply({"params": params}, images, inside, batch["boxes"])
+    _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["quality"])
     scores = jax.nn.softmax(outputs.refine).mean(1)[..., 1:]
     boxes = jnp.broadcast_to(batch["boxes"][:, :, None], (*scores.shape, 4))
     if settings.method == "mist":
@@ -330,7 +336,7 @@ def _detect(infer, select, params, samples, chosen, views, size) -> list[tuple]:
     scores, boxes = 0.0, 0.0
     most = samples.settings.max_proposals
     for view in views:
-        shown = [samples.show(i, samples.boxes[i][:most], view) for i in padded]
+        shown = [samples.show(i, slice(most), view) for i in padded]
         batch = {name: np.stack([one[name] for one in shown]) for name in shown[0]}
         view_scores, view_boxes = jax.device_get(infer(params, batch))
         records = [samples.split.records[i] for i in padded]

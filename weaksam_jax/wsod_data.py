@@ -11,7 +11,7 @@ from weaksam_jax.boxes import clip, flip
 from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.store import read_proposals
+from weaksam_jax.data.store import SOURCES, read_proposals
 from weaksam_jax.files import read_arrays, write_arrays
 
 # One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
@@ -27,25 +27,32 @@ class View:
     mirrored: bool
 
 
-def load_boxes(root: str | Path, split: TagSplit, record: TagRecord, min_side: float) -> np.ndarray:
-    """Proposals float32 `[n, 4]` of an image: cut to it, sides >= min_side pixels, no doubles.
+def load_boxes(
+    root: str | Path, split: TagSplit, record: TagRecord, min_side: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes float32 `[n, 4]`, quality float32 `[n]`) of the proposals of an image.
 
-    Sources take turns, each best first, so that a cut to any length keeps the best of all of them.
-    The whole image stands in when nothing is left (a mean over no proposals is NaN).
+    Boxes are cut to the image, have sides >= min_side pixels and no doubles. Sources take turns,
+    each best first, so that a cut to any length keeps the best of all of them. The whole image
+    stands in when nothing is left (a mean over no proposals is NaN). quality: the mean of SAM's
+    predicted IoU and stability; 0 for selective search, which has neither.
     """
     proposals = read_proposals(root, split.split, record.image_id)
     place = np.zeros(len(proposals), np.int64)
     for source in np.unique(proposals.source):
         own = proposals.source == source
         place[own] = np.arange(own.sum())
-    boxes = proposals.boxes[np.argsort(place, kind="stable")]
-    boxes = clip(boxes, np.float32(record.width), np.float32(record.height))
-    side = boxes[:, 2:] - boxes[:, :2]
-    boxes = boxes[(side >= min_side).all(1)]
-    _, first = np.unique(np.round(boxes), axis=0, return_index=True)
-    boxes = boxes[np.sort(first)]
-    whole = np.asarray([[0, 0, record.width, record.height]], np.float32)
-    return boxes if len(boxes) else whole
+    proposals = proposals.select(np.argsort(place, kind="stable"))
+    boxes = clip(proposals.boxes, np.float32(record.width), np.float32(record.height))
+    large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= min_side).all(1))
+    _, first = np.unique(np.round(boxes[large]), axis=0, return_index=True)
+    kept = large[np.sort(first)]
+    if not len(kept):
+        whole = np.asarray([[0, 0, record.width, record.height]], np.float32)
+        return whole, np.zeros(1, np.float32)
+    quality = (proposals.predicted_iou + proposals.stability) / 2
+    quality[proposals.source == SOURCES.index("selective_search")] = 0
+    return boxes[kept], quality[kept].astype(np.float32)
 
 
 def shape_group(record: TagRecord, scales: Sequence[Scale]) -> int:
@@ -58,15 +65,17 @@ class MilSamples:
 
     `image` uint8 `[H, W, 3]` or cached maps float16 `map0`, `map1`, ... `[h, w, F]`, `size` float32
     `[2]` (height, width inside the canvas, input pixels), `boxes` float32 `[N, 4]` (input pixels),
-    `valid` bool `[N]`, `tags` bool `[C]`, `image_id`. More than N proposals: N random ones.
+    `quality` float32 `[N]`, `valid` bool `[N]`, `tags` bool `[C]`, `image_id`. More than N
+    proposals: N random ones.
     """
 
     def __init__(self, split: TagSplit, proposals_root: str | Path, settings, features=None):
         self.split, self.settings, self.features = split, settings, features
-        self.boxes = [
+        loaded = [
             load_boxes(proposals_root, split, record, settings.min_side)
             for record in tqdm(split.records, "proposals", unit="images")
         ]
+        self.boxes, self.quality = map(list, zip(*loaded, strict=True))
         self.groups = [shape_group(record, settings.scales) for record in split.records]
         pixels = sum(record.width * record.height for record in split.records)
         self._cache: dict[int, np.ndarray] | None = {} if pixels <= MAX_CACHED_PIXELS else None
@@ -76,13 +85,12 @@ class MilSamples:
         return group, int(rng.integers(len(self.settings.scales)))
 
     def __call__(self, index: int, canvas: tuple[int, int], rng: np.random.Generator) -> dict:
-        record, boxes = self.split.records[index], self.boxes[index]
+        record, count = self.split.records[index], len(self.boxes[index])
         most = self.settings.max_proposals
-        if len(boxes) > most:
-            boxes = boxes[np.sort(rng.permutation(len(boxes))[:most])]
+        chosen = slice(None) if count <= most else np.sort(rng.permutation(count)[:most])
         mirrored = bool(rng.random() < 0.5)
         shrink = rng.uniform(*self.settings.jitter) if self.features is None else 1.0
-        sample = self.show(index, boxes, View(canvas[1], mirrored), shrink)
+        sample = self.show(index, chosen, View(canvas[1], mirrored), shrink)
         if self.features is None:
             image = jitter_colour(sample["image"], self.settings.colour, rng)
             sample["image"] = hide_patches(image, self.settings.hide, rng)
@@ -90,9 +98,12 @@ class MilSamples:
         tags[list(record.tags)] = True
         return sample | {"tags": tags, "image_id": np.int64(record.image_id)}
 
-    def show(self, index: int, boxes: np.ndarray, view: View, shrink: float = 1.0) -> dict:
-        """`image`, `size`, `boxes`, `valid` of one image in one view; shrink: part of the fit."""
-        record = self.split.records[index]
+    def show(self, index: int, chosen: slice | np.ndarray, view: View, shrink: float = 1.0) -> dict:
+        """`image`, `size`, `boxes`, `quality`, `valid` of one image in one view.
+
+        chosen: which of the image's proposals; shrink: part of the fit.
+        """
+        record, boxes = self.split.records[index], self.boxes[index][chosen]
         canvas = self.settings.scales[view.scale][self.groups[index]]
         if self.features is None:
             fit = min(canvas[0] / record.height, canvas[1] / record.width)
@@ -108,6 +119,7 @@ class MilSamples:
             **({"image": image} if self.features is None else maps),
             "size": np.asarray(size, np.float32),
             "boxes": padded,
+            "quality": pad_boxes(self.quality[index][chosen], self.settings.max_proposals)[0],
             "valid": valid,
         }
 
