@@ -266,14 +266,15 @@ def init_model(
 def make_optimizer(settings: RetrainSettings, params: dict) -> optax.GradientTransformation:
     """Optimizer and learning rate schedule; frozen backbone modules get no update at all."""
     rate = settings.learning_rate
+    ramp = min(settings.warmup, settings.steps // 2)  # a short trial has a short warm-up
     if settings.milestones:
         after = optax.piecewise_constant_schedule(
-            rate, {step - settings.warmup: 0.1 for step in settings.milestones}
+            rate, {step - ramp: 0.1 for step in settings.milestones}
         )
     else:
-        after = optax.cosine_decay_schedule(rate, settings.steps - settings.warmup)
-    warmup = optax.linear_schedule(rate / 1000, rate, settings.warmup)
-    schedule = optax.join_schedules([warmup, after], [settings.warmup])
+        after = optax.cosine_decay_schedule(rate, settings.steps - ramp)
+    warmup = optax.linear_schedule(rate / 1000, rate, ramp)
+    schedule = optax.join_schedules([warmup, after], [ramp])
     if settings.optimizer == "sgd":
         decay = optax.add_decayed_weights(settings.weight_decay)
         tx = optax.chain(decay, optax.sgd(schedule, momentum=0.9))

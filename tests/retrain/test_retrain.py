@@ -183,7 +183,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(split, trained, tmp_path, monk
 
 
 def test_warm_start_and_frozen_modules(split, tmp_path):
-    settings = small(frozen=("stem",), steps=1, warmup=0, drop=None)
+    settings = small(frozen=("stem",), steps=1, warmup=100, drop=None)
     model = retrain.build_model(settings, 2)
     stem = retrain.init_model(model, (64, 64), jax.random.key(7), None)["backbone"]["stem"]
     given = jax.device_get(stem)
