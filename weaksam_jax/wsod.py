@@ -289,7 +289,7 @@ def detect_wsod(
 
     Scores are the mean softmax of the refinement branches and boxes the mean decoded regression
     ("oicr": the proposals), both averaged over all views; then class-wise NMS and the best
-    `max_detections` of an image, best first.
+    `max_detections` of an image, best first, the best one of every class among them.
     """
     samples = MilSamples(
         split, proposals_root, settings, _features(split, settings, Path(folder), backbone)
@@ -300,7 +300,7 @@ def detect_wsod(
     select = jax.jit(
         jax.vmap(
             lambda boxes, scores, valid: multiclass_nms(
-                boxes, scores, valid, 0.0, settings.nms, settings.max_detections, 200
+                boxes, scores, valid, 0.0, settings.nms, settings.max_detections, 200, True
             )
         )
     )

@@ -39,15 +39,19 @@ def test_nms_equals_the_loop(threshold):
         assert list(kept) == [True] * len(expected) + [False] * (12 - len(expected))
 
 
-@pytest.mark.parametrize("per_class", [False, True])
-def test_multiclass_nms_equals_the_loop_under_vmap(per_class):
+@pytest.mark.parametrize(
+    ("per_class", "outputs", "every_class"),
+    [(False, 40, False), (True, 40, False), (True, 7, False), (True, 7, True), (False, 4, True)],
+)
+def test_multiclass_nms_equals_the_loop_under_vmap(per_class, outputs, every_class):
     rng = np.random.default_rng(1)
-    count, classes, outputs, top = 30, 3, 40, 20
+    count, classes, top = 30, 3, 20
     cases = [random_case(rng, count, classes) for _ in range(50)]
     cases[0] = (cases[0][0], cases[0][1], np.zeros(count, bool))
     cases = [(b if per_class else b[:, 0], s, v) for b, s, v in cases]
     batch = [jnp.asarray(np.stack(column)) for column in zip(*cases, strict=True)]
-    run = jax.jit(jax.vmap(lambda b, s, v: multiclass_nms(b, s, v, 0.25, 0.5, outputs, top)))
+    settings = 0.25, 0.5, outputs, top, every_class
+    run = jax.jit(jax.vmap(lambda b, s, v: multiclass_nms(b, s, v, *settings)))
     results = [np.asarray(x) for x in run(*batch)]
     for image, (boxes, scores, valid) in enumerate(cases):
         expected = []
@@ -58,7 +62,9 @@ def test_multiclass_nms_equals_the_loop_under_vmap(per_class):
             mask = np.isin(np.arange(count), candidates)
             picked = greedy(own, scores[:, c], mask, 0.5)
             expected += [(-scores[i, c], c, k, own[i]) for k, i in enumerate(picked)]
-        expected = sorted(expected, key=lambda e: e[:3])[:outputs]
+        # Falling score; with every_class the first of each class before all others, then so.
+        expected.sort(key=lambda e: (e[2] > 0 if every_class else 0, *e[:3]))
+        expected = sorted(expected[:outputs], key=lambda e: e[:3])
         found_boxes, found_scores, labels, kept = (x[image] for x in results)
         assert kept.sum() == len(expected) and kept[: len(expected)].all()
         for row, (score, label, _, box) in enumerate(expected):

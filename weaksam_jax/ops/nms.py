@@ -43,8 +43,12 @@ def multiclass_nms(
     iou_threshold: float,
     max_output: int,
     pre_nms_top_k: int,
+    every_class: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """NMS within each class, then the best `max_output` detections over all classes.
+
+    every_class: the best detection of each class is among them however low its score is (CorLoc
+    and pseudo ground truth ask for the best box of a class that is known to be there).
 
     boxes: `[N, 4]` shared by the classes, or `[N, C, 4]`; scores: `[N, C]`, kept when strictly
     above `score_threshold`; valid: bool `[N]`; pre_nms_top_k: candidates a class. Returns (boxes
@@ -68,8 +72,12 @@ def multiclass_nms(
     per_class = found.shape[1]
     padding = max(max_output - found.size, 0)
     flat = jnp.pad(found.reshape(-1), (0, padding), constant_values=-jnp.inf)
-    best, order = jax.lax.top_k(flat, max_output)
-    kept = best > -jnp.inf
+    rank = jnp.arange(flat.size)
+    first = every_class & (rank < found.size) & (rank % per_class == 0) & (flat > -jnp.inf)
+    _, order = jax.lax.top_k(jnp.where(first, jnp.inf, flat), max_output)
+    order = jnp.sort(order)  # back to class, then rank: the order of equal scores
+    best, place = jax.lax.top_k(flat[order], max_output)
+    order, kept = order[place], best > -jnp.inf
     order = jnp.where(kept, order, 0)
     return (
         jnp.where(kept[:, None], found_boxes.reshape(-1, 4)[order], 0),
