@@ -79,10 +79,11 @@ def cam_boxes(
         mask = (one >= threshold).astype(np.uint8)
         count, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         total = np.bincount(parts.ravel(), weights=one.ravel(), minlength=count)
+        all_parts = total[1:].sum()
         for part in range(1, count):
             x, y, width, height, area = (int(value) for value in stats[part])
             if area >= min_area:
-                score = probability * total[part] / total[1:].sum()
+                score = probability * total[part] / all_parts
                 found.append((x, y, x + width, y + height, score, label))
     table = np.asarray(found, np.float64).reshape(-1, 6)
     table = table[np.argsort(-table[:, 4], kind="stable")]

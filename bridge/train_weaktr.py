@@ -197,7 +197,7 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
     s = settings
     samples = TagSamples(train, s.crop, s.min_scale, s.augment, s.jitter, seed)
     batches = epoch_batches(samples, settings.batch_size, done, settings.epochs, settings.workers)
-    images = len(samples) // settings.batch_size * settings.batch_size
+    images = steps * settings.batch_size
     bar = tqdm(total=settings.epochs * images, initial=done * images, desc="WeakTr", unit="image")
     with bar:
         for epoch in range(done, settings.epochs):

@@ -48,15 +48,17 @@ def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
         "|---" * (len(names) + 2) + "|",
     ]
     for key, name, _, kind in KNOWN:
+        factor = 100 if kind == 1 else 1
         found = [one.get(key) for one in values]
-        if any(isinstance(value, int | float) for value in found):
-            lines.append(_row(name, found, 100 if kind == 1 else 1))
-    return "\n".join([*lines, _row("Minutes of all stages", minutes, 1)])
+        found = [factor * one if isinstance(one, int | float) else None for one in found]
+        if any(one is not None for one in found):
+            lines.append(_row(name, found))
+    return "\n".join([*lines, _row("Minutes of all stages", minutes)])
 
 
-def _row(name: str, found: Sequence, factor: float) -> str:
-    numbers = [factor * float(value) for value in found if isinstance(value, int | float)]
-    cells = [f"{factor * v:.1f}" if isinstance(v, int | float) else "–" for v in found]
+def _row(name: str, found: Sequence[float | None]) -> str:
+    numbers = [one for one in found if one is not None]
+    cells = ["–" if one is None else f"{one:.1f}" for one in found]
     # The sample's deviation; a single run has none.
     spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
     return f"| {name} | {' | '.join(cells)} | {np.mean(numbers):.1f}{spread} |"

@@ -83,8 +83,8 @@ def make_pgt(
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
     detections: COCO results of the MIL detector on `train`; they are cut to the image, and what is
-    empty then takes no part. Raises `BadInput` for a detection of
-    an image or a category that `train` does not have.
+    empty then takes no part. Raises `BadInput` for a detection of an image or a category that
+    `train` does not have.
     """
     by_image: dict[int, list[Mapping]] = {record.image_id: [] for record in train.records}
     class_of = {category: label for label, category in enumerate(train.category_ids)}

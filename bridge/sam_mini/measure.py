@@ -66,8 +66,14 @@ def measure_scenes(sam: Sam, seeds: range) -> dict[str, float]:
     """Means over all masks of the scenes; seeds below 1 000 000 were never trained on."""
     predictor = SamPredictor(sam)
     rows = np.array([row for seed in seeds for row in measure_scene(predictor, seed)])
-    names = ("box", "point_told_best", "point_oracle")
-    names += ("told_iou", "true_iou_of_told_best", "point_any")
+    names = (
+        "box",
+        "point_told_best",
+        "point_oracle",
+        "told_iou",
+        "true_iou_of_told_best",
+        "point_any",
+    )
     means = dict(zip(names, rows.mean(0).tolist(), strict=True))
     return means | {"told_error": float(np.abs(rows[:, 3] - rows[:, 4]).mean()), "masks": len(rows)}
 

@@ -385,7 +385,8 @@ def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a state_dict as half-precision safetensors, atomically."""
     from safetensors.torch import save_file
 
+    from weaksam_jax.files import atomic_path
+
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    partial = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in half.items()}, partial)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in half.items()}, temporary)

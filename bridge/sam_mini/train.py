@@ -31,6 +31,7 @@ from bridge.sam_mini.losses import hard_iou, mask_cost, nested_loss
 from bridge.sam_mini.model import VARIANTS, build_sam_mini, save_weights
 from bridge.sam_mini.photos import PhotoFolder
 from bridge.sam_mini.scenes import draw_scene
+from weaksam_jax.files import atomic_path
 
 FIRST_SCENE = 1_000_000  # seeds below are held out for measuring and tests
 
@@ -137,12 +138,6 @@ def learning_rate(progress: float, step: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
 
 
-def write_atomically(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
 def copy_fitting(sam: Sam, path: Path) -> None:
     """Start from other weights wherever name and shape agree (another encoder's decoder)."""
     own, other = sam.state_dict(), load_file(path)
@@ -190,7 +185,8 @@ def train(options: argparse.Namespace) -> None:
 
     def save() -> None:
         state = {"model": sam.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        write_atomically(state | {"average": average.tensors, "spent": spent}, checkpoint)
+        with atomic_path(checkpoint) as temporary:
+            torch.save(state | {"average": average.tensors, "spent": spent}, temporary)
 
     begun, before, saved, seen = time.monotonic(), spent, spent, []
     while spent < 60 * options.minutes and spent - before < 60 * options.stretch:

@@ -34,14 +34,7 @@ def undisturbed(tmp_path_factory):
 
 def start(folder, pause=0.05):
     command = [sys.executable, loop_job.__file__, str(folder), str(STEPS), str(pause)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A suite that was started in the background ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_checkpoint(folder, process):

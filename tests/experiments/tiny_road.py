@@ -1,7 +1,6 @@
 """The whole road at its smallest: 8 + 4 images, four steps a training, as a subprocess."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,13 +59,7 @@ def start(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hears_ctrl_c,
     )
-
-
-def hears_ctrl_c() -> None:
-    """A suite that was started in the background ignores SIGINT, and its children would as well."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment(cache: Path) -> dict[str, str]:

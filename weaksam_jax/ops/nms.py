@@ -72,12 +72,12 @@ def multiclass_nms(
     per_class = found.shape[1]
     padding = max(max_output - found.size, 0)
     flat = jnp.pad(found.reshape(-1), (0, padding), constant_values=-jnp.inf)
-    rank = jnp.arange(flat.size)
-    first = every_class & (rank < found.size) & (rank % per_class == 0) & (flat > -jnp.inf)
-    _, order = jax.lax.top_k(jnp.where(first, jnp.inf, flat), max_output)
-    order = jnp.sort(order)  # back to class, then rank: the order of equal scores
-    best, place = jax.lax.top_k(flat[order], max_output)
-    order, kept = order[place], best > -jnp.inf
+    if every_class:  # only what has a place then still competes
+        first = (jnp.arange(flat.size) % per_class == 0) & (flat > -jnp.inf)
+        _, taken = jax.lax.top_k(jnp.where(first, jnp.inf, flat), max_output)
+        flat = jnp.full_like(flat, -jnp.inf).at[taken].set(flat[taken])
+    best, order = jax.lax.top_k(flat, max_output)
+    kept = best > -jnp.inf
     order = jnp.where(kept, order, 0)
     return (
         jnp.where(kept[:, None], found_boxes.reshape(-1, 4)[order], 0),
