@@ -87,6 +87,12 @@ class Journey:
         own = self.options.proposals in ("sam", "selective_search")
         return self.out / "proposals" if own else Path(self.options.proposals)
 
+    @property
+    def clue_root(self) -> Path:
+        """Where the clues are: this run's own, or beside the store that was made elsewhere."""
+        own = self.proposal_root == self.out / "proposals"
+        return (self.out if own else self.proposal_root) / "clues"
+
     # The stages
 
     def wanted(self) -> list[str] | None:
@@ -219,13 +225,14 @@ class Journey:
             self.mesh,
             self.options.seed,
             backbone,
+            self.clue_root,
         )
         save_params(folder / "params.safetensors", params)
         found = {}
         for role, split in self.splits.items():
             found[role] = detect_wsod(params, split, self.proposal_root, settings, folder, backbone)
             write_json(folder / f"detections_{role}.json", found[role])
-        return measure.wsod(found, self.splits, self.truths, self.out / "clues")
+        return measure.wsod(found, self.splits, self.truths, self.clue_root)
 
     def frozen_backbone(self, name: str) -> dict | None:
         """ImageNet weights of EfficientNet-Lite0 for Flax; None for a network trained here."""

@@ -9,12 +9,14 @@ import pytest
 
 from weaksam_jax import wsod, wsod_data
 from weaksam_jax.boxes import decode, from_xywh, iou
+from weaksam_jax.clue_evidence import box_cosine
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini import write_mini
-from weaksam_jax.data.store import SOURCES, Proposals, write_proposals
+from weaksam_jax.data.store import SOURCES, Proposals, proposal_path, write_proposals
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import write_arrays
 from weaksam_jax.models.lite0 import Lite0
 
 TINY = wsod.WsodSettings(
@@ -113,9 +115,7 @@ def loop_detections(params, split, proposals, settings, index):
         shown = samples.show(index, slice(len(own)), wsod_data.View(0, mirrored))
         batch = {name: value[None] for name, value in shown.items()}
         images, inside = wsod.network_input(settings, batch)
-        _, outputs = model.apply(
-            {"params": params}, images, inside, batch["boxes"], batch["quality"]
-        )
+        _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["prior"])
         logits = np.asarray(outputs.refine[0], np.float64)[:, : len(own)]
         exp = np.exp(logits - logits.max(-1, keepdims=True))
         scores.append((exp / exp.sum(-1, keepdims=True)).mean(0)[:, 1:])
@@ -239,6 +239,32 @@ def test_missing_proposals_are_named(world, tmp_path):
         wsod_data.MilSamples(train, tmp_path / "nowhere", TINY)
 
 
+def test_clues_join_the_prior_in_training(world, tmp_path):
+    train, _, proposals = world
+    settings = dataclasses.replace(TINY, clue_evidence=5.0)
+    rng = np.random.default_rng(1)
+    maps = {}
+    for record in train.records:
+        ids = np.asarray(record.tags, np.int32)
+        maps[record.image_id] = rng.random((len(ids), 20, 24)).astype(np.float16)
+        path = proposal_path(tmp_path, train.split, record.image_id)
+        write_arrays(path, {"fine": maps[record.image_id], "class_ids": ids}, {})
+    samples = wsod_data.MilSamples(train, proposals, settings, tmp_path)
+    canvas = samples.draw(samples.groups[2], rng)
+    sample, record = samples(2, canvas, np.random.default_rng(5)), train.records[2]
+    plain = wsod_data.MilSamples(train, proposals, settings)(2, canvas, np.random.default_rng(5))
+    gained = sample["prior"] - plain["prior"]
+    chosen = np.sort(np.random.default_rng(5).permutation(len(samples.boxes[2]))[:24])
+    boxes = samples.boxes[2][chosen] * np.tile([24 / record.width, 20 / record.height], 2)
+    want = np.zeros_like(gained)
+    want[: len(boxes), record.tags] = 5 * box_cosine(maps[record.image_id], boxes)
+    np.testing.assert_allclose(gained, want, atol=1e-5)
+    assert want[: len(boxes), record.tags].all()
+    path.unlink()
+    with pytest.raises(BadInput, match="clue_evidence"):
+        wsod_data.MilSamples(train, proposals, settings, tmp_path)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
     train, _, proposals = world
@@ -246,7 +272,7 @@ def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
     record, boxes = train.records[1], samples.boxes[1][:10]
     shown = samples.show(1, slice(10), wsod_data.View(0, mirrored))
     assert shown["valid"].sum() == 10
-    assert (shown["quality"] == 1).sum() == 10, "padding has none"
+    assert (shown["prior"][:10] == TINY.evidence).all() and not shown["prior"][10:].any()
     back = wsod_data.restore_boxes(shown["boxes"][:10], record, shown["size"], mirrored)
     np.testing.assert_allclose(back, boxes, atol=1e-3)
     size = wsod_data.fitted_size(record, shown["image"].shape[:2])

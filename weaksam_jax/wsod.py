@@ -42,7 +42,10 @@ class WsodSettings:
     method: "mist" (several pseudo boxes a class, box regression) or "oicr" (one, none). backbone:
     "mini_cnn" is trained from scratch, first `pretrain_steps` as a classifier of tags; "lite0" is
     frozen and its maps are cached on disk. neck: channels of a trained 1x1 convolution on the maps,
-    or None. pooling: "align" or "max"; pool_size: its output side. evidence: see `MilDetector`.
+    or None. pooling: "align" or "max"; pool_size: its output side. evidence: weight in the
+    detection stream of the contrast of the detector's own class maps (`class_evidence`) and of the
+    proposal's quality; clue_evidence: of the clue network's stored maps
+    (`weaksam_jax.clue_evidence`).
     scales: canvases (height, width) of each scale, drawn for each batch in training and all
     visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
     random gains; hide: share of hidden patches (none of the three with cached maps).
@@ -59,6 +62,7 @@ class WsodSettings:
     width: int = 256
     dropout: float = 0.3
     evidence: float = 12.0
+    clue_evidence: float = 0.0
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
     jitter: tuple[float, float] = (0.75, 1.0)
     colour: float = 0.1
@@ -117,16 +121,18 @@ def train_wsod(
     mesh: Mesh,
     seed: int,
     backbone: Any = None,
+    clues_root: str | Path | None = None,
 ) -> dict:
     """Trains on tags and proposals; returns the parameters (nested dictionary of arrays).
 
-    backbone: parameters of the frozen network ("lite0", see `bridge.convert`). Resumes from the
+    backbone: parameters of the frozen network ("lite0", see `bridge.convert`). clues_root: the
+    stored clues, which settings with `clue_evidence` need. Resumes from the
     checkpoints below `folder`, logs to `folder/../log.jsonl`; the same seed gives the same bits on
     the same machine.
     """
     folder = Path(folder)
-    features = _features(split, settings, folder, backbone)
-    samples = MilSamples(split, proposals_root, settings, features)
+    samples = MilSamples(split, proposals_root, settings, clues_root)
+    samples.features = _features(split, settings, folder, backbone)  # takes minutes: comes last
     model = build_model(settings, len(split.classes))
     init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
     params = _init(model, samples, settings, init_key)
@@ -216,7 +222,7 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         images,
         inside,
         batch["boxes"],
-        batch["quality"],
+        batch["prior"],
         True,
         rngs={"dropout": rng},
     )
@@ -241,7 +247,7 @@ def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: 
     view = View(0, False)
     batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
     images, inside = network_input(settings, batch)
-    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["quality"])["params"]
+    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
 
 
 def _features(split, settings: WsodSettings, folder: Path, backbone) -> FeatureCache | None:
@@ -291,9 +297,8 @@ def detect_wsod(
     ("oicr": the proposals), both averaged over all views; then class-wise NMS and the best
     `max_detections` of an image, best first, the best one of every class among them.
     """
-    samples = MilSamples(
-        split, proposals_root, settings, _features(split, settings, Path(folder), backbone)
-    )
+    samples = MilSamples(split, proposals_root, settings)
+    samples.features = _features(split, settings, Path(folder), backbone)
     model = build_model(settings, len(split.classes))
     params = jax.device_put(params)
     infer = jax.jit(functools.partial(infer_view, model, settings))
@@ -322,7 +327,7 @@ def detect_wsod(
 def infer_view(model, settings, params, batch) -> tuple[jax.Array, jax.Array]:
     """Scores `[B, N, C]` and boxes `[B, N, C, 4]` (input pixels) of one view."""
     images, inside = network_input(settings, batch)
-    _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["quality"])
+    _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["prior"])
     scores = jax.nn.softmax(outputs.refine).mean(1)[..., 1:]
     boxes = jnp.broadcast_to(batch["boxes"][:, :, None], (*scores.shape, 4))
     if settings.method == "mist":

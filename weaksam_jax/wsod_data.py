@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from weaksam_jax.boxes import clip, flip
+from weaksam_jax.clue_evidence import clue_evidence
 from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
@@ -65,17 +66,32 @@ class MilSamples:
 
     `image` uint8 `[H, W, 3]` or cached maps float16 `map0`, `map1`, ... `[h, w, F]`, `size` float32
     `[2]` (height, width inside the canvas, input pixels), `boxes` float32 `[N, 4]` (input pixels),
-    `quality` float32 `[N]`, `valid` bool `[N]`, `tags` bool `[C]`, `image_id`. More than N
+    `prior` float32 `[N, C]`, `valid` bool `[N]`, `tags` bool `[C]`, `image_id`. More than N
     proposals: N random ones.
+
+    prior: `evidence` times a proposal's quality, plus `clue_evidence` times what the clues stored
+    in `clues_root` say of it for each class; without a clues_root (at test) the first part alone.
     """
 
-    def __init__(self, split: TagSplit, proposals_root: str | Path, settings, features=None):
-        self.split, self.settings, self.features = split, settings, features
+    def __init__(
+        self,
+        split: TagSplit,
+        proposals_root: str | Path,
+        settings,
+        clues_root: str | Path | None = None,
+    ):
+        self.split, self.settings = split, settings
+        self.features: FeatureCache | None = None  # set it for a frozen backbone
         loaded = [
             load_boxes(proposals_root, split, record, settings.min_side)
             for record in tqdm(split.records, "proposals", unit="images")
         ]
         self.boxes, self.quality = map(list, zip(*loaded, strict=True))
+        self.clues = [
+            clue_evidence(clues_root, split.split, record, boxes, len(split.classes))
+            for record, boxes in zip(split.records, self.boxes, strict=True)
+            if clues_root is not None and settings.clue_evidence
+        ]
         self.groups = [shape_group(record, settings.scales) for record in split.records]
         pixels = sum(record.width * record.height for record in split.records)
         self._cache: dict[int, np.ndarray] | None = {} if pixels <= MAX_CACHED_PIXELS else None
@@ -99,7 +115,7 @@ class MilSamples:
         return sample | {"tags": tags, "image_id": np.int64(record.image_id)}
 
     def show(self, index: int, chosen: slice | np.ndarray, view: View, shrink: float = 1.0) -> dict:
-        """`image`, `size`, `boxes`, `quality`, `valid` of one image in one view.
+        """`image`, `size`, `boxes`, `prior`, `valid` of one image in one view.
 
         chosen: which of the image's proposals; shrink: part of the fit.
         """
@@ -119,9 +135,16 @@ class MilSamples:
             **({"image": image} if self.features is None else maps),
             "size": np.asarray(size, np.float32),
             "boxes": padded,
-            "quality": pad_boxes(self.quality[index][chosen], self.settings.max_proposals)[0],
+            "prior": pad_boxes(self._prior(index)[chosen], self.settings.max_proposals)[0],
             "valid": valid,
         }
+
+    def _prior(self, index: int) -> np.ndarray:
+        quality = self.settings.evidence * self.quality[index][:, None]
+        prior = np.repeat(quality.astype(np.float32), len(self.split.classes), axis=1)
+        if self.clues:
+            prior += np.float32(self.settings.clue_evidence) * self.clues[index]
+        return prior
 
     def _image(self, index: int) -> np.ndarray:
         if self._cache is None:

@@ -22,7 +22,7 @@ class MilDetector(nn.Module):
     (frozen features cached on disk), finest first, each half the size of the last. neck: channels
     of a 1x1 convolution on each map, summed at the size of the first, before pooling; None: the
     first map as it is. pool: RoI pooling of one image. width: of both fully connected layers.
-    evidence: weight of `class_evidence` plus the proposal's own quality in the detection stream's
+    evidence: weight of `class_evidence` of the detector's own class maps in the detection stream's
     logits; 0 is plain WSDDN.
     """
 
@@ -72,30 +72,29 @@ class MilDetector(nn.Module):
         return jax.lax.top_k(cells.transpose(0, 2, 1), min(top, cells.shape[1]))[0].mean(-1)
 
     def outputs(
-        self, maps: jax.Array, boxes: jax.Array, quality: jax.Array, train: bool
+        self, maps: jax.Array, boxes: jax.Array, prior: jax.Array, train: bool
     ) -> MilOutputs:
-        """Maps `[B, h, w, F]`, boxes `[B, N, 4]` (input pixels) and their quality `[B, N]` ->
-        `MilOutputs` with a leading image axis. train: dropout on (needs the rng "dropout").
+        """Maps `[B, h, w, F]`, boxes `[B, N, 4]` (input pixels) and their prior `[B, N, classes]`
+        -> `MilOutputs` with a leading image axis. train: dropout on (needs the rng "dropout").
 
-        quality: how good a segment a box is for any class, 0 to 1, as SAM itself tells (predicted
-        IoU and stability); only differences within an image matter.
+        prior: what is known of the boxes beforehand (see `MilSamples`), added to the detection
+        stream's logits; only differences within an image matter.
         """
         x = jax.vmap(self.pool)(maps, boxes).reshape(*boxes.shape[:2], -1)
         x = self.drop(nn.relu(self.fc6(x)), deterministic=not train)
         x = self.drop(nn.relu(self.fc7(x)), deterministic=not train)
-        det = self.det(x)
+        det = self.det(x) + jnp.pad(prior, ((0, 0), (0, 0), (1, 0)))
         if self.evidence:
             shares = jax.lax.stop_gradient(nn.sigmoid(self.tags(maps)))
-            found = class_evidence(self.pool, shares, boxes) + quality[..., None]
-            det += self.evidence * found
+            det += self.evidence * class_evidence(self.pool, shares, boxes)
         deltas = [layer(x).reshape(*x.shape[:2], self.classes + 1, 4) for layer in self.deltas]
         refine = jnp.stack([layer(x) for layer in self.refine], axis=1)
         return MilOutputs(self.cls(x), det, refine, jnp.stack(deltas, axis=1))
 
-    def __call__(self, images, inside, boxes, quality, train: bool = False):
+    def __call__(self, images, inside, boxes, prior, train: bool = False):
         """(tag logits, MilOutputs): every parameter takes part, so `init` uses this."""
         maps = self.features(images)
-        return self.tag_logits(maps, inside), self.outputs(maps, boxes, quality, train)
+        return self.tag_logits(maps, inside), self.outputs(maps, boxes, prior, train)
 
 
 def class_evidence(pool: Pool, maps: jax.Array, boxes: jax.Array) -> jax.Array:
