@@ -230,7 +230,9 @@ class Journey:
         save_params(folder / "params.safetensors", params)
         found = {}
         for role, split in self.splits.items():
-            found[role] = detect_wsod(params, split, self.proposal_root, settings, folder, backbone)
+            found[role] = detect_wsod(
+                params, split, self.proposal_root, settings, folder, backbone, self.clue_root
+            )
             write_json(folder / f"detections_{role}.json", found[role])
         return measure.wsod(found, self.splits, self.truths, self.clue_root)
 

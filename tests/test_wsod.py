@@ -239,30 +239,66 @@ def test_missing_proposals_are_named(world, tmp_path):
         wsod_data.MilSamples(train, tmp_path / "nowhere", TINY)
 
 
-def test_clues_join_the_prior_in_training(world, tmp_path):
+def write_clues(root, split, cells=(20, 24)):
+    """Random fine maps of every image's tags; {image id: maps}."""
+    rng, maps = np.random.default_rng(1), {}
+    for record in split.records:
+        ids = np.asarray(record.tags, np.int32)
+        maps[record.image_id] = rng.random((len(ids), *cells)).astype(np.float16)
+        arrays = {"fine": maps[record.image_id], "class_ids": ids}
+        write_arrays(proposal_path(root, split.split, record.image_id), arrays, {})
+    return maps
+
+
+def in_cells(boxes, record, cells=(20, 24)):
+    return boxes * np.tile([cells[1] / record.width, cells[0] / record.height], 2)
+
+
+def test_clues_join_the_prior(world, tmp_path):
     train, _, proposals = world
     settings = dataclasses.replace(TINY, clue_evidence=5.0)
-    rng = np.random.default_rng(1)
-    maps = {}
-    for record in train.records:
-        ids = np.asarray(record.tags, np.int32)
-        maps[record.image_id] = rng.random((len(ids), 20, 24)).astype(np.float16)
-        path = proposal_path(tmp_path, train.split, record.image_id)
-        write_arrays(path, {"fine": maps[record.image_id], "class_ids": ids}, {})
+    maps = write_clues(tmp_path, train)
     samples = wsod_data.MilSamples(train, proposals, settings, tmp_path)
-    canvas = samples.draw(samples.groups[2], rng)
-    sample, record = samples(2, canvas, np.random.default_rng(5)), train.records[2]
-    plain = wsod_data.MilSamples(train, proposals, settings)(2, canvas, np.random.default_rng(5))
+    record, shape = train.records[2], (samples.groups[2], 0)
+    sample = samples(2, shape, np.random.default_rng(5))
+    plain = wsod_data.MilSamples(train, proposals, TINY)(2, shape, np.random.default_rng(5))
     gained = sample["prior"] - plain["prior"]
     chosen = np.sort(np.random.default_rng(5).permutation(len(samples.boxes[2]))[:24])
-    boxes = samples.boxes[2][chosen] * np.tile([24 / record.width, 20 / record.height], 2)
+    boxes = in_cells(samples.boxes[2][chosen], record)
     want = np.zeros_like(gained)
     want[: len(boxes), record.tags] = 5 * box_cosine(maps[record.image_id], boxes)
     np.testing.assert_allclose(gained, want, atol=1e-5)
     assert want[: len(boxes), record.tags].all()
-    path.unlink()
+    proposal_path(tmp_path, train.split, record.image_id).unlink()
     with pytest.raises(BadInput, match="clue_evidence"):
         wsod_data.MilSamples(train, proposals, settings, tmp_path)
+    with pytest.raises(BadInput, match="clues_root"):
+        wsod_data.MilSamples(train, proposals, settings)
+
+
+def test_clues_multiply_the_scores_at_test(world, tmp_path):
+    train, _, proposals = world
+    mesh = data_mesh(jax.devices()[:1])
+    params = wsod.train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
+    everything = dataclasses.replace(TINY, nms=1.0, max_detections=500, method="oicr")
+    maps = write_clues(tmp_path / "clues", train)
+    found = {}
+    for power in (0.0, 2.0):
+        settings = dataclasses.replace(everything, clue_power=power)
+        rows = wsod.detect_wsod(
+            params, train, proposals, settings, tmp_path, clues_root=tmp_path / "clues"
+        )
+        found[power] = {(r["image_id"], r["category_id"], *r["bbox"]): r["score"] for r in rows}
+    compared = 0
+    for record in train.records:
+        for label, one in zip(record.tags, maps[record.image_id], strict=True):
+            for key, score in found[0.0].items():
+                if key[:2] == (record.image_id, train.category_ids[label]):
+                    box = in_cells(from_xywh(np.array([key[2:]])), record)
+                    factor = box_cosine(one[None], box)[0, 0] ** 2
+                    assert found[2.0][key] == pytest.approx(score * factor, rel=0.01, abs=2e-6)
+                    compared += 1
+    assert compared > 50
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

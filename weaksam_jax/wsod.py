@@ -44,8 +44,8 @@ class WsodSettings:
     frozen and its maps are cached on disk. neck: channels of a trained 1x1 convolution on the maps,
     or None. pooling: "align" or "max"; pool_size: its output side. evidence: weight in the
     detection stream of the contrast of the detector's own class maps (`class_evidence`) and of the
-    proposal's quality; clue_evidence: of the clue network's stored maps
-    (`weaksam_jax.clue_evidence`).
+    proposal's quality; clue_evidence: weight of what the clue network's stored maps say of it
+    (`weaksam_jax.clue_evidence`), which at test multiplies its score, to the power of clue_power.
     scales: canvases (height, width) of each scale, drawn for each batch in training and all
     visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
     random gains; hide: share of hidden patches (none of the three with cached maps).
@@ -63,6 +63,7 @@ class WsodSettings:
     dropout: float = 0.3
     evidence: float = 12.0
     clue_evidence: float = 0.0
+    clue_power: float = 0.0
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
     jitter: tuple[float, float] = (0.75, 1.0)
     colour: float = 0.1
@@ -90,20 +91,26 @@ def mini() -> WsodSettings:
 
 
 def light() -> WsodSettings:
-    """Photographs on two CPU cores: frozen EfficientNet-Lite0 features at two scales."""
+    """Photographs on two CPU cores: frozen EfficientNet-Lite0 features and the clue network's maps.
+
+    Without the clues the same network has CorLoc 2 to 20 (docs/results.md): what fires most in
+    features that are frozen is the most telling part.
+    """
     return WsodSettings(
         backbone="lite0",
         neck=160,
         width=512,
-        dropout=0.5,
-        scales=(((384, 480), (480, 384)), ((512, 640), (640, 512))),
-        max_proposals=320,
+        evidence=0.0,
+        clue_evidence=40.0,
+        clue_power=8.0,
+        scales=(((448, 576), (576, 448)),),
+        max_proposals=256,
         min_side=12.0,
         pretrain_steps=0,
-        steps=2400,
+        steps=1600,
         batch=4,
-        rate=5e-4,
         weight_decay=1e-2,
+        tag_weight=0.0,
         checkpoint_every=400,
         test_batch=4,
     )
@@ -125,8 +132,8 @@ def train_wsod(
 ) -> dict:
     """Trains on tags and proposals; returns the parameters (nested dictionary of arrays).
 
-    backbone: parameters of the frozen network ("lite0", see `bridge.convert`). clues_root: the
-    stored clues, which settings with `clue_evidence` need. Resumes from the
+    backbone: parameters of the frozen network ("lite0", see `bridge.convert`). clues_root: where
+    the clues are stored, which settings with `clue_evidence` or `clue_power` need. Resumes from the
     checkpoints below `folder`, logs to `folder/../log.jsonl`; the same seed gives the same bits on
     the same machine.
     """
@@ -290,14 +297,16 @@ def detect_wsod(
     settings: WsodSettings,
     folder: str | Path,
     backbone: Any = None,
+    clues_root: str | Path | None = None,
 ) -> list[dict]:
-    """COCO results of every image of `split` (its tags are not read).
+    """COCO results of every image of `split` (its tags are not read; stored clues may know them).
 
     Scores are the mean softmax of the refinement branches and boxes the mean decoded regression
-    ("oicr": the proposals), both averaged over all views; then class-wise NMS and the best
-    `max_detections` of an image, best first, the best one of every class among them.
+    ("oicr": the proposals), both averaged over all views; scores times `clue_evidence` to the power
+    of `clue_power`; then class-wise NMS and the best `max_detections` of an image, best first, the
+    best one of every class among them.
     """
-    samples = MilSamples(split, proposals_root, settings)
+    samples = MilSamples(split, proposals_root, settings, clues_root)
     samples.features = _features(split, settings, Path(folder), backbone)
     model = build_model(settings, len(split.classes))
     params = jax.device_put(params)
@@ -350,6 +359,7 @@ def _detect(infer, select, params, samples, chosen, views, size) -> list[tuple]:
             for b, r, one in zip(view_boxes, records, shown, strict=True)
         ]
         scores, boxes = scores + view_scores / len(views), boxes + np.stack(restored) / len(views)
+    scores = scores * np.stack([samples.clue_factors(i) for i in padded])
     found = jax.device_get(select(boxes, scores, batch["valid"]))
     return [tuple(part[i] for part in found) for i in range(len(chosen))]
 

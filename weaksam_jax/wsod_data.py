@@ -13,6 +13,7 @@ from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import SOURCES, read_proposals
+from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
 # One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
@@ -70,7 +71,7 @@ class MilSamples:
     proposals: N random ones.
 
     prior: `evidence` times a proposal's quality, plus `clue_evidence` times what the clues stored
-    in `clues_root` say of it for each class; without a clues_root (at test) the first part alone.
+    in `clues_root` say of it for each class.
     """
 
     def __init__(
@@ -87,11 +88,15 @@ class MilSamples:
             for record in tqdm(split.records, "proposals", unit="images")
         ]
         self.boxes, self.quality = map(list, zip(*loaded, strict=True))
-        self.clues = [
-            clue_evidence(clues_root, split.split, record, boxes, len(split.classes))
-            for record, boxes in zip(split.records, self.boxes, strict=True)
-            if clues_root is not None and settings.clue_evidence
-        ]
+        self.clues: list[np.ndarray] | None = None
+        if settings.clue_evidence or settings.clue_power:
+            if clues_root is None:
+                cure = "give clues_root, or set clue_evidence and clue_power to 0"
+                raise BadInput("the MIL detector", "has no clues", cure)
+            self.clues = [
+                clue_evidence(clues_root, split.split, record, boxes, len(split.classes))
+                for record, boxes in zip(split.records, self.boxes, strict=True)
+            ]
         self.groups = [shape_group(record, settings.scales) for record in split.records]
         pixels = sum(record.width * record.height for record in split.records)
         self._cache: dict[int, np.ndarray] | None = {} if pixels <= MAX_CACHED_PIXELS else None
@@ -142,9 +147,16 @@ class MilSamples:
     def _prior(self, index: int) -> np.ndarray:
         quality = self.settings.evidence * self.quality[index][:, None]
         prior = np.repeat(quality.astype(np.float32), len(self.split.classes), axis=1)
-        if self.clues:
+        if self.clues is not None:
             prior += np.float32(self.settings.clue_evidence) * self.clues[index]
         return prior
+
+    def clue_factors(self, index: int) -> np.ndarray:
+        """What the clues multiply the scores of an image with: float32 `[N, C]`, or 1."""
+        most = self.settings.max_proposals
+        if self.clues is None:
+            return np.ones((most, len(self.split.classes)), np.float32)
+        return pad_boxes(self.clues[index] ** self.settings.clue_power, most)[0]
 
     def _image(self, index: int) -> np.ndarray:
         if self._cache is None:
