@@ -91,7 +91,10 @@ def mini() -> RetrainSettings:
 
 
 def light() -> RetrainSettings:
-    """Photographs on 2 CPU cores: EfficientNet-Lite0, only its blocks at stride 32 trained."""
+    """Photographs on 2 CPU cores: EfficientNet-Lite0, only its blocks at stride 32 trained.
+
+    tau_reg as in `mini`: the mean weighted L1 of a foreground RoI is still 3 after 340 steps.
+    """
     canvases = ((288, 384), (384, 288))
     return RetrainSettings(
         backbone="lite0",
@@ -102,7 +105,7 @@ def light() -> RetrainSettings:
         extra_levels=1,
         canonical_size=112.0,
         detection=DetectionSettings(rpn_batch=128, pre_nms=400, post_nms=200, roi_batch=128),
-        drop=DropSettings(start=1100),
+        drop=DropSettings(start=1100, tau_reg=6.0),
         optimizer="adamw",
         learning_rate=5e-4,
         clip=5.0,
