@@ -43,9 +43,22 @@ def tag_map(root: Path, test: TagSplit) -> dict:
     """
     from bridge.train_weaktr import tag_map as score
 
-    paths = [proposal_path(root, test.split, record.image_id) for record in test.records]
-    logits = np.stack([read_arrays(path)[0]["class_logits"] for path in paths])
+    logits = stored_logits(root, test)
     labels = np.zeros(logits.shape, bool)
     for row, record in zip(labels, test.records, strict=True):
         row[list(record.tags)] = True
     return {"tag_map": float(score(logits, labels))} if labels.any() else {}
+
+
+def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
+    """What the clue network says of every image as a whole: float32 `[images, C]`."""
+    paths = [proposal_path(root, split.split, record.image_id) for record in split.records]
+    return np.stack([read_arrays(path)[0]["class_logits"] for path in paths])
+
+
+def fresh_logits(settings: RoadSettings, out: Path, split: TagSplit) -> np.ndarray:
+    """As `stored_logits`, of images that the run `out` has not seen."""
+    from weaksam_jax.data.images import load_image
+
+    network = load(settings, out)
+    return np.stack([network(load_image(one.path), None).class_logits for one in split.records])

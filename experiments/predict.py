@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(options: Predict) -> list[dict]:
     """Detects, adds masks, writes a picture a photo; returns COCO results."""
+    from experiments.clues import fresh_logits
     from experiments.settings import RoadSettings, restore
     from weaksam_jax.data.images import image_size
     from weaksam_jax.data.records import TagRecord, TagSplit
@@ -69,7 +70,9 @@ def predict(options: Predict) -> list[dict]:
         records,
     )
     params = load_params(options.run / "retrain" / "params.safetensors")
-    found = detect_retrain(params, split, settings.retrain)
+    asked = settings.retrain.tag_power
+    logits = fresh_logits(settings, options.run, split) if asked else None
+    found = detect_retrain(params, split, settings.retrain, tag_logits=logits)
     results = [one for one in found if one["score"] >= options.threshold]
     if options.masks:
         add_masks(results, split, settings.sam)

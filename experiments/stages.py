@@ -260,9 +260,10 @@ class Journey:
 
     def run_retrain(self, name: str, settings) -> dict:
         """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone (or Lite0)."""
+        from experiments.clues import stored_logits
         from weaksam_jax.retrain import detect_retrain, train_retrain
 
-        folder = self.out / name
+        folder, test = self.out / name, self.splits["test"]
         backbone = self.frozen_backbone(settings.backbone)
         if backbone is None:
             backbone = load_params(self.out / "wsod" / "params.safetensors").get("backbone")
@@ -276,7 +277,8 @@ class Journey:
             backbone,
         )
         save_params(folder / "params.safetensors", params)
-        found = detect_retrain(params, self.splits["test"], settings)
+        logits = stored_logits(self.clue_root, test) if settings.tag_power else None
+        found = detect_retrain(params, test, settings, tag_logits=logits)
         write_json(folder / "detections_test.json", found)
         return measure.detector(name, found, self.truths["test"])
 

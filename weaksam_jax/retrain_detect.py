@@ -25,11 +25,13 @@ def detect_split(
     iou_threshold: float,
     max_detections: int,
     progress: bool = True,
+    factors: np.ndarray | None = None,
 ) -> list[dict]:
     """COCO results of every image of `split` (its tags are not read), best first in each image.
 
     views: canvas choices; an image is fitted into the one of each view that suits it best, and is
     shown mirrored too when `mirrored`. The union of all views goes through one class-wise NMS.
+    factors: float `[images, C]`, what the scores of each class are multiplied with.
     """
     pooled: list[list[Found]] = [[] for _ in split.records]
     jobs = [job for view in views for job in _jobs(split.records, view, batch)]
@@ -47,8 +49,10 @@ def detect_split(
                     pooled[index].append(_to_image(found, sizes[row], record, mirror))
             bar.update(len(indices))
     results = []
-    for record, parts in zip(split.records, pooled, strict=True):
+    for index, (record, parts) in enumerate(zip(split.records, pooled, strict=True)):
         boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if factors is not None:
+            scores = scores * factors[index, labels]
         keep = classwise_nms(boxes, scores, labels, iou_threshold)[:max_detections]
         results += _coco(record, split, boxes[keep], scores[keep], labels[keep])
     return results

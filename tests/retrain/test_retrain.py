@@ -218,6 +218,28 @@ def test_detections_are_coco_results_in_the_image(split, trained):
     assert retrain.detect_retrain(trained[0], tagless, small(), progress=False) == found
 
 
+def test_tag_probabilities_multiply_the_scores(split, trained):
+    logits = np.random.default_rng(0).normal(size=(len(split[0].records), 2)).astype(np.float32)
+    plain = retrain.detect_retrain(trained[0], split[0], small(), progress=False)
+    settings = replace(small(), tag_power=0.5)
+    with pytest.raises(BadInput, match="tag logits"):
+        retrain.detect_retrain(trained[0], split[0], settings, progress=False)
+    found = retrain.detect_retrain(trained[0], split[0], settings, False, logits)
+    rows = {record.image_id: row for row, record in enumerate(split[0].records)}
+
+    def place(one):
+        return one["image_id"], one["category_id"], *one["bbox"]
+
+    scores = {place(one): one["score"] for one in plain}
+    assert {place(one) for one in found} == set(scores)
+    for one in found:
+        logit = logits[rows[one["image_id"]], split[0].category_ids.index(one["category_id"])]
+        expected = scores[place(one)] / np.sqrt(1 + np.exp(-logit))
+        assert one["score"] == pytest.approx(expected, abs=2e-6)
+    by_image = [[one["score"] for one in found if one["image_id"] == i] for i in rows]
+    assert all(scores == sorted(scores, reverse=True) for scores in by_image)
+
+
 def test_every_view_is_mapped_back_to_the_image(split):
     """A stand-in detector reads the boxes off the pixels of the canvas it is shown."""
     shapes = set()
