@@ -25,7 +25,8 @@ class Stage:
 
     settings: JSON-able; a change makes the stage run again. reads: names of the stages whose
     results it uses. run: does the work and returns its part of metrics.json. owns_folder: whether
-    `<out>/<name>` is its work, deleted when the stage must start afresh.
+    `<out>/<name>` is its work, deleted when the stage must start afresh. optional: runs only when
+    it is asked for by name. shows: names of optional stages whose results it uses where they are.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Stage:
     reads: tuple[str, ...]
     run: Callable[[], dict]
     owns_folder: bool = True
+    optional: bool = False
+    shows: tuple[str, ...] = ()
 
 
 @dataclass
@@ -44,8 +47,9 @@ class Road:
     keys: dict[str, str] = field(default_factory=dict)
 
     def key(self, stage: Stage) -> str:
-        """The stage's fingerprint; needs the keys of the stages that it reads."""
+        """The stage's fingerprint; needs the keys of the stages that it reads or shows."""
         before = [self.keys[name] for name in stage.reads if name in self.keys]
+        before += [self.keys[name] for name in stage.shows if name in self.keys and self.done(name)]
         return fingerprint([stage.name, stage.settings, self.seed, before])
 
     def follow(self, stages: Iterable[Stage], wanted: Iterable[str] | None = None) -> dict:
@@ -53,21 +57,21 @@ class Road:
         wanted = None if wanted is None else set(wanted)
         for stage in stages:
             self.keys[stage.name] = self.key(stage)
-            if wanted is None or stage.name in wanted:
+            if stage.name in wanted if wanted is not None else not stage.optional:
                 self._require(stage)
                 self._advance(stage)
         return self.write_metrics()
 
     def _require(self, stage: Stage) -> None:
         for name in stage.reads:
-            if name in self.keys and self._key_of(self._marker(name, "json")) != self.keys[name]:
+            if name in self.keys and not self.done(name):
                 problem = f"stage {stage.name} reads stage {name}, which is not finished here"
                 raise BadInput(self.out, problem, f"add {name} to --stages, or leave --stages out")
 
     def _advance(self, stage: Stage) -> None:
         done, started = self._marker(stage.name, "json"), self._marker(stage.name, "started")
         key = self.keys[stage.name]
-        if self._key_of(done) == key:
+        if self.done(stage.name):
             say(f"{stage.name}: done before, skipped")
             return
         if done.exists() or (started.exists() and started.read_text() != key):
@@ -104,10 +108,9 @@ class Road:
     def write_metrics(self) -> dict:
         """Gathers the finished stages' metrics into `<out>/metrics.json`."""
         metrics: dict[str, Any] = {"seed": self.seed, "versions": versions(), "seconds": {}}
-        for name, key in self.keys.items():
-            marker = self._marker(name, "json")
-            if self._key_of(marker) == key:
-                stage = read_json(marker)
+        for name in self.keys:
+            if self.done(name):
+                stage = read_json(self._marker(name, "json"))
                 metrics |= stage["metrics"]
                 metrics["seconds"][name] = stage["seconds"]
         write_json(self.out / "metrics.json", metrics, indent=1)
@@ -116,8 +119,10 @@ class Road:
     def _marker(self, name: str, suffix: str) -> Path:
         return self.out / "stages" / f"{name}.{suffix}"
 
-    def _key_of(self, marker: Path) -> str | None:
-        return read_json(marker)["key"] if marker.exists() else None
+    def done(self, name: str) -> bool:
+        """Whether a stage of this run has finished with its present key."""
+        marker = self._marker(name, "json")
+        return marker.exists() and read_json(marker)["key"] == self.keys[name]
 
 
 def say(text: str) -> None:

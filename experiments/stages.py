@@ -129,15 +129,18 @@ class Journey:
             self.stage("wsod", [wsod], ("proposals",), lambda: self.run_wsod(wsod)),
             self.stage("pgt", [s.pgt], ("wsod",), self.run_pgt),
         ]
+        extra = []
         if o.retrain != "none":
             plain = replace(s.retrain, drop=None)
-            for name, chosen in (("retrain", s.retrain), ("retrain_without_drop", plain)):
-                if name in STAGES or name in (self.wanted() or ()):
-                    run = lambda name=name, chosen=chosen: self.run_retrain(name, chosen)  # noqa: E731
-                    stages.append(self.stage(name, [chosen], ("pgt",), run))
+            stages.append(self.retraining("retrain", s.retrain))
+            extra.append(replace(self.retraining("retrain_without_drop", plain), optional=True))
         stages.append(self.stage("masks", [s.masks, s.sam], ("pgt",), self.run_masks))
-        before = tuple(stage.name for stage in stages)
-        return [*stages, self.stage("report", [], before, self.run_report)]
+        report = self.stage("report", [], tuple(one.name for one in stages), self.run_report)
+        return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
+
+    def retraining(self, name: str, settings) -> Stage:
+        """A stage that retrains on the pseudo boxes."""
+        return self.stage(name, [settings], ("pgt",), lambda: self.run_retrain(name, settings))
 
     def stage(self, name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
         """A `Stage` whose settings are plain values, so that their fingerprint is stable."""

@@ -1,5 +1,7 @@
 """The stage rule: once, resumed, or afresh."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.road import Road, Stage
@@ -81,3 +83,18 @@ def test_stale_metrics_are_not_reported(log):
     log.follow(log.stage("a"), log.stage("b", reads=("a",)))
     metrics, _ = log.follow(log.stage("a", 1), log.stage("b", reads=("a",)), wanted=["a"])
     assert "b" not in metrics and "a" in metrics
+
+
+def test_an_optional_stage_runs_when_it_is_named_and_stays_in_the_metrics(log):
+    def stages(settings=0):
+        extra = replace(log.stage("extra", settings, reads=("a",)), optional=True)
+        return log.stage("a"), extra, replace(log.stage("b", reads=("a",)), shows=("extra",))
+
+    metrics, ran = log.follow(*stages())
+    assert ran == ["a", "b"] and "extra" not in metrics
+    metrics, ran = log.follow(*stages(), wanted=["extra", "b"])
+    assert ran == ["extra", "b"] and metrics["extra"] == {"figure": 1.5}  # b shows it
+    metrics, ran = log.follow(*stages())
+    assert ran == [] and metrics["extra"] == {"figure": 1.5}
+    metrics, ran = log.follow(*stages(1))
+    assert ran == ["b"] and "extra" not in metrics  # out of date: b no longer shows it
