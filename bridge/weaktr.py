@@ -37,14 +37,19 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
         raise ValueError(f"fusion must be auto or one of {FUSIONS}, got {fusion!r}")
     state, metadata = read_tensors(path)
     try:
-        config = _config(state, metadata, fusion)
-    except (KeyError, ValueError, IndexError) as error:
+        config = read_config(state, metadata, fusion)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         cure = "give a WeakTr checkpoint (keys cls_token, pos_embed, patch_embed.proj, blocks, ...)"
         raise BadInput(path, f"is no WeakTr checkpoint ({error})", cure) from error
     if config.fusion == "uniform":
         state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
-    model = WeakTr(config)
-    check_keys(path, model.state_dict(), state)
+    cure = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
+    return filled(WeakTr(config), state, path, cure)
+
+
+def filled(model: WeakTr, state: Mapping[str, Tensor], path: str | Path, cure: str) -> WeakTr:
+    """The network in evaluation mode with these weights; `BadInput` naming keys that do not fit."""
+    check_keys(path, model.state_dict(), state, cure)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
 
@@ -62,11 +67,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file atomically; the same content gives the same bytes."""
-    write_arrays(path, {name: value.detach().numpy() for name, value in tensors.items()}, metadata)
+    write_arrays(
+        path, {name: value.detach().cpu().numpy() for name, value in tensors.items()}, metadata
+    )
 
 
-def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
-    """Sizes from names and shapes. Raises KeyError for a name that no WeakTr lacks."""
+def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
+    """Sizes from names and shapes; fusion as in `load_weaktr`.
+
+    Raises KeyError for a name that no WeakTr lacks, ValueError for a shape that none has.
+    """
     _, classes, dim = state["cls_token"].shape
     grid = round((state["pos_embed"].shape[1] - classes) ** 0.5)
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in state) if m]
@@ -78,7 +88,8 @@ def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> 
         stem, patch = "conv", 2 ** ((convolutions + 1) // 2)
     else:
         patch = state["patch_embed.proj.weight"].shape[-1]
-    found, heads = "v3", int(metadata.get("heads", max(1, dim // 64)))
+    found = metadata.get("fusion", "v3")
+    heads = int(metadata.get("heads", max(1, dim // 64)))
     if FUSION_PREFIX + "attn_feat_ffn.0.weight" in state:
         heads = dim // state[FUSION_PREFIX + "attn_feat_ffn.0.weight"].shape[1]
     elif FUSION_PREFIX + "fc.0.weight" in state:
@@ -88,8 +99,10 @@ def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> 
     return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem, reach=reach)
 
 
-def check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises `BadInput` naming what does not fit."""
+def check_keys(
+    path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], cure: str
+) -> None:
+    """Raises `BadInput` with that cure, naming what does not fit."""
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),
         "not known": sorted(state.keys() - wanted.keys()),
@@ -105,7 +118,6 @@ def check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[st
         if names
     ]
     if told:
-        cure = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
         raise BadInput(path, "; ".join(told), cure)
 
 
@@ -124,6 +136,10 @@ class WeakTrClues:
     9th and 10th of 12, at the same relative depth in a network of another depth. resize_long: long
     side in pixels to which the image is brought before the views (None: its own size, but at most
     640, COCO's, as attention needs memory with the fourth power of the side).
+
+    Memory: a scale and its mirrored twin are one batch, and the largest scale decides. Measured at
+    the published size on a CPU beyond weights: 1.0 GB for 375 x 500 pixels, of which the attention
+    maps are 0.64 GB; the maps of a square of 640 pixels are 3.1 GB (`WeakTr.maps`).
     """
 
     def __init__(
@@ -133,7 +149,7 @@ class WeakTrClues:
         cross_layers: tuple[int, ...] | None = None,
         resize_long: int | None = None,
     ):
-        depth = model.config.depth
+        self.config, depth = model.config, model.config.depth  # not all of it shows in the weights
         self.model, self.views, self.resize_long = model.eval(), views, resize_long
         self.cross_layers = release_layers(depth) if cross_layers is None else cross_layers
         if not all(0 <= layer < depth for layer in self.cross_layers):
