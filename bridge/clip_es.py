@@ -71,7 +71,10 @@ class ClipSettings:
 
 
 def load_clip_es(
-    path: str | Path, classes: tuple[str, ...], settings: ClipSettings | None = None
+    path: str | Path,
+    classes: tuple[str, ...],
+    settings: ClipSettings | None = None,
+    device: torch.device | str = "cpu",
 ) -> "ClipEs":
     """CLIP-ES for these class names, from weights in OpenAI's or open_clip's layout.
 
@@ -82,7 +85,7 @@ def load_clip_es(
     settings = settings or ClipSettings()
     tensors = read_clip(path)
     model = build_clip(path, tensors, settings.activation)
-    return ClipEs(model, classes, settings)
+    return ClipEs(model.to(device), classes, settings)
 
 
 def read_clip(path: str | Path) -> dict[str, Tensor]:

@@ -80,7 +80,9 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str)
     _, classes, dim = state["cls_token"].shape
     grid = round((state["pos_embed"].shape[1] - classes) ** 0.5)
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in state) if m]
-    depth = 1 + max(blocks, default=-1)
+    if not blocks:
+        raise KeyError("blocks.0")
+    depth = 1 + max(blocks)
     stem, patch = "patch", 0
     if "patch_embed.proj.0.weight" in state:  # 2 n - 1 convolutions of 3 x 3 halve n times
         weights = [state[k] for k in state if k.startswith("patch_embed.proj.")]
@@ -93,7 +95,7 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str)
     if FUSION_PREFIX + "attn_feat_ffn.0.weight" in state:
         heads = dim // state[FUSION_PREFIX + "attn_feat_ffn.0.weight"].shape[1]
     elif FUSION_PREFIX + "fc.0.weight" in state:
-        found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // max(1, depth)
+        found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // depth
     fusion = found if fusion == "auto" else fusion
     reach = int(metadata["reach"]) if "reach" in metadata else None  # leaves no trace in the keys
     return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem, reach=reach)
@@ -135,7 +137,9 @@ class WeakTrClues:
     cross_layers: which layers give cross-attention maps (0-based); None is the released choice,
     9th and 10th of 12, at the same relative depth in a network of another depth. resize_long: long
     side in pixels to which the image is brought before the views (None: its own size, but at most
-    640, COCO's, as attention needs memory with the fourth power of the side).
+    640, COCO's, as attention needs memory with the fourth power of the side). slots: the classes of
+    the network that the data set has, in its order; ids and logits of the clues are the data set's
+    (None: all).
 
     Memory: a scale and its mirrored twin are one batch, and the largest scale decides. Measured at
     the published size on a CPU beyond weights: 1.0 GB for 375 x 500 pixels, of which the attention
@@ -148,9 +152,11 @@ class WeakTrClues:
         views: tuple[float, ...] = (1.0, 0.8, 1.2),
         cross_layers: tuple[int, ...] | None = None,
         resize_long: int | None = None,
+        slots: tuple[int, ...] | None = None,
     ):
         self.config, depth = model.config, model.config.depth  # not all of it shows in the weights
         self.model, self.views, self.resize_long = model.eval(), views, resize_long
+        self.slots = tuple(range(model.config.classes)) if slots is None else slots
         self.cross_layers = release_layers(depth) if cross_layers is None else cross_layers
         if not all(0 <= layer < depth for layer in self.cross_layers):
             raise ValueError(f"cross_layers {self.cross_layers} of a network of {depth} layers")
@@ -172,14 +178,16 @@ class WeakTrClues:
             out = self.model.maps(torch.stack([view, view.flip(-1)]), chosen)
             kinds = [out.coarse, out.fine, self._cross(out.cross)]
             if chosen is None:
-                logits = out.class_logits[0].float().cpu().numpy()
+                slots = np.asarray(self.slots)
+                logits = out.class_logits[0].float().cpu().numpy()[slots]
                 ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
-                chosen = torch.as_tensor(np.asarray(ids, np.int64), device=device)
+                ids = np.asarray(ids, np.int64)
+                chosen = torch.as_tensor(slots[ids], device=device)
                 kinds = [kind.index_select(-3, chosen) for kind in kinds]
             summed = [_at_size(kind, size) for kind in kinds]
             total = [a + b for a, b in zip(total, summed, strict=True)] if total else summed
         coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)
-        return Clues(coarse, fine, cross, chosen.cpu().numpy(), logits, map_scale)
+        return Clues(coarse, fine, cross, ids, logits, map_scale)
 
     def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
         """The image at that scale, each side at least a patch (PIL bicubic on the bytes)."""

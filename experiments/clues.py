@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bridge.clue_networks import load_clues
 from bridge.clues import ClueNetwork
+from bridge.lite_cam import LiteSettings, train_lite_head
+from bridge.train_weaktr import WeakTrSettings, train_weaktr
+from bridge.train_weaktr import tag_map as score
 from experiments.settings import RoadSettings
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import proposal_path
@@ -12,27 +16,24 @@ from weaksam_jax.files import read_arrays
 
 
 def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
-    """Trains the chosen network on tags; resumes and does not repeat a finished training."""
-    if settings.clues == "weaktr":
-        from bridge.train_weaktr import train_weaktr
+    """Trains the chosen network on tags (or checks the file that was chosen instead).
 
-        train_weaktr(train, settings.weaktr, out / "clues", seed)
-    else:
-        from bridge.lite_cam import train_lite_head
+    Resumes, and does not repeat a finished training.
+    """
+    recipe = settings.clue_recipe()
+    if isinstance(recipe, WeakTrSettings):
+        train_weaktr(train, recipe, out / "clues", seed)
+    elif isinstance(recipe, LiteSettings):
+        train_lite_head(train, recipe, out / "clues", seed)
+    return load(train, settings, out)
 
-        train_lite_head(train, settings.lite, out / "clues", seed)
-    return load(settings, out)
 
-
-def load(settings: RoadSettings, out: Path) -> ClueNetwork:
-    """The trained network of a run."""
-    if settings.clues == "weaktr":
-        from bridge.weaktr import WeakTrClues, load_weaktr
-
-        return WeakTrClues(load_weaktr(out / "clues" / "weaktr.safetensors"))
-    from bridge.lite_cam import load_lite_cam
-
-    return load_lite_cam(out / "clues" / "lite_cam.safetensors", settings.lite)
+def load(train: TagSplit, settings: RoadSettings, out: Path) -> ClueNetwork:
+    """The trained network of a run, or that of the file that was chosen instead."""
+    names = {WeakTrSettings: "weaktr.safetensors", LiteSettings: "lite_cam.safetensors"}
+    recipe = settings.clue_recipe()
+    path = recipe if isinstance(recipe, Path) else out / "clues" / names[type(recipe)]
+    return load_clues(path, train.classes, train.category_ids, settings.clue_use)
 
 
 def tag_map(root: Path, test: TagSplit) -> dict:
@@ -41,8 +42,6 @@ def tag_map(root: Path, test: TagSplit) -> dict:
     Empty when no test image has a tag (photographs that one only wants to look at). The tags of
     the test split are looked at here, after training and for this figure alone.
     """
-    from bridge.train_weaktr import tag_map as score
-
     paths = [proposal_path(root, test.split, record.image_id) for record in test.records]
     logits = np.stack([read_arrays(path)[0]["class_logits"] for path in paths])
     labels = np.zeros(logits.shape, bool)

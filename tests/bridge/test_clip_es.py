@@ -1,5 +1,6 @@
 """CLIP-ES against open_clip's own forward pass, hooks and plain loops; files in three forms."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -172,6 +173,17 @@ def test_tags_predictions_and_repetition(weights, photo):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     flat = network(np.full((40, 57, 3), 90, np.uint8), (0,))
     assert np.isfinite(flat.coarse).all() and np.isfinite(flat.fine).all()
+
+
+def test_images_in_parallel(weights, photo):
+    """The export asks for several images at a time; gradients of one do not reach another."""
+    network = load_clip_es(weights, CLASSES, SETTINGS)
+    photos = [np.roll(photo, shift, 1) for shift in range(0, 80, 10)]
+    one_by_one = [network(one, (0, 1)).fine for one in photos]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(lambda one: network(one, (0, 1)).fine, photos)
+        for a, b in zip(one_by_one, together, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_sure_network_still_has_maps(weights, photo):
