@@ -120,7 +120,9 @@ def build_clip(path: str | Path, tensors: dict[str, Tensor], activation: str) ->
             layers=_blocks(tensors, ""),
         )
         dim = tensors["text_projection"].shape[1]
-    except (KeyError, ValueError, IndexError) as error:
+        if width % 64 or text_width % 64:
+            raise ValueError(f"widths {width} and {text_width}, no multiples of 64")
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(path, f"is no CLIP with a ViT ({error})", CURE) from error
     model = CLIP(dim, vision, text, quick_gelu=activation == "quick_gelu")
     check_keys(path, model.state_dict(), tensors, CURE)

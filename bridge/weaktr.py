@@ -172,18 +172,20 @@ class WeakTrClues:
         size, map_scale = map_size(*image.shape[:2])
         device = self.model.cls_token.device
         total: list[Tensor] = []
-        logits = chosen = None
+        slots, logits = np.asarray(self.slots), None
+        ids = None if class_ids is None else np.asarray(sorted(class_ids), np.int64)
         for scale in self.views:
             view = to_tensor(self._resized(image, scale)).to(device)
+            chosen = slots if ids is None else slots[ids]
+            chosen = torch.as_tensor(chosen, device=device)
             out = self.model.maps(torch.stack([view, view.flip(-1)]), chosen)
             kinds = [out.coarse, out.fine, self._cross(out.cross)]
-            if chosen is None:
-                slots = np.asarray(self.slots)
+            if logits is None:
                 logits = out.class_logits[0].float().cpu().numpy()[slots]
-                ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
-                ids = np.asarray(ids, np.int64)
-                chosen = torch.as_tensor(slots[ids], device=device)
-                kinds = [kind.index_select(-3, chosen) for kind in kinds]
+            if ids is None:
+                ids = predicted_classes(logits)
+                present = torch.as_tensor(ids, device=device)
+                kinds = [kind.index_select(-3, present) for kind in kinds]
             summed = [_at_size(kind, size) for kind in kinds]
             total = [a + b for a, b in zip(total, summed, strict=True)] if total else summed
         coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)

@@ -261,6 +261,7 @@ def test_wrong_files_are_named(tmp_path, weights):
         ("more", {"logit_bias": torch.zeros(())}, r"not known: logit_bias"),
         ("shape", {"visual.proj": torch.zeros(128, 31)}, r"visual\.proj \(128, 31\) instead of"),
         ("resnet", {"visual.conv1.weight": None}, "no CLIP with a ViT"),
+        ("narrow", {"token_embedding.weight": torch.zeros(9, 48)}, "widths 128 and 48"),
         ("cut", {"visual.transformer.resblocks.2.ln_1.weight": None}, r"resblocks\.2\.ln_1\.wei"),
     ):
         changed = {key: value for key, value in (state | change).items() if value is not None}

@@ -250,6 +250,24 @@ def test_predicted_and_absent_classes():
     assert none.coarse.shape == (0, 40, 57) and none.cross.shape[1:] == (0, 40, 57)
 
 
+def test_maps_are_of_present_classes_only(monkeypatch):
+    """No cross rows of other classes are gathered, but in the first view when classes are asked."""
+    model, asked = small_model(), []
+    maps = WeakTr.maps
+
+    def spying(self, images, classes=None):
+        asked.append(classes.tolist())
+        return maps(self, images, classes)
+
+    monkeypatch.setattr(WeakTr, "maps", spying)
+    image = np.random.default_rng(2).integers(0, 256, (40, 57, 3), dtype=np.uint8)
+    WeakTrClues(model, slots=(4, 2, 0))(image, (2, 1))
+    assert asked == [[2, 0]] * 3
+    asked.clear()
+    ids = WeakTrClues(model, slots=(4, 2, 0))(image).class_ids
+    assert asked == [[4, 2, 0], *[[(4, 2, 0)[i] for i in ids]] * 2]
+
+
 def test_huge_images_have_smaller_maps():
     """Points of a 2400 x 1200 photograph are those of its quarter, in pixels of the photograph."""
     small = cv2.resize(
