@@ -26,7 +26,7 @@ lint: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[light,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[light,clip,dev]"
 	touch $@
 
 clean:

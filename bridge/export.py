@@ -19,6 +19,7 @@ import safetensors
 import tyro
 
 from bridge.checkpoints import network_fingerprint, weights_fingerprint
+from bridge.clue_networks import load_clues
 from bridge.clues import ClueNetwork, Clues
 from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
 from bridge.proposals import ProposalSettings, propose
@@ -35,7 +36,7 @@ from weaksam_jax.data.store import (
     write_proposals,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+from weaksam_jax.files import fingerprint, write_arrays
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
 FORMAT = 1
@@ -275,16 +276,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise BadInput(f"--shard {text}", "is no shard", "give i/n with 0 <= i < n, e.g. 0/4")
 
 
-def load_clues(path: Path) -> ClueNetwork:
-    """The clue network of a weights file: WeakTr (ours or published), or a Lite0 head of ours."""
-    from bridge.lite_cam import load_lite_cam
-    from bridge.weaktr import WeakTrClues, load_weaktr
-
-    if path.suffix == ".safetensors" and read_arrays(path)[0].keys() == {"weight", "bias"}:
-        return load_lite_cam(path)
-    return WeakTrClues(load_weaktr(path))
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the head of this file."""
 
@@ -320,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
         if preset == "auto":
             preset = {"sam_mini": "mini", "sam_mini_lite": "light"}.get(sam, "paper")
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
-        network = None if clues is None else load_clues(clues)
+        network = None if clues is None else load_clues(clues, tags.classes, tags.category_ids)
         model = load_sam(sam) if proposals == "sam" else None
         report = export_split(tags, network, model, settings, out, out / "clues", part)
         state = "complete" if report.complete else "other shards are still missing"

@@ -1,8 +1,13 @@
-"""Training WeakTr on image tags alone."""
+"""Training WeakTr on image tags alone.
+
+`python -m bridge.train_weaktr --data PATH --deit FILE --out DIR`
+"""
 
 import contextlib
 import dataclasses
+import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,9 +24,12 @@ from tqdm import tqdm
 from bridge.tag_samples import TagSamples, epoch_batches
 from bridge.weaktr import WeakTr, WeakTrConfig, check_keys, read_tensors, save_tensors
 from weaksam_jax import runlog
+from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint
+from weaksam_jax.files import file_fingerprint, fingerprint
+
+DEIT_CURE = "give the ImageNet weights of DeiT-S, deit_small_patch16_224-cd65a155.pth"
 
 
 @dataclass(frozen=True)
@@ -29,10 +38,9 @@ class WeakTrSettings:
 
     crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
     image's area in a crop. augment: "light" (crop, mirror, colour jitter) or "timm" (crop, mirror,
-    RandAugment, random erasing); jitter: strength of the light colour jitter. lr: peak rate at
-    batch_size (the paper's 6e-4 is for 512): warmup_epochs from warmup_lr, then a cosine to min_lr.
-    init: file with published DeiT weights to start from (None: random). workers: processes that
-    decode and augment.
+    RandAugment, random erasing); jitter: strength of the light colour jitter. lr: peak rate, used
+    as it is: warmup_epochs from warmup_lr, then a cosine to min_lr. init: file with published DeiT
+    weights to start from (None: random). workers: processes that decode and augment.
     """
 
     dim: int = 384
@@ -58,9 +66,21 @@ class WeakTrSettings:
     workers: int = 2
 
     @classmethod
-    def paper(cls, init: Path | None = None) -> "WeakTrSettings":
-        """The WeakTr recipe for VOC12; `init` is the file of ImageNet DeiT-S it starts from."""
-        return cls(init=init)
+    def paper(
+        cls,
+        init: Path | None = None,
+        lr_at_512: float = 6e-4,
+        batch_size: int = 64,
+        epochs: int = 60,
+        workers: int = 2,
+    ) -> "WeakTrSettings":
+        """The released WeakTr recipe, from the file `init` of ImageNet DeiT-S.
+
+        lr_at_512: the peak rate of a batch of 512, scaled to batch_size; released: 6e-4 for VOC12,
+        2e-4 for COCO14 (notes on clues, section 1.4).
+        """
+        lr = lr_at_512 * batch_size / 512
+        return cls(init=init, lr=lr, batch_size=batch_size, epochs=epochs, workers=workers)
 
     @classmethod
     def mini(cls) -> "WeakTrSettings":
@@ -105,7 +125,8 @@ def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: 
     """Trains on tags and returns `folder/weaktr.safetensors`, which `load_weaktr` reads.
 
     Each epoch ends in an atomic checkpoint and a line of `folder/../log.jsonl`; data order, crops
-    and noise depend on (seed, epoch, image) only, so a killed run ends in the same bits.
+    and noise depend on (seed, epoch, image) only, so a killed run ends in the same bits. On a GPU
+    where there is one, then in mixed precision (float16 with a scaled loss, as released).
     A finished run of the same settings, images and seed is not repeated. Raises `BadInput` for an
     unreadable image, checkpoint or `init`, and for a split with fewer images than a batch.
     """
@@ -122,6 +143,7 @@ def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: 
     metadata = {
         "fingerprint": key,
         "heads": str(settings.heads),
+        "fusion": settings.fusion,
         "classes": ";".join(train.classes),
         **({} if settings.reach is None else {"reach": str(settings.reach)}),
     }
@@ -137,7 +159,7 @@ def weaktr_loss(model: WeakTr, images: Tensor, labels: Tensor) -> dict[str, Tens
     """
     out = model.maps(images)
     parts = {
-        name: F.multilabel_soft_margin_loss(getattr(out, name + "_logits"), labels)
+        name: F.multilabel_soft_margin_loss(getattr(out, name + "_logits").float(), labels)
         for name in ("class", "coarse", "fine")
     }
     return {"loss": sum(parts.values()), **parts}
@@ -153,7 +175,12 @@ def tag_map(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def learning_rate(settings: WeakTrSettings, epoch: float) -> float:
-    """The rate at a (fractional) epoch: linear warm-up, then a cosine down to min_lr."""
+    """The rate at a (fractional) epoch: linear warm-up, then a cosine down to min_lr.
+
+    timm's scheduler, which DeiT's training script uses, changes once an epoch and counts the cosine
+    from epoch 0, warm-up included: in the middle its rate is a tenth lower (`paper()`, epoch 32:
+    3.91e-5 instead of 4.34e-5). Which of the two WeakTr's figures are from is not in the notes.
+    """
     if epoch < settings.warmup_epochs:
         share = epoch / settings.warmup_epochs
         return settings.warmup_lr + share * (settings.lr - settings.warmup_lr)
@@ -164,6 +191,7 @@ def learning_rate(settings: WeakTrSettings, epoch: float) -> float:
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     """Deterministic algorithms of torch, without its (slow) filling of new memory."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     before = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -178,6 +206,13 @@ def _deterministic() -> Iterator[None]:
 def _fingerprint(train: TagSplit, settings: WeakTrSettings, seed: int) -> str:
     images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
     recipe = {k: v for k, v in dataclasses.asdict(settings).items() if k != "workers"}
+    if settings.init is not None:
+        try:
+            recipe["init"] = file_fingerprint(settings.init)
+        except OSError as error:
+            raise BadInput(
+                settings.init, f"cannot be read ({error.strerror})", DEIT_CURE
+            ) from error
     return fingerprint([train.dataset, train.split, train.classes, images, recipe, seed])
 
 
@@ -187,11 +222,14 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
     model = WeakTr(settings.config(len(train.classes))).train()
     if settings.init is not None:
         start_from_deit(model, settings.init)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=_mixed_precision(device))
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.lr, weight_decay=settings.weight_decay
     )
     checkpoint = folder / "checkpoint.safetensors"
-    done = _restore(checkpoint, key, model, optimizer)
+    done = _restore(checkpoint, key, model, optimizer, scaler)
     log, steps = folder.parent / "log.jsonl", len(train.records) // settings.batch_size
     runlog.forget(log, "weaktr", done * steps)
     s = settings
@@ -203,15 +241,20 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
         for epoch in range(done, settings.epochs):
             # Drop-path is the only user of torch's own generator.
             torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-            entry = _epoch(model, optimizer, batches, settings, epoch, images, bar)
+            entry = _epoch(model, optimizer, scaler, batches, settings, epoch, images, bar)
             runlog.append(log, entry)
-            _save_checkpoint(checkpoint, key, model, optimizer, epoch + 1)
+            _save_checkpoint(checkpoint, key, model, optimizer, scaler, epoch + 1)
     return model
+
+
+def _mixed_precision(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _epoch(
     model: WeakTr,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     batches: Iterator[tuple[Tensor, Tensor]],
     settings: WeakTrSettings,
     epoch: int,
@@ -220,15 +263,18 @@ def _epoch(
 ) -> dict:
     """One pass over the images; the line for the log (mean losses)."""
     began, steps = time.monotonic(), images // settings.batch_size
+    device = model.cls_token.device
     totals: dict[str, float] = {}
     for step in range(steps):
-        pictures, labels = next(batches)
+        pictures, labels = (part.to(device) for part in next(batches))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, epoch + step / steps)
-        losses = weaktr_loss(model, pictures, labels)
+        with torch.autocast(device.type, torch.float16, enabled=scaler.is_enabled()):
+            losses = weaktr_loss(model, pictures, labels)
         optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
+        scaler.scale(losses["loss"]).backward()
+        scaler.step(optimizer)
+        scaler.update()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.item() / steps
         if not math.isfinite(totals["loss"]):
@@ -241,15 +287,27 @@ def _epoch(
 
 
 def _save_checkpoint(
-    path: Path, key: str, model: WeakTr, optimizer: torch.optim.Optimizer, epochs: int
+    path: Path,
+    key: str,
+    model: WeakTr,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epochs: int,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
-    save_tensors(path, tensors, {"fingerprint": key, "epochs": str(epochs)})
+    metadata = {"fingerprint": key, "epochs": str(epochs)}
+    save_tensors(path, tensors, metadata | {"scaler": json.dumps(scaler.state_dict())})
 
 
-def _restore(path: Path, key: str, model: WeakTr, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    path: Path,
+    key: str,
+    model: WeakTr,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> int:
     """Puts the checkpoint's state back; finished epochs (0: no checkpoint of this very run)."""
     if not path.exists():
         return 0
@@ -265,6 +323,7 @@ def _restore(path: Path, key: str, model: WeakTr, optimizer: torch.optim.Optimiz
             _, index, part = name.split(".")
             state.setdefault(int(index), {})[part] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    scaler.load_state_dict(json.loads(metadata.get("scaler", "{}")))
     return int(metadata["epochs"])
 
 
@@ -273,22 +332,66 @@ def start_from_deit(model: WeakTr, path: str | Path) -> None:
 
     The class token and its row of the position embedding are copied for every class; the head is
     left out, and convolution head and fusion keep their random start (WeakTr's recipe). Raises
-    `BadInput` naming keys that are missing or do not fit.
+    `BadInput` naming keys that are missing or do not fit, also for a network with more class tokens
+    than one.
     """
     state, _ = read_tensors(path)
+    tokens = state.get("cls_token")
+    if tokens is not None and tokens.shape[:-1] != (1, 1):
+        raise BadInput(path, f"has cls_token {tuple(tokens.shape)}, no single one", DEIT_CURE)
     wanted = {
         name: value
         for name, value in model.state_dict().items()
         if not name.startswith(("head.", "adaptive_attention_fusion."))
     }
     classes = model.config.classes
-    if {"cls_token", "pos_embed"} <= state.keys():
-        table = state["pos_embed"]
+    table = state.get("pos_embed")
+    if tokens is not None and table is not None and table.ndim == 3:
         rows = [table[:, :1].expand(-1, classes, -1), table[:, 1:]]
         state |= {
-            "cls_token": state["cls_token"].expand(-1, classes, -1),
+            "cls_token": tokens.expand(-1, classes, -1),
             "pos_embed": torch.cat(rows, dim=1),
         }
     chosen = {name: state[name] for name in wanted if name in state}
-    check_keys(path, wanted, chosen)
+    check_keys(path, wanted, chosen, DEIT_CURE)
     model.load_state_dict(chosen, strict=False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the head of this file."""
+
+    def command(
+        data: Path,
+        deit: Path,
+        out: Path,
+        split: str | None = None,
+        lr: float = 6e-4,
+        batch_size: int = 64,
+        epochs: int = 60,
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        """Trains WeakTr (DeiT-S) on the tags of a data set; the same command resumes.
+
+        Args:
+            data: a data set: VOCdevkit, COCO folder, or images/ with tags.csv.
+            deit: ImageNet weights to start from, deit_small_patch16_224-cd65a155.pth.
+            out: the network goes to OUT/clues/weaktr.safetensors, its log to OUT/log.jsonl.
+            split: name of the split [the data set's own training split].
+            lr: peak rate of a batch of 512 images, scaled to the batch size; COCO14 used 2e-4.
+            batch_size: images a step.
+            epochs: passes over the images.
+            workers: processes that decode and augment.
+            seed: of the order, the augmentation and the new weights.
+        """
+        tags = open_tags(data, split or split_names(data)["train"])
+        settings = WeakTrSettings.paper(deit, lr, batch_size, epochs, workers)
+        print(train_weaktr(tags, settings, out / "clues", seed))
+
+    tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
+
+
+if __name__ == "__main__":
+    from weaksam_jax.cli import entry_point
+
+    raise SystemExit(entry_point(main))

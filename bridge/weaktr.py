@@ -37,14 +37,19 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
         raise ValueError(f"fusion must be auto or one of {FUSIONS}, got {fusion!r}")
     state, metadata = read_tensors(path)
     try:
-        config = _config(state, metadata, fusion)
-    except (KeyError, ValueError, IndexError) as error:
+        config = read_config(state, metadata, fusion)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         cure = "give a WeakTr checkpoint (keys cls_token, pos_embed, patch_embed.proj, blocks, ...)"
         raise BadInput(path, f"is no WeakTr checkpoint ({error})", cure) from error
     if config.fusion == "uniform":
         state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
-    model = WeakTr(config)
-    check_keys(path, model.state_dict(), state)
+    cure = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
+    return filled(WeakTr(config), state, path, cure)
+
+
+def filled(model: WeakTr, state: Mapping[str, Tensor], path: str | Path, cure: str) -> WeakTr:
+    """The network in evaluation mode with these weights; `BadInput` naming keys that do not fit."""
+    check_keys(path, model.state_dict(), state, cure)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
 
@@ -62,15 +67,22 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file atomically; the same content gives the same bytes."""
-    write_arrays(path, {name: value.detach().numpy() for name, value in tensors.items()}, metadata)
+    write_arrays(
+        path, {name: value.detach().cpu().numpy() for name, value in tensors.items()}, metadata
+    )
 
 
-def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
-    """Sizes from names and shapes. Raises KeyError for a name that no WeakTr lacks."""
+def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
+    """Sizes from names and shapes; fusion as in `load_weaktr`.
+
+    Raises KeyError for a name that no WeakTr lacks, ValueError for a shape that none has.
+    """
     _, classes, dim = state["cls_token"].shape
     grid = round((state["pos_embed"].shape[1] - classes) ** 0.5)
     blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in state) if m]
-    depth = 1 + max(blocks, default=-1)
+    if not blocks:
+        raise KeyError("blocks.0")
+    depth = 1 + max(blocks)
     stem, patch = "patch", 0
     if "patch_embed.proj.0.weight" in state:  # 2 n - 1 convolutions of 3 x 3 halve n times
         weights = [state[k] for k in state if k.startswith("patch_embed.proj.")]
@@ -78,18 +90,21 @@ def _config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> 
         stem, patch = "conv", 2 ** ((convolutions + 1) // 2)
     else:
         patch = state["patch_embed.proj.weight"].shape[-1]
-    found, heads = "v3", int(metadata.get("heads", max(1, dim // 64)))
+    found = metadata.get("fusion", "v3")
+    heads = int(metadata.get("heads", max(1, dim // 64)))
     if FUSION_PREFIX + "attn_feat_ffn.0.weight" in state:
         heads = dim // state[FUSION_PREFIX + "attn_feat_ffn.0.weight"].shape[1]
     elif FUSION_PREFIX + "fc.0.weight" in state:
-        found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // max(1, depth)
+        found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // depth
     fusion = found if fusion == "auto" else fusion
     reach = int(metadata["reach"]) if "reach" in metadata else None  # leaves no trace in the keys
     return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem, reach=reach)
 
 
-def check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises `BadInput` naming what does not fit."""
+def check_keys(
+    path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], cure: str
+) -> None:
+    """Raises `BadInput` with that cure, naming what does not fit."""
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),
         "not known": sorted(state.keys() - wanted.keys()),
@@ -105,7 +120,6 @@ def check_keys(path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[st
         if names
     ]
     if told:
-        cure = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
         raise BadInput(path, "; ".join(told), cure)
 
 
@@ -123,7 +137,13 @@ class WeakTrClues:
     cross_layers: which layers give cross-attention maps (0-based); None is the released choice,
     9th and 10th of 12, at the same relative depth in a network of another depth. resize_long: long
     side in pixels to which the image is brought before the views (None: its own size, but at most
-    640, COCO's, as attention needs memory with the fourth power of the side).
+    640, COCO's, as attention needs memory with the fourth power of the side). slots: the classes of
+    the network that the data set has, in its order; ids and logits of the clues are the data set's
+    (None: all).
+
+    Memory: a scale and its mirrored twin are one batch, and the largest scale decides. Measured at
+    the published size on a CPU beyond weights: 1.0 GB for 375 x 500 pixels, of which the attention
+    maps are 0.64 GB; the maps of a square of 640 pixels are 3.1 GB (`WeakTr.maps`).
     """
 
     def __init__(
@@ -132,9 +152,11 @@ class WeakTrClues:
         views: tuple[float, ...] = (1.0, 0.8, 1.2),
         cross_layers: tuple[int, ...] | None = None,
         resize_long: int | None = None,
+        slots: tuple[int, ...] | None = None,
     ):
-        depth = model.config.depth
+        self.config, depth = model.config, model.config.depth  # not all of it shows in the weights
         self.model, self.views, self.resize_long = model.eval(), views, resize_long
+        self.slots = tuple(range(model.config.classes)) if slots is None else slots
         self.cross_layers = release_layers(depth) if cross_layers is None else cross_layers
         if not all(0 <= layer < depth for layer in self.cross_layers):
             raise ValueError(f"cross_layers {self.cross_layers} of a network of {depth} layers")
@@ -150,20 +172,24 @@ class WeakTrClues:
         size, map_scale = map_size(*image.shape[:2])
         device = self.model.cls_token.device
         total: list[Tensor] = []
-        logits = chosen = None
+        slots, logits = np.asarray(self.slots), None
+        ids = None if class_ids is None else np.asarray(sorted(class_ids), np.int64)
         for scale in self.views:
             view = to_tensor(self._resized(image, scale)).to(device)
+            chosen = slots if ids is None else slots[ids]
+            chosen = torch.as_tensor(chosen, device=device)
             out = self.model.maps(torch.stack([view, view.flip(-1)]), chosen)
             kinds = [out.coarse, out.fine, self._cross(out.cross)]
-            if chosen is None:
-                logits = out.class_logits[0].float().cpu().numpy()
-                ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
-                chosen = torch.as_tensor(np.asarray(ids, np.int64), device=device)
-                kinds = [kind.index_select(-3, chosen) for kind in kinds]
+            if logits is None:
+                logits = out.class_logits[0].float().cpu().numpy()[slots]
+            if ids is None:
+                ids = predicted_classes(logits)
+                present = torch.as_tensor(ids, device=device)
+                kinds = [kind.index_select(-3, present) for kind in kinds]
             summed = [_at_size(kind, size) for kind in kinds]
             total = [a + b for a, b in zip(total, summed, strict=True)] if total else summed
         coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)
-        return Clues(coarse, fine, cross, chosen.cpu().numpy(), logits, map_scale)
+        return Clues(coarse, fine, cross, ids, logits, map_scale)
 
     def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
         """The image at that scale, each side at least a patch (PIL bicubic on the bytes)."""

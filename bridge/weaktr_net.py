@@ -27,6 +27,8 @@ class WeakTrConfig:
     (the published form). A network that starts from ImageNet weights looks where things are; one
     from scratch on little data is free to put its evidence for a class anywhere when every patch
     knows the whole image, and puts it beside the things.
+    last_layers: the cross maps of so many last layers make the seeds of the fine map; None: of all
+    (WeakTr). Patch-to-patch maps are always of all layers.
     drop_path: rate of the last block, growing linearly from 0; only acts in training.
     """
 
@@ -40,6 +42,7 @@ class WeakTrConfig:
     stem: str = "patch"
     drop_path: float = 0.0
     reach: int | None = None
+    last_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,8 @@ class WeakTr(nn.Module):
         super().__init__()
         if config.fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {FUSIONS}, got {config.fusion!r}")
+        if config.last_layers is not None and not 0 < config.last_layers <= config.depth:
+            raise ValueError(f"last_layers {config.last_layers} of {config.depth} layers")
         self.config = config
         dim, maps = config.dim, config.heads * config.depth
         self.cls_token = nn.Parameter(torch.zeros(1, config.classes, dim))
@@ -222,6 +227,10 @@ class WeakTr(nn.Module):
         Attention, its outputs and the coarse CAM are detached before the fusion, so the fine
         logits train nothing but the fusion weights (WeakTr, section 3.3). With `classes` the fine
         logits are those of these classes only.
+
+        Memory: every layer's attention `[B, heads, N, N]` is kept once until the fusion weights are
+        known, so heads * depth * N^2 * 4 bytes a view (0.31 GB at 450 x 600 pixels, 20 classes and
+        the published size), and one layer's more while it works.
         """
         count = self.config.classes
         patches, (height, width) = self._embed(images)
@@ -283,7 +292,11 @@ class WeakTr(nn.Module):
     def _fuse(
         self, outputs: list[Tensor], attention: list[Tensor], cross: Tensor, coarse: Tensor
     ) -> Tensor:
-        """Fine CAM `[B, c, h, w]` = PAw @ (CAw * coarse); cross is `[B, heads, layers, c, P]`."""
+        """Fine CAM `[B, c, h, w]` = PAw @ (CAw * coarse); cross is `[B, heads, layers, c, P]`.
+
+        Memory beside the maps that the blocks gave: one weighted patch-to-patch map `[B, P, P]` and
+        a working copy of one layer's, `[B, heads, P, P]`.
+        """
         batch, heads, layers = cross.shape[:3]
         if self.config.fusion == "uniform":
             weights = cross.new_ones(batch, heads, layers)
@@ -291,7 +304,9 @@ class WeakTr(nn.Module):
             weights = self.adaptive_attention_fusion(outputs, attention)
             weights = weights.unflatten(1, (heads, layers))
         weights = weights / (heads * layers)
-        seeds = torch.einsum("bhl,bhlcp->bcp", weights, cross) * coarse.flatten(2)
+        first = layers - (self.config.last_layers or layers)
+        seeds = torch.einsum("bhl,bhlcp->bcp", weights[..., first:], cross[:, :, first:])
+        seeds = seeds * coarse.flatten(2)
         count = self.config.classes
         # One weighted patch-to-patch map, summed layer by layer: no copy of all maps is made.
         affinity = sum(

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bridge.clue_networks import load_clues
 from bridge.clues import ClueNetwork
+from bridge.lite_cam import LiteSettings, train_lite_head
+from bridge.train_weaktr import WeakTrSettings, train_weaktr
+from bridge.train_weaktr import tag_map as score
 from experiments.settings import RoadSettings
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import proposal_path
@@ -12,27 +16,27 @@ from weaksam_jax.files import read_arrays
 
 
 def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
-    """Trains the chosen network on tags; resumes and does not repeat a finished training."""
-    if settings.clues == "weaktr":
-        from bridge.train_weaktr import train_weaktr
+    """Trains the chosen network on tags (or checks the file that was chosen instead).
 
-        train_weaktr(train, settings.weaktr, out / "clues", seed)
-    else:
-        from bridge.lite_cam import train_lite_head
+    Resumes, and does not repeat a finished training.
+    """
+    recipe = settings.clue_recipe()
+    if isinstance(recipe, WeakTrSettings):
+        train_weaktr(train, recipe, out / "clues", seed)
+    elif isinstance(recipe, LiteSettings):
+        train_lite_head(train, recipe, out / "clues", seed)
+    return load(train, settings, out)
 
-        train_lite_head(train, settings.lite, out / "clues", seed)
-    return load(settings, out)
 
+def load(split: TagSplit, settings: RoadSettings, out: Path) -> ClueNetwork:
+    """The trained network of a run, or that of the file that was chosen instead.
 
-def load(settings: RoadSettings, out: Path) -> ClueNetwork:
-    """The trained network of a run."""
-    if settings.clues == "weaktr":
-        from bridge.weaktr import WeakTrClues, load_weaktr
-
-        return WeakTrClues(load_weaktr(out / "clues" / "weaktr.safetensors"))
-    from bridge.lite_cam import load_lite_cam
-
-    return load_lite_cam(out / "clues" / "lite_cam.safetensors", settings.lite)
+    split: any of the run's classes.
+    """
+    names = {WeakTrSettings: "weaktr.safetensors", LiteSettings: "lite_cam.safetensors"}
+    recipe = settings.clue_recipe()
+    path = recipe if isinstance(recipe, Path) else out / "clues" / names[type(recipe)]
+    return load_clues(path, split.classes, split.category_ids, settings.clue_use)
 
 
 def tag_map(root: Path, test: TagSplit) -> dict:
@@ -41,8 +45,6 @@ def tag_map(root: Path, test: TagSplit) -> dict:
     Empty when no test image has a tag (photographs that one only wants to look at). The tags of
     the test split are looked at here, after training and for this figure alone.
     """
-    from bridge.train_weaktr import tag_map as score
-
     logits = stored_logits(root, test)
     labels = np.zeros(logits.shape, bool)
     for row, record in zip(labels, test.records, strict=True):
@@ -60,5 +62,5 @@ def fresh_logits(settings: RoadSettings, out: Path, split: TagSplit) -> np.ndarr
     """As `stored_logits`, of images that the run `out` has not seen."""
     from weaksam_jax.data.images import load_image
 
-    network = load(settings, out)
+    network = load(split, settings, out)
     return np.stack([network(load_image(one.path), None).class_logits for one in split.records])

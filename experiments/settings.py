@@ -1,14 +1,17 @@
 """Settings of the whole road, and the presets that fill them."""
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import weaksam_jax.retrain as retraining
 import weaksam_jax.wsod as detection
+from bridge.clue_networks import ClueSettings
 from bridge.export import ExportSettings
 from bridge.lite_cam import LiteSettings
 from bridge.masks import MaskSettings
 from bridge.train_weaktr import WeakTrSettings
+from weaksam_jax.errors import BadInput
 from weaksam_jax.pgt import PgtSettings
 
 
@@ -17,12 +20,15 @@ class RoadSettings:
     """Settings of every stage.
 
     train_split, test_split: names of splits, None for the data set's own choice. clues: the clue
-    network; sam: a name or the path of a published checkpoint (`bridge.sam.load_sam`).
+    network: weaktr (trained by `weaktr`), weaktr_paper (the released recipe, from the ImageNet
+    weights `weaktr.init`), lite_cam, or a file of trained weights (`bridge.clue_networks`), used as
+    `clue_use` says. sam: a name or the path of a published checkpoint (`bridge.sam.load_sam`).
     """
 
     train_split: str | None = None
     test_split: str | None = None
-    clues: Literal["weaktr", "lite_cam"] = "weaktr"
+    clues: str = "weaktr"
+    clue_use: ClueSettings = field(default_factory=ClueSettings)
     weaktr: WeakTrSettings = field(default_factory=WeakTrSettings.mini)
     lite: LiteSettings = field(default_factory=LiteSettings)
     sam: str = "sam_mini"
@@ -31,6 +37,22 @@ class RoadSettings:
     pgt: PgtSettings = field(default_factory=PgtSettings)
     retrain: retraining.RetrainSettings = field(default_factory=retraining.mini)
     masks: MaskSettings = field(default_factory=MaskSettings)
+
+    def clue_recipe(self) -> WeakTrSettings | LiteSettings | Path:
+        """How the clue network is trained, or the file that holds it."""
+        if self.clues == "weaktr":
+            return self.weaktr
+        if self.clues == "lite_cam":
+            return self.lite
+        if self.clues == "weaktr_paper":
+            if self.weaktr.init is None:
+                cure = "give the file deit_small_patch16_224-cd65a155.pth"
+                raise BadInput("--settings.weaktr.init", "is missing", cure)
+            return WeakTrSettings.paper(self.weaktr.init, workers=self.weaktr.workers)
+        if not Path(self.clues).is_file():
+            cure = "give weaktr, weaktr_paper, lite_cam or a file of weights"
+            raise BadInput(self.clues, "is no clue network", cure)
+        return Path(self.clues)
 
 
 def mini() -> RoadSettings:

@@ -25,7 +25,7 @@ from weaksam_jax.data.store import read_manifest
 from weaksam_jax.engine.checkpoint import load_params, save_params
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, read_json, write_json
+from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
 
 # The embedded set is one data set; --seed varies the training on it.
 MINI_SEED = 0
@@ -113,7 +113,9 @@ class Journey:
     def stages(self) -> list[Stage]:
         """The road. Settings and inputs of every stage are named here, so changes are noticed."""
         s, o = self.settings, self.options
-        network = {"weaktr": s.weaktr, "lite_cam": s.lite}[s.clues]
+        network = s.clue_recipe()
+        if isinstance(network, Path):
+            network = file_fingerprint(network)
         export = replace(s.export, source="sam" if o.proposals == "sam" else "selective_search")
         wsod = replace(s.wsod, method=o.wsod)
         stages = [
@@ -122,7 +124,7 @@ class Journey:
             self.stage("clues", [s.clues, network], ("data",), self.run_clues),
             self.stage(
                 "proposals",
-                [export, s.sam, self._store_key()],
+                [export, s.sam, s.clue_use, self._store_key()],
                 ("data", "clues"),
                 lambda: self.run_proposals(export),
             ),
@@ -202,7 +204,7 @@ class Journey:
         from bridge.sam import load_sam
         from experiments import clues
 
-        network = clues.load(self.settings, self.out)
+        network = clues.load(self.splits["train"], self.settings, self.out)
         sam = load_sam(self.settings.sam) if export.source == "sam" else None
         for role, labels in (("train", "tags"), ("test", "predicted")):
             export_split(

@@ -1,6 +1,8 @@
 """Training WeakTr on tags: the same bits after a kill, faults told plainly, the recipe's pieces."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -13,21 +15,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from bridge.tag_samples import TagSamples, epoch_batches, light_augment
 from bridge.train_weaktr import (
     WeakTrSettings,
     learning_rate,
+    main,
     start_from_deit,
     tag_map,
     train_weaktr,
     weaktr_loss,
 )
-from bridge.weaktr import WeakTr, load_weaktr
+from bridge.weaktr import WeakTr, WeakTrConfig, load_weaktr
+from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_arrays
 
 TINY = dataclasses.replace(
     WeakTrSettings.mini(),
@@ -151,38 +156,143 @@ def test_learns_colours_from_tags(tmp_path):
     assert tag_map(out.coarse_logits.numpy(), labels.numpy()) > 0.9
 
 
-def test_the_published_recipe_runs(tmp_path):
-    """`paper()` at a tiny size: RandAugment and random erasing, from DeiT weights."""
-    settings = dataclasses.replace(
-        WeakTrSettings.paper(),
-        dim=32,
-        heads=2,
-        depth=2,
-        patch=8,
-        crop=32,
-        epochs=1,
-        warmup_epochs=0,
-        batch_size=4,
-        workers=0,
-    )
-    deit = WeakTr(settings.config(3)).state_dict()
-    deit = {k: v for k, v in deit.items() if not k.startswith(("head", "adaptive"))}
-    deit["cls_token"], deit["pos_embed"] = torch.randn(1, 1, 32), torch.randn(1, 1 + 16, 32)
-    save_file(deit | {"head.weight": torch.zeros(1000, 32)}, tmp_path / "deit.safetensors")
-    model = WeakTr(settings.config(3))
-    start_from_deit(model, tmp_path / "deit.safetensors")
-    for c in range(3):
-        assert torch.equal(model.cls_token[0, c], deit["cls_token"][0, 0])
-        assert torch.equal(model.pos_embed[0, c], deit["pos_embed"][0, 0])
-    assert torch.equal(model.pos_embed[0, 3:], deit["pos_embed"][0, 1:])
-    assert torch.equal(model.blocks[1].attn.qkv.weight, deit["blocks.1.attn.qkv.weight"])
-    settings = dataclasses.replace(settings, init=tmp_path / "deit.safetensors")
-    first = run(tmp_path / "a", tmp_path / "images", settings)
-    assert same(first, run(tmp_path / "b", tmp_path / "images", settings))
-    del deit["blocks.1.norm1.bias"]
-    save_file(deit, tmp_path / "lacking.safetensors")
-    with pytest.raises(BadInput, match=r"blocks\.1\.norm1\.bias"):
-        start_from_deit(model, tmp_path / "lacking.safetensors")
+def tiny_deit(path: Path) -> dict:
+    """Writes random weights of a DeiT with two blocks, wrapped and with a head as published."""
+    torch.manual_seed(0)
+    deit = WeakTr(PAPER_TINY.config(1)).state_dict()
+    deit = {k: torch.randn_like(v) / 8 for k, v in deit.items() if not k.startswith(("head", "ad"))}
+    head = {"head.weight": torch.zeros(1000, 32), "head.bias": torch.zeros(1000)}
+    torch.save({"model": deit | head}, path)
+    return deit
+
+
+PAPER_TINY = dataclasses.replace(
+    WeakTrSettings.paper(batch_size=4, epochs=2, workers=0),
+    dim=32,
+    heads=2,
+    depth=2,
+    patch=8,
+    crop=32,
+    warmup_epochs=1,
+)
+
+
+def test_starts_from_deit(tmp_path):
+    """Shared weights are the file's; token and position are copied for every class."""
+    deit = tiny_deit(tmp_path / "deit.pth")
+    torch.manual_seed(1)
+    model = WeakTr(PAPER_TINY.config(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start_from_deit(model, tmp_path / "deit.pth")
+    for name, value in model.state_dict().items():
+        if name == "cls_token":
+            assert torch.equal(value, deit[name].repeat(1, 3, 1))
+        elif name == "pos_embed":
+            assert torch.equal(value[0, :3], deit[name][0, :1].repeat(3, 1))
+            assert torch.equal(value[:, 3:], deit[name][:, 1:])
+        elif name.startswith(("head.", "adaptive_attention_fusion.")):
+            assert torch.equal(value, before[name])
+        else:
+            assert torch.equal(value, deit[name])
+
+
+def full_deit() -> torch.nn.Module:
+    from timm import create_model  # behind bridge, which makes its torchvision importable
+
+    torch.manual_seed(0)
+    return create_model("deit_small_patch16_224").eval()
+
+
+def test_a_start_from_deit_is_deit(tmp_path):
+    """With one class the tokens are those of timm's DeiT-S, which has the published layout."""
+    deit = full_deit()
+    torch.save({"model": deit.state_dict()}, tmp_path / "deit.pth")
+    model = WeakTr(WeakTrSettings.paper().config(1)).eval()
+    start_from_deit(model, tmp_path / "deit.pth")
+    image = torch.randn(1, 3, 224, 224)
+    deit.norm = torch.nn.Identity()  # WeakTr does not use it
+    with torch.inference_mode():
+        token = deit.forward_features(image)[0, 0]
+        torch.testing.assert_close(model(image).class_logits[0], token.mean(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_published_recipe_resumes(tmp_path, monkeypatch, mixed):
+    """RandAugment and random erasing, from DeiT weights; float16 as on a GPU, here on the CPU."""
+    monkeypatch.setattr("bridge.train_weaktr._mixed_precision", lambda device: mixed)
+    tiny_deit(tmp_path / "deit.pth")
+    settings = dataclasses.replace(PAPER_TINY, init=tmp_path / "deit.pth")
+    whole = run(tmp_path / "whole", tmp_path / "images", settings)
+
+    def stopping(settings, epoch):
+        if epoch > 1:
+            raise KeyboardInterrupt
+        return learning_rate(settings, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.train_weaktr.learning_rate", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", tmp_path / "images", settings)
+    _, metadata = read_arrays(tmp_path / "parts" / "clues" / "checkpoint.safetensors")
+    assert metadata["epochs"] == "1"
+    assert json.loads(metadata["scaler"]).get("_growth_tracker", 0) == (3 if mixed else 0)  # steps
+    assert same(whole, run(tmp_path / "parts", tmp_path / "images", settings))
+    assert not same(whole, run(tmp_path / "seed", tmp_path / "images", settings, seed=1))
+    assert all(torch.isfinite(value).all() for value in whole.values())
+    # Other weights to start from are another run, under the same name, too.
+    deit = torch.load(tmp_path / "deit.pth", weights_only=True)["model"]
+    torch.save({name: value * 2 for name, value in deit.items()}, tmp_path / "deit.pth")
+    assert not same(whole, run(tmp_path / "parts", tmp_path / "images", settings))
+
+
+def test_wrong_weights_to_start_from(tmp_path):
+    deit = tiny_deit(tmp_path / "deit.pth")
+    model = WeakTr(PAPER_TINY.config(3))
+    for name, change, told in (
+        ("lacking", {"blocks.1.norm1.bias": None}, r"missing: blocks\.1\.norm1\.bias"),
+        ("larger", {"blocks.0.mlp.fc1.bias": torch.zeros(9)}, r"fc1\.bias \(9,\) instead of"),
+        ("weaktr", {"cls_token": torch.zeros(1, 20, 32)}, r"cls_token \(1, 20, 32\)"),
+        ("flat", {"pos_embed": torch.zeros(17, 32)}, r"pos_embed \(17, 32\) instead of"),
+        ("other", dict.fromkeys(deit), "holds no named tensors"),
+    ):
+        state = {key: value for key, value in (deit | change).items() if value is not None}
+        torch.save({"model": state}, tmp_path / f"{name}.pth")
+        with pytest.raises(BadInput, match=rf"{name}\.pth.*{told}"):
+            start_from_deit(model, tmp_path / f"{name}.pth")
+    with pytest.raises(BadInput, match=r"none\.pth: cannot be read"):
+        settings = dataclasses.replace(PAPER_TINY, init=tmp_path / "none.pth")
+        run(tmp_path / "run", tmp_path / "images", settings)
+
+
+def test_the_command(tmp_path, capsys):
+    """DeiT-S at full size on three images, with the help and a wrong file."""
+    assert run_command("--help")[0] == 0
+    assert "deit_small_patch16_224" in capsys.readouterr().out
+    split = colours(tmp_path / "data" / "images", 3)
+    rows = [f"{r.file_name},{split.classes[r.tags[0]]},train" for r in split.records]
+    (tmp_path / "data" / "tags.csv").write_text("\n".join(["file,tags,split", *rows]))
+    deit = full_deit().state_dict()
+    torch.save({"model": deit}, tmp_path / "deit.pth")
+    flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    flags += ["--batch-size", "3", "--epochs", "1", "--workers", "0", "--deit"]
+    assert run_command(*flags, str(tmp_path / "data" / "tags.csv")) == (2, 1)
+    assert run_command(*flags, str(tmp_path / "deit.pth"))[0] == 0
+    model = load_weaktr(capsys.readouterr().out.strip())
+    assert model.config == WeakTrConfig(3)
+    moved = (model.blocks[0].mlp.fc1.weight - deit["blocks.0.mlp.fc1.weight"]).abs().max()
+    assert 0 < moved < 1e-5  # one step at the first rate of the warm-up, 1e-6
+    assert (tmp_path / "run" / "log.jsonl").exists()
+
+
+def run_command(*arguments: str) -> tuple[int, int]:
+    """Exit status and number of lines on stderr (progress bars aside) of the command."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            status = entry_point(main, list(arguments))
+        except SystemExit as end:
+            status = end.code or 0
+    return status, sum(line.startswith("error:") for line in errors.getvalue().splitlines())
 
 
 def test_faults(tmp_path):
@@ -226,6 +336,8 @@ def test_learning_rate():
     assert learning_rate(settings, 5) == pytest.approx(7.5e-5)  # 6e-4 * 64 / 512
     assert learning_rate(settings, 32.5) == pytest.approx((7.5e-5 + 1e-5) / 2)
     assert learning_rate(settings, 60) == pytest.approx(1e-5)
+    assert WeakTrSettings.paper(batch_size=128).lr == pytest.approx(1.5e-4)
+    assert WeakTrSettings.paper(lr_at_512=2e-4).lr == pytest.approx(2.5e-5)  # COCO14
 
 
 def test_light_augmentation_stays_in_the_image():

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from plain_weaktr import AAF, published_state, slow_weaktr
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge.clues import minmax
 from bridge.prompts import PromptSettings, prompt_points
@@ -16,150 +18,6 @@ from bridge.train_weaktr import WeakTrSettings, train_weaktr
 from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, load_weaktr, release_layers, to_tensor
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
-
-AAF = "adaptive_attention_fusion."
-
-
-def published_state(classes=20, fusion="v3", seed=0, dim=384, heads=6, depth=12, patch=16, grid=14):
-    """A random state_dict in the published layout, from the table of keys and shapes."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = heads * depth
-
-    def noise(*shape, scale=0.05):
-        return torch.randn(shape, generator=generator) * scale
-
-    state = {
-        "cls_token": noise(1, classes, dim, scale=0.5),
-        "pos_embed": noise(1, grid**2 + classes, dim, scale=0.5),
-        "patch_embed.proj.weight": noise(dim, 3, patch, patch),
-        "patch_embed.proj.bias": noise(dim),
-        "norm.weight": noise(dim),
-        "norm.bias": noise(dim),
-        "head.weight": noise(classes, dim, 3, 3),
-        "head.bias": noise(classes),
-    }
-    for i in range(depth):
-        for name, shape in {
-            "norm1.weight": (dim,),
-            "norm1.bias": (dim,),
-            "attn.qkv.weight": (3 * dim, dim),
-            "attn.qkv.bias": (3 * dim,),
-            "attn.proj.weight": (dim, dim),
-            "attn.proj.bias": (dim,),
-            "norm2.weight": (dim,),
-            "norm2.bias": (dim,),
-            "mlp.fc1.weight": (4 * dim, dim),
-            "mlp.fc1.bias": (4 * dim,),
-            "mlp.fc2.weight": (dim, 4 * dim),
-            "mlp.fc2.bias": (dim,),
-        }.items():
-            state[f"blocks.{i}.{name}"] = noise(*shape) + (name in ("norm1.weight", "norm2.weight"))
-    if fusion == "v3":
-        state[AAF + "attn_head_ffn.0.weight"] = noise(max(4, maps // 8), maps, scale=0.5)
-        state[AAF + "attn_head_ffn.2.weight"] = noise(maps, max(4, maps // 8), scale=0.5)
-        state[AAF + "attn_feat_ffn.0.weight"] = noise(8, 64, scale=0.5)
-        state[AAF + "attn_feat_ffn.0.bias"] = noise(8)
-        state[AAF + "attn_feat_ffn.1.weight"] = noise(1, 8, scale=0.5)
-        state[AAF + "attn_feat_ffn.1.bias"] = noise(1)
-    if fusion == "v1":
-        bound = maps**-0.5  # PyTorch's default for a linear layer
-        inner = maps // 4
-        state[AAF + "fc.0.weight"] = (torch.rand(inner, maps, generator=generator) * 2 - 1) * bound
-        bound = inner**-0.5
-        state[AAF + "fc.2.weight"] = (torch.rand(maps, inner, generator=generator) * 2 - 1) * bound
-    return state
-
-
-def slow_weaktr(state, image, heads=6, patch=16, grid=14):
-    """The forward pass in float64, one head and layer at a time, all maps stacked, as described."""
-    state = {name: value.double() for name, value in state.items()}
-    classes, dim = state["cls_token"].shape[1:]
-    head_dim = dim // heads
-    depth = sum(name.endswith("attn.qkv.weight") for name in state)
-    h, w = image.shape[-2] // patch, image.shape[-1] // patch
-    patches = torch.stack(
-        [
-            torch.einsum(
-                "dcij,cij->d",
-                state["patch_embed.proj.weight"],
-                image[0, :, y * patch : (y + 1) * patch, x * patch : (x + 1) * patch].double(),
-            )
-            for y in range(h)
-            for x in range(w)
-        ]
-    )
-    tokens = torch.cat([state["cls_token"][0], patches + state["patch_embed.proj.bias"]])
-    position = state["pos_embed"][0]
-    if not (h * w == grid * grid and image.shape[-2] == image.shape[-1]):
-        square = position[classes:].T.reshape(1, dim, grid, grid)
-        square = F.interpolate(
-            square,
-            scale_factor=((h + 0.1) / grid, (w + 0.1) / grid),
-            mode="bicubic",
-            align_corners=False,
-        )
-        position = torch.cat([position[:classes], square.reshape(dim, h * w).T])
-    tokens = tokens + position
-
-    def norm(x, name):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
-        return scaled * state[name + ".weight"] + state[name + ".bias"]
-
-    def linear(x, name):
-        return x @ state[name + ".weight"].T + state[name + ".bias"]
-
-    maps, outputs = {}, []
-    for layer in range(depth):
-        block = f"blocks.{layer}."
-        qkv = linear(norm(tokens, block + "norm1"), block + "attn.qkv")
-        heard = []
-        for head in range(heads):
-            part = slice(head * head_dim, (head + 1) * head_dim)
-            q, k, v = (qkv[:, i * dim : (i + 1) * dim][:, part] for i in range(3))
-            maps[head, layer] = torch.softmax(q @ k.T / head_dim**0.5, dim=-1)
-            heard.append(maps[head, layer] @ v)
-        outputs.append(linear(torch.cat(heard, dim=1), block + "attn.proj"))
-        tokens = tokens + outputs[-1]
-        inner = linear(norm(tokens, block + "norm2"), block + "mlp.fc1")
-        inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
-        tokens = tokens + linear(inner, block + "mlp.fc2")
-
-    z = F.conv2d(
-        tokens[classes:].T.reshape(1, dim, h, w),
-        state["head.weight"],
-        state["head.bias"],
-        padding=1,
-    )[0]
-    order = [(head, layer) for head in range(heads) for layer in range(depth)]
-    if AAF + "fc.0.weight" in state:
-        a = torch.stack([maps[j].mean() for j in order])
-        a = torch.relu(state[AAF + "fc.0.weight"] @ a)
-        weights = torch.sigmoid(state[AAF + "fc.2.weight"] @ a)
-    elif AAF + "attn_head_ffn.0.weight" in state:
-        scalars = []
-        for head, layer in order:
-            channels = [d * heads + head for d in range(head_dim)]  # head is the fastest index
-            pooled = outputs[layer][:, channels].max(0).values
-            feature = linear(linear(pooled, AAF + "attn_feat_ffn.0"), AAF + "attn_feat_ffn.1")
-            scalars.append(feature[0])
-        a = torch.relu(state[AAF + "attn_head_ffn.0.weight"] @ torch.stack(scalars))
-        weights = torch.sigmoid(state[AAF + "attn_head_ffn.2.weight"] @ a)
-    else:
-        weights = torch.ones(len(order), dtype=torch.float64)
-    cross = torch.stack([maps[j][:classes, classes:] for j in order])
-    affinity = torch.stack([maps[j][classes:, classes:] for j in order])
-    fused = (weights[:, None, None] * cross).mean(0)
-    mixed = (weights[:, None, None] * affinity).mean(0)
-    coarse = torch.relu(z)
-    fine = (fused * coarse.reshape(classes, -1)) @ mixed.T
-    return {
-        "class_logits": tokens[:classes].mean(1),
-        "coarse": coarse,
-        "fine": fine.reshape(classes, h, w),
-        "cross": cross.reshape(-1, classes, h, w),
-    }
-
 
 SMALL = {"classes": 5, "dim": 256, "heads": 4, "depth": 4}
 
@@ -193,10 +51,21 @@ def test_forward_equals_the_slow_form(published, fusion, size):
     compare_with_slow_form(published / f"{fusion}.pth", state, size, heads=4)
 
 
-def test_forward_at_the_published_size(tmp_path):
-    state = published_state()
-    torch.save({"model": state}, tmp_path / "full.pth")
-    compare_with_slow_form(tmp_path / "full.pth", state, (75, 131), heads=6)
+@pytest.mark.parametrize(
+    ("classes", "fusion", "size"),
+    [
+        (20, "v3", (75, 131)),
+        (90, "v3", (99, 250)),  # the position embedding is made narrower and wider
+        (20, "v1", (251, 85)),
+        (20, "v3", (224, 230)),  # 14 x 14 patches, but resized, as the image is not square
+    ],
+)
+def test_forward_at_the_published_size(classes, fusion, size, tmp_path):
+    state = published_state(classes, fusion)
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"model": prefixed, "epoch": 59, "miou": 0.69}, tmp_path / "full.pth")
+    assert load_weaktr(tmp_path / "full.pth").config == WeakTrConfig(classes, fusion=fusion)
+    compare_with_slow_form(tmp_path / "full.pth", state, size, heads=6)
 
 
 def test_published_layout():
@@ -261,13 +130,17 @@ def test_reach_is_kept_by_the_file(tmp_path):
     assert load_weaktr(path).config == settings.config(2) and settings.reach is not None
 
 
-def test_random_v1_weights_equal_the_plain_mean(published):
-    image = torch.randn(1, 3, 160, 192, generator=torch.Generator().manual_seed(2))
-    random = minmax(load_weaktr(published / "v1.pth")(image).fine.numpy())
-    plain = minmax(load_weaktr(published / "v1.pth", fusion="uniform")(image).fine.numpy())
-    v3 = minmax(load_weaktr(published / "v3.pth")(image).fine.numpy())
+def test_random_v1_weights_equal_the_plain_mean(tmp_path):
+    """At the published size, with PyTorch's default start: what the released WeakSAM computes."""
+    for fusion in ("v3", "v1"):
+        torch.save(published_state(fusion=fusion), tmp_path / f"{fusion}.pth")
+    image = torch.randn(1, 3, 160, 200, generator=torch.Generator().manual_seed(2))
+    random = minmax(load_weaktr(tmp_path / "v1.pth")(image).fine.numpy())
+    plain = minmax(load_weaktr(tmp_path / "v1.pth", fusion="uniform")(image).fine.numpy())
+    v3 = minmax(load_weaktr(tmp_path / "v3.pth")(image).fine.numpy())
+    same = minmax(load_weaktr(tmp_path / "v3.pth", fusion="uniform")(image).fine.numpy())
     assert np.abs(random - plain).max() < 1e-3
-    assert np.abs(v3 - plain).max() > 1e-3
+    assert np.abs(v3 - same).max() > 1e-3
 
 
 def test_uniform_needs_no_fusion_weights(tmp_path):
@@ -377,6 +250,24 @@ def test_predicted_and_absent_classes():
     assert none.coarse.shape == (0, 40, 57) and none.cross.shape[1:] == (0, 40, 57)
 
 
+def test_maps_are_of_present_classes_only(monkeypatch):
+    """No cross rows of other classes are gathered, but in the first view when classes are asked."""
+    model, asked = small_model(), []
+    maps = WeakTr.maps
+
+    def spying(self, images, classes=None):
+        asked.append(classes.tolist())
+        return maps(self, images, classes)
+
+    monkeypatch.setattr(WeakTr, "maps", spying)
+    image = np.random.default_rng(2).integers(0, 256, (40, 57, 3), dtype=np.uint8)
+    WeakTrClues(model, slots=(4, 2, 0))(image, (2, 1))
+    assert asked == [[2, 0]] * 3
+    asked.clear()
+    ids = WeakTrClues(model, slots=(4, 2, 0))(image).class_ids
+    assert asked == [[4, 2, 0], *[[(4, 2, 0)[i] for i in ids]] * 2]
+
+
 def test_huge_images_have_smaller_maps():
     """Points of a 2400 x 1200 photograph are those of its quarter, in pixels of the photograph."""
     small = cv2.resize(
@@ -409,6 +300,31 @@ def test_only_the_fusion_learns_from_the_fine_logits():
         }
         assert touched == learns
     assert not out.coarse.requires_grad and not out.cross.requires_grad
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operator gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return out
+
+
+@pytest.mark.parametrize("fusion", ["v3", "v1", "uniform"])
+def test_attention_maps_are_never_stacked(published, fusion):
+    """One layer's maps are the largest tensor there is: 1 of 4 layers, and of 4 * 5 * P rows."""
+    path = published / f"{'v1' if fusion == 'v1' else 'v3'}.pth"
+    model = load_weaktr(path, fusion)
+    images = torch.randn(2, 3, 208, 320)  # 13 x 20 patches and 5 class tokens
+    with Largest() as largest:
+        out = model.maps(images, torch.tensor([3]))
+    assert largest.elements == 2 * 4 * 265**2
+    assert out.cross.shape == (2, 16, 1, 13, 20)
 
 
 def test_release_layers():

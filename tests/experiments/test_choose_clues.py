@@ -1,0 +1,68 @@
+"""Choosing the clue network of a run: a training recipe or a file of weights."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_road import flags
+
+from bridge.train_weaktr import WeakTrSettings
+from bridge.weaktr import WeakTr, WeakTrConfig
+from experiments import clues
+from experiments.options import parse
+from experiments.settings import RoadSettings
+from experiments.stages import Journey, travel
+from weaksam_jax.data.datasets import open_tags, split_names
+from weaksam_jax.data.images import load_image
+from weaksam_jax.errors import BadInput
+
+
+def weights(path: Path, classes: int, seed: int) -> Path:
+    torch.manual_seed(seed)
+    torch.save(WeakTr(WeakTrConfig(classes, 128, 2, 2)).state_dict(), path)
+    return path
+
+
+def keys(data: Path, *more: str) -> dict[str, list]:
+    stages = Journey(parse(flags(data, data.parent, *more), "", "")).stages()
+    return {stage.name: stage.settings for stage in stages}
+
+
+def test_a_file_of_weights_is_used_as_it_is(tiny_data, tmp_path):
+    train = open_tags(tiny_data, split_names(tiny_data)["train"])
+    file = weights(tmp_path / "clues.pth", len(train.classes), 0)
+    more = ("--settings.clues", str(file), "--settings.clue-use.fusion", "uniform")
+    options = parse(flags(tiny_data, tmp_path / "run", *more, "--stages", "data,clues"), "", "")
+    travel(options)
+    assert not (tmp_path / "run" / "clues" / "weaktr.safetensors").exists()  # nothing was trained
+    network = clues.load(train, options.settings, tmp_path / "run")
+    assert network.config.fusion == "uniform" and network.config.dim == 128
+    record = train.records[0]
+    found = network(load_image(record.path), record.tags)
+    assert found.class_ids.tolist() == sorted(record.tags)
+    # Another network under the same name is noticed; how it is used concerns the proposals.
+    before = keys(tiny_data, *more)
+    assert before == keys(tiny_data, *more)
+    plain = keys(tiny_data, *more[:2])
+    assert plain["clues"] == before["clues"] and plain["proposals"] != before["proposals"]
+    weights(file, len(train.classes), 1)
+    assert keys(tiny_data, *more)["clues"] != before["clues"]
+    weights(file, len(train.classes) + 1, 1)
+    with pytest.raises(BadInput, match=r"clues\.pth: has \d+ classes, the data set has"):
+        clues.load(train, options.settings, tmp_path / "run")
+
+
+def test_the_published_recipe(tmp_path):
+    chosen = dataclasses.replace(RoadSettings(), clues="weaktr_paper")
+    with pytest.raises(BadInput, match=r"settings\.weaktr\.init: is missing"):
+        chosen.clue_recipe()
+    init = dataclasses.replace(chosen.weaktr, init=tmp_path / "deit.pth", workers=7)
+    recipe = dataclasses.replace(chosen, weaktr=init).clue_recipe()
+    assert recipe == WeakTrSettings.paper(tmp_path / "deit.pth", workers=7)
+    assert recipe.config(20) == WeakTrConfig(20, drop_path=0.1)
+
+
+def test_no_such_network(tiny_data, tmp_path):
+    with pytest.raises(BadInput, match=r"weaktrr: is no clue network; give weaktr, weaktr_paper"):
+        keys(tiny_data, "--settings.clues", "weaktrr")
