@@ -4,7 +4,9 @@ The networks are `segment_anything`'s own classes: a published ViT-H/L/B checkpo
 `sam_mini` / `sam_mini_lite` of this package. All are frozen.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +19,10 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
 from bridge.checkpoints import read_checkpoint
+from bridge.sam_decoder import ImageDecoder, can_share, numbers_at_once
 from weaksam_jax.errors import BadInput
 
+EncoderType = Literal["float32", "bfloat16", "float16"]
 MINI = ("sam_mini", "sam_mini_lite")
 # Width of the image encoder -> name in the registry of segment_anything.
 _BY_WIDTH = {1280: "vit_h", 1024: "vit_l", 768: "vit_b"}
@@ -73,26 +77,39 @@ class PromptedImage:
     """One image, encoded once, and any number of prompts decoded in batches.
 
     Pixel coordinates of prompts are pixel indices of the original image, as `SamPredictor`'s.
+    A decoder of `segment_anything`'s own class shares work between prompts (`ImageDecoder`); a
+    subclass of it, as `sam_mini`'s, runs as it is.
     """
 
-    def __init__(self, sam: Sam, image: np.ndarray):
-        """image: uint8 RGB `[H, W, 3]`."""
+    @torch.no_grad()
+    def __init__(self, sam: Sam, image: np.ndarray, encoder_dtype: EncoderType = "float32"):
+        """image: uint8 RGB `[H, W, 3]`. encoder_dtype: of the image encoder's matrix products
+        (`torch.autocast`; the weights stay float32, as does all that comes after the encoder)."""
         self.sam = sam
         self.size = image.shape[:2]
         self.predictor = SamPredictor(sam)
-        self.predictor.set_image(np.ascontiguousarray(image))
+        dtype = getattr(torch, encoder_dtype)
+        with torch.autocast(sam.device.type, dtype, enabled=dtype != torch.float32):
+            self.predictor.set_image(np.ascontiguousarray(image))
+        self.predictor.features = self.predictor.features.float()
+        self.shared = None
+        if can_share(sam):
+            no_mask = sam.prompt_encoder.no_mask_embed.weight[..., None, None]
+            position = sam.prompt_encoder.get_dense_pe()
+            self.shared = ImageDecoder(sam.mask_decoder, self.predictor.features, position, no_mask)
 
     @torch.no_grad()
     def decode(
         self,
         points: np.ndarray | None = None,
         boxes: np.ndarray | None = None,
-        multimask: bool = True,
+        tokens: Sequence[int] = (1, 2, 3),
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution mask logits `[B, M, h, w]` and predicted IoU `[B, M]` of B prompts.
 
         points: float `[B, n, 2]` (x, y), all foreground; or boxes: float `[B, 4]` xyxy of pixel
-        indices (the last column and row inside). M is 3 with `multimask`, else 1.
+        indices (the last column and row inside). tokens: the M masks that are wanted: 0 is SAM's
+        single mask, 1 to 3 are its three masks for an ambiguous prompt.
         """
         sam, transform, device = self.sam, self.predictor.transform, self.sam.device
         prompt, corners = None, None
@@ -106,13 +123,15 @@ class PromptedImage:
             corners = transform.apply_boxes(np.asarray(boxes), self.size)
             corners = torch.as_tensor(corners, dtype=torch.float32, device=device)
         sparse, dense = sam.prompt_encoder(points=prompt, boxes=corners, masks=None)
-        return sam.mask_decoder(
+        if self.shared is not None:
+            return self.shared(sparse, tokens)
+        logits, predicted_iou = sam.mask_decoder.predict_masks(
             image_embeddings=self.predictor.features,
             image_pe=sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=multimask,
         )
+        return logits[:, list(tokens)], predicted_iou[:, list(tokens)]
 
     @torch.no_grad()
     def upsample(self, logits: Tensor) -> Tensor:
@@ -121,6 +140,6 @@ class PromptedImage:
         return full[:, 0]
 
     def upsample_step(self) -> int:
-        """How many masks to upsample at once: bounds the memory, keeps small SAMs in cache."""
+        """How many masks to upsample at once (`numbers_at_once`; at least one)."""
         side = max(self.sam.image_encoder.img_size, *self.size)
-        return max(1, 2**22 // side**2)
+        return max(1, numbers_at_once(self.sam.device) // side**2)
