@@ -1,7 +1,7 @@
 """Loading SAM and prompting one image many times.
 
-The networks are `segment_anything`'s own classes: a published ViT-H/L/B checkpoint, or the small
-`sam_mini` / `sam_mini_lite` of this package. All are frozen.
+The networks are `segment_anything`'s own classes: a published ViT-H/L/B checkpoint, MobileSAM
+(`bridge.sam_mobile`), or the small `sam_mini` / `sam_mini_lite` of this package. All are frozen.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
+from bridge import sam_mobile
 from bridge.checkpoints import read_checkpoint
 from bridge.sam_decoder import ImageDecoder, can_share, numbers_at_once
 from weaksam_jax.errors import BadInput
@@ -33,8 +34,9 @@ def load_sam(name_or_path: str | Path) -> Sam:
     """A frozen SAM on the CPU, float32, in eval mode.
 
     name_or_path: "sam_mini" or "sam_mini_lite", or the file of a published checkpoint
-    (`sam_vit_h_4b8939.pth`, `sam_vit_l_0b3195.pth`, `sam_vit_b_01ec64.pth`); the size is read from
-    the tensors. Raises `BadInput` when the file is missing, truncated or of another network.
+    (`sam_vit_h_4b8939.pth`, `sam_vit_l_0b3195.pth`, `sam_vit_b_01ec64.pth`, `mobile_sam.pt`); which
+    one it is, the tensors tell. Raises `BadInput` when the file is missing, truncated or of another
+    network.
     """
     if str(name_or_path) in MINI:
         from bridge.sam_mini import load_sam_mini
@@ -46,15 +48,24 @@ def load_sam(name_or_path: str | Path) -> Sam:
 
 
 def _load_published(path: Path) -> Sam:
-    cure = f"give a published SAM checkpoint (ViT-H, L or B) or one of {', '.join(MINI)}"
+    names = "SAM checkpoint (ViT-H, L or B; or MobileSAM's mobile_sam.pt)"
+    cure = f"give a published {names} or one of {', '.join(MINI)}"
     if not path.exists():
         raise BadInput(path, "is neither a file nor the name of a SAM", cure)
     tensors = read_checkpoint(path)
     width = tensors[_WIDTH_KEY].shape[0] if _WIDTH_KEY in tensors else None
-    if width not in _BY_WIDTH:
+    if sam_mobile.KEY in tensors:
+        name, sam = "MobileSAM", sam_mobile.mobile_sam()
+        tensors = sam_mobile.from_published(tensors)
+    elif width in _BY_WIDTH:
+        name = _BY_WIDTH[width]
+        with torch.device("meta"):  # no time and memory for weights that are replaced below
+            sam = sam_model_registry[name]()
+        # The two buffers that are in no checkpoint: ImageNet mean and standard deviation, 0..255.
+        sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
+        sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
+    else:
         raise BadInput(path, "holds no SAM of a published size", cure)
-    with torch.device("meta"):  # no time and memory for weights that are replaced below
-        sam = sam_model_registry[_BY_WIDTH[width]]()
     expected = sam.state_dict()
     wrong = sorted(
         name
@@ -64,12 +75,9 @@ def _load_published(path: Path) -> Sam:
         or expected[name].shape != tensors[name].shape
     )
     if wrong:
-        problem = f"{len(wrong)} tensors do not fit {_BY_WIDTH[width]}, first {wrong[0]}"
-        raise BadInput(path, problem, cure)
-    sam.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
-    # The two buffers that are in no checkpoint: ImageNet mean and standard deviation, 0..255.
-    sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
-    sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
+        raise BadInput(path, f"{len(wrong)} tensors do not fit {name}, first {wrong[0]}", cure)
+    whole = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
+    sam.load_state_dict(whole, assign=True)
     return sam
 
 
