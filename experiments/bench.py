@@ -30,12 +30,17 @@ class Bench:
     """Run the entries whose name contains this text."""
     repeats: int = 5
     """Timed calls of each form, after one warm-up (which compiles); slow entries have one call."""
+    cpu: bool = False
+    """Count processor time of this process, not the time that passes: for a busy machine."""
     json: Path = Path("runs/bench.json")
     """Where the table is written as JSON."""
 
 
 def time_pair(
-    ours: Callable, other: Callable, repeats: int
+    ours: Callable,
+    other: Callable,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float], list[Any]]:
     """Seconds of each call of both forms, alternating so that both see the same machine.
 
@@ -45,10 +50,10 @@ def time_pair(
     seconds, results = ([], []), []
     for turn in range(1 + repeats):
         for form, times in zip((ours, other), seconds, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             result = form()
             if turn or not repeats:
-                times.append(time.perf_counter() - begin)
+                times.append(clock() - begin)
             if not turn:
                 results.append(result)
     return *seconds, results
@@ -56,20 +61,22 @@ def time_pair(
 
 def run(options: Bench) -> list[dict]:
     """Runs the chosen entries; one dictionary a row."""
-    rows = []
+    rows, clock = [], time.process_time if options.cpu else time.perf_counter
     for name, case in bench_cases.CASES.items():
         slow = name in bench_cases.SLOW
         if options.only not in name if options.only else slow:
             continue
         print(f"timing {name} ...", file=sys.stderr, flush=True)
         what, ours, other_name, other, *agreement = case()
-        ours_s, other_s, results = time_pair(ours, other, 0 if slow else options.repeats)
+        repeats = 0 if slow else options.repeats
+        ours_s, other_s, results = time_pair(ours, other, repeats, clock)
         for compare in agreement:
             what += f" ({compare(*results)})"
         ours_ms, other_ms = (1e3 * statistics.median(times) for times in (ours_s, other_s))
         rows.append(
             {
                 "name": name,
+                "clock": "cpu" if options.cpu else "wall",
                 "what": what,
                 "ours_ms": round(ours_ms, 3),
                 "other": other_name,
