@@ -144,7 +144,7 @@ def box_masks(
     for start in range(0, len(boxes), settings.chunk):
         here = slice(start, start + settings.chunk)
         logits, predicted_iou = prompted.decode(
-            boxes=corners[here], multimask=settings.best_of_three
+            boxes=corners[here], tokens=(1, 2, 3) if settings.best_of_three else (0,)
         )
         best = predicted_iou.argmax(1)
         rows = torch.arange(len(best), device=best.device)

@@ -5,6 +5,7 @@ A packed mask is uint8 `[H, ceil(W / 8)]`: every row of the image packed on its 
 """
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -27,8 +28,8 @@ def pixel_counts(packed: np.ndarray) -> np.ndarray:
     return np.bitwise_count(packed).sum((-2, -1), dtype=np.int64)
 
 
-def tight_boxes(packed: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes float32 `[n, 4]` around packed masks, and a bool `[n]`: not empty.
+def tight_boxes(packed: np.ndarray, width: int) -> np.ndarray:
+    """Boxes float32 `[n, 4]` around packed masks.
 
     In the convention of `weaksam_jax.boxes`: x2 and y2 are the last column and row plus one. The
     box of an empty mask is zero.
@@ -39,7 +40,7 @@ def tight_boxes(packed: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]
     x1, y1 = columns.argmax(-1), rows.argmax(-1)
     x2 = width - columns[:, ::-1].argmax(-1)
     y2 = rows.shape[-1] - rows[:, ::-1].argmax(-1)
-    return np.stack([x1, y1, x2, y2], -1).astype(np.float32) * filled[:, None], filled
+    return np.stack([x1, y1, x2, y2], -1).astype(np.float32) * filled[:, None]
 
 
 def stability_scores(core: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -49,6 +50,43 @@ def stability_scores(core: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """
     with np.errstate(invalid="ignore"):
         return pixel_counts(core).astype(np.float32) / pixel_counts(reach).astype(np.float32)
+
+
+def measure(logits: Tensor, threshold: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes float32 `[n, 4]` and stability float32 `[n]` of masks.
+
+    logits: `[n, H, W]`; the mask is logit > threshold, its stability that of threshold +- offset
+    (see `tight_boxes`, `stability_scores`). Counted where the logits are: as bits on a CPU, by
+    tensor operations on a GPU, which sends a few numbers a mask.
+    """
+    by = measure_bits if logits.device.type == "cpu" else measure_tensors
+    return by(logits, threshold, offset)
+
+
+def measure_bits(logits: Tensor, threshold: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """`measure` by packed masks."""
+    boxes = tight_boxes(pack_above(logits, threshold), logits.shape[-1])
+    core, reach = pack_above(logits, threshold + offset), pack_above(logits, threshold - offset)
+    return boxes, stability_scores(core, reach)
+
+
+def measure_tensors(
+    logits: Tensor, threshold: float, offset: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`measure` by tensor operations on the device of the logits."""
+    height, width = logits.shape[-2:]
+    above = logits > threshold
+    rows, columns = above.any(2), above.any(1)
+    y, x = (torch.arange(side, device=logits.device) for side in (height, width))
+    corners = [
+        torch.where(columns, x, width).amin(1),
+        torch.where(rows, y, height).amin(1),
+        torch.where(columns, x + 1, 0).amax(1),
+        torch.where(rows, y + 1, 0).amax(1),
+    ]
+    boxes = torch.stack(corners, 1).float() * rows.any(1)[:, None]
+    core, reach = ((logits > threshold + way).sum((1, 2)) for way in (offset, -offset))
+    return boxes.cpu().numpy(), (core.float() / reach.float()).cpu().numpy()
 
 
 def encode_rle(packed: np.ndarray, width: int) -> tuple[bytes, ...]:

@@ -1,17 +1,19 @@
 """Prompts to proposals: one encoding of the image, all prompts in batches, boxes of the masks."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.packed_masks import encode_rle, pack_above, stability_scores, tight_boxes
+from bridge.packed_masks import encode_rle, measure, pack_above
 from bridge.prompts import Prompts
-from bridge.sam import PromptedImage, Sam
+from bridge.sam import EncoderType, PromptedImage, Sam
 from bridge.torchvision_ops import nms
-from weaksam_jax.data.store import SOURCES, Proposals
+from weaksam_jax.data.store import SOURCES, DecodedMasks, Proposals
+from weaksam_jax.errors import BadInput
 
 GRID, CROSS = SOURCES.index("grid"), SOURCES.index("cross")
 
@@ -29,6 +31,9 @@ class ProposalSettings:
     near duplicates.
     max_boxes: most boxes an image, see `cap`. clue_share: part of them that clue boxes may take.
     min_side: least width and height in pixels. with_masks: store the RLE masks.
+
+    keep_decoded: store every decoded mask's box and scores too, so that `rederive` makes the
+    proposals of other settings without SAM (22 bytes a mask). encoder_dtype: see `PromptedImage`.
     """
 
     t_iou: float = 0.3
@@ -43,6 +48,8 @@ class ProposalSettings:
     clue_share: float = 0.5
     min_side: float = 0.0
     with_masks: bool = True
+    keep_decoded: bool = False
+    encoder_dtype: EncoderType = "float32"
 
     @classmethod
     def paper(cls) -> "ProposalSettings":
@@ -83,38 +90,106 @@ def propose(
     fine (points, then groups) and cross in prompt order. Empty masks are dropped. Grid boxes have
     prompt -1, as those of groups. NMS of grid boxes measures IoU between pixel indices (no +1), as
     `SamAutomaticMaskGenerator`; every other NMS in this project's box convention.
+
+    Memory, besides the networks: with masks 4 h w bytes a decoded mask of h x w logits until the
+    choice is made (published SAMs, h = w = 256: 0.27 MB, so 0.84 GB for 1024 + 50 prompts of three
+    masks, whatever the size of the image), and the tensors of one pass, see
+    `bridge.sam_decoder.numbers_at_once`.
     """
-    table = _decode_all(PromptedImage(sam, image), prompts, settings)
-    table = _select(table, _per_source_nms(table, settings))
-    table = _select(table, reduce_boxes(table, settings))
-    packed, (height, width) = table.pop("packed"), image.shape[:2]
-    masks = encode_rle(packed, width) if settings.with_masks else None
-    return Proposals(image_id, height, width, masks=masks, points=prompts.points, **table)
+    prompted = PromptedImage(sam, image, settings.encoder_dtype)
+    table, logits = _decode_all(prompted, prompts, settings)
+    index = choose(table, settings)
+    masks = _encode_masks(prompted, [logits[i] for i in index]) if settings.with_masks else None
+    decoded = _compact(table, image.shape, settings) if settings.keep_decoded else None
+    height, width = image.shape[:2]
+    chosen = _select(table, index)
+    return Proposals(
+        image_id, height, width, masks=masks, points=prompts.points, decoded=decoded, **chosen
+    )
+
+
+def rederive(
+    proposals: Proposals, settings: ProposalSettings, sources: Collection[str] = SOURCES
+) -> Proposals:
+    """The proposals that `propose` makes with other settings and sources, without running SAM.
+
+    proposals: made with `keep_decoded`. settings: every threshold, NMS, `peak_tokens` and the
+    measures that are not in the paper may differ; those of the networks (encoder_dtype, chunk)
+    are those of `proposals`. sources: prompts of these alone (a row of the paper's Table 4). The
+    result has neither masks nor decoded masks. Raises `BadInput` when `proposals` has no decoded
+    masks, or stability was measured with another offset.
+    """
+    name = f"proposals of image {proposals.image_id}"
+    if proposals.decoded is None:
+        raise BadInput(name, "hold no decoded masks", "export them again with keep_decoded")
+    table = dict(vars(proposals.decoded))
+    offset = table.pop("stability_offset")
+    if offset != settings.stability_offset:
+        problem = f"have their stability at offset {offset}, not {settings.stability_offset}"
+        raise BadInput(name, problem, "export them again with the other offset")
+    table["boxes"] = table["boxes"].astype(np.float32)
+    wanted = [SOURCES.index(source) for source in sources]
+    table = _select(table, np.flatnonzero(np.isin(table["source"], wanted)))
+    kept_points = np.isin(proposals.points[:, 4], wanted)
+    number = np.append(np.cumsum(kept_points) - 1, -1)  # old -> new; -1 stays -1
+    table["prompt"] = number[table["prompt"]].astype(np.int32)
+    return replace(
+        proposals,
+        masks=None,
+        points=proposals.points[kept_points],
+        decoded=None,
+        **_select(table, choose(table, settings)),
+    )
+
+
+def choose(table: dict[str, np.ndarray], settings: ProposalSettings) -> np.ndarray:
+    """Indices of the proposals among decoded masks, in the order that `propose` documents.
+
+    table: the columns of `weaksam_jax.data.store.DecodedMasks` (boxes float32), in prompt order.
+    """
+    index = np.flatnonzero(_passes(table, settings))
+    index = index[_per_source_nms(_select(table, index), settings)]
+    return index[reduce_boxes(_select(table, index), settings)]
+
+
+def _passes(table: dict[str, np.ndarray], settings: ProposalSettings) -> np.ndarray:
+    """Which masks are not empty and pass the filters of their source."""
+    filled = table["boxes"][:, 2] > 0
+    with np.errstate(invalid="ignore"):  # stability may be 0/0, which is no match
+        good = (table["predicted_iou"] > settings.t_iou) & (table["stability"] >= settings.t_stab)
+    asked = np.isin(table["token"], np.asarray(settings.peak_tokens) + 1)
+    return filled & np.where(table["source"] == GRID, good, asked)
 
 
 def _decode_all(
     prompted: PromptedImage, prompts: Prompts, settings: ProposalSettings
-) -> dict[str, np.ndarray]:
-    """All masks that pass the filters of their source, as columns; rows in prompt order."""
-    batches = defaultdict(list)  # points a prompt -> (coordinates [n, 2], source, point index)
+) -> tuple[dict[str, np.ndarray], list[Tensor]]:
+    """Columns of all decoded masks, by source in prompt order; `with_masks`: logits `[h, w]` too.
+
+    A pass takes prompts of one source with equally many points (SAM has no padding that changes
+    nothing). Sources are not mixed so that the bits of one do not depend on the others: on what
+    `rederive` relies. Without `keep_decoded`, masks that cannot be chosen are not looked at.
+    """
+    batches = defaultdict(list)  # (source, points a prompt) -> (coordinates [n, 2], point index)
     for point in prompts.grid:
-        batches[1].append((point[None], GRID, -1))
+        batches[GRID, 1].append((point[None], -1))
     for index, point in enumerate(prompts.points):
-        batches[1].append((point[None, :2], int(point[4]), index))
+        batches[int(point[4]), 1].append((point[None, :2], index))
     for _, source, members in prompts.groups:
-        batches[len(members)].append((prompts.points[members, :2], source, -1))
-    parts = [_empty(prompted.size)]
-    for _, group in sorted(batches.items()):
-        for start in range(0, len(group), settings.chunk):
-            coordinates, source, index = zip(*group[start : start + settings.chunk], strict=True)
-            parts += _decode(
-                prompted, np.stack(coordinates), np.asarray(source), np.asarray(index), settings
+        batches[source, len(members)].append((prompts.points[members, :2], -1))
+    table, logits = [_empty()], []
+    for (source, _), batch in sorted(batches.items()):
+        for start in range(0, len(batch), settings.chunk):
+            coordinates, index = zip(*batch[start : start + settings.chunk], strict=True)
+            columns, chosen = _decode(
+                prompted, np.stack(coordinates), source, np.asarray(index), settings
             )
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return _select(table, np.argsort(table["source"], kind="stable"))
+            table.append(columns)
+            logits += chosen if settings.with_masks else []
+    return {name: np.concatenate([part[name] for part in table]) for name in table[0]}, logits
 
 
-def _empty(size: tuple[int, int]) -> dict[str, np.ndarray]:
+def _empty() -> dict[str, np.ndarray]:
     return {
         "boxes": np.zeros((0, 4), np.float32),
         "source": np.zeros(0, np.uint8),
@@ -122,7 +197,6 @@ def _empty(size: tuple[int, int]) -> dict[str, np.ndarray]:
         "token": np.zeros(0, np.uint8),
         "predicted_iou": np.zeros(0, np.float32),
         "stability": np.zeros(0, np.float32),
-        "packed": np.zeros((0, size[0], -(-size[1] // 8)), np.uint8),
     }
 
 
@@ -133,43 +207,56 @@ def _select(table: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.nda
 def _decode(
     prompted: PromptedImage,
     points: np.ndarray,
-    source: np.ndarray,
+    source: int,
     index: np.ndarray,
     settings: ProposalSettings,
-) -> list[dict[str, np.ndarray]]:
-    """Decodes prompts `[B, n, 2]`; upsamples only masks that the predicted IoU lets through."""
+) -> tuple[dict[str, np.ndarray], Tensor]:
+    """Columns and logits of the masks of prompts `[B, n, 2]`.
+
+    Unless all are to be kept, only masks that may be chosen are upsampled. (All three are decoded
+    all the same: it costs next to nothing, and other shapes would have other last bits.)
+    """
     logits, predicted_iou = prompted.decode(points=points)
     scores = predicted_iou.cpu().numpy()
-    is_grid = (source == GRID)[:, None]
-    peak = np.isin(np.arange(scores.shape[1]), settings.peak_tokens)
-    row, token = np.nonzero(np.where(is_grid, scores > settings.t_iou, peak[None]))
-    chosen = logits[torch.from_numpy(row), torch.from_numpy(token)]
-    parts, step = [], prompted.upsample_step()
-    for start in range(0, len(chosen), step):
-        here = slice(start, start + step)
-        columns = _measure(prompted, chosen[here], settings.stability_offset)
-        good = columns.pop("filled")
-        with np.errstate(invalid="ignore"):  # the stability of an empty mask is 0/0, and no match
-            stable = columns["stability"] >= settings.t_stab
-        good &= stable | ~is_grid[row[here], 0]
-        columns |= {
-            "source": source[row[here]].astype(np.uint8),
-            "prompt": index[row[here]].astype(np.int32),
-            "token": (token[here] + 1).astype(np.uint8),
-            "predicted_iou": scores[row[here], token[here]],
-        }
-        parts.append(_select(columns, good))
-    return parts
+    if settings.keep_decoded:
+        wanted = np.ones(scores.shape, bool)
+    elif source == GRID:
+        wanted = scores > settings.t_iou
+    else:
+        wanted = np.broadcast_to(np.isin(range(3), settings.peak_tokens), scores.shape)
+    row, column = np.nonzero(wanted)
+    chosen = logits[torch.from_numpy(row), torch.from_numpy(column)]
+    measured = [
+        measure(prompted.upsample(part), prompted.sam.mask_threshold, settings.stability_offset)
+        for part in chosen.split(prompted.upsample_step())
+    ]
+    boxes, stability = (np.concatenate(values) for values in zip(*measured, strict=True))
+    columns = {
+        "boxes": boxes,
+        "source": np.full(len(row), source, np.uint8),
+        "prompt": index[row].astype(np.int32),
+        "token": (column + 1).astype(np.uint8),
+        "predicted_iou": scores[row, column],
+        "stability": stability,
+    }
+    return columns, chosen
 
 
-def _measure(prompted: PromptedImage, logits: Tensor, offset: float) -> dict[str, np.ndarray]:
-    """Boxes, stability and packed masks of low-resolution logits `[n, h, w]`."""
-    full, threshold = prompted.upsample(logits), prompted.sam.mask_threshold
-    packed = pack_above(full, threshold)
-    boxes, filled = tight_boxes(packed, prompted.size[1])
-    core, reach = pack_above(full, threshold + offset), pack_above(full, threshold - offset)
-    stability = stability_scores(core, reach)
-    return {"boxes": boxes, "filled": filled, "stability": stability, "packed": packed}
+def _encode_masks(prompted: PromptedImage, logits: list[Tensor]) -> tuple[bytes, ...]:
+    """RLE of the masks of low-resolution logits `[h, w]`."""
+    rles, step = (), prompted.upsample_step()
+    for start in range(0, len(logits), step):
+        full = prompted.upsample(torch.stack(logits[start : start + step]))
+        rles += encode_rle(pack_above(full, prompted.sam.mask_threshold), prompted.size[1])
+    return rles
+
+
+def _compact(
+    table: dict[str, np.ndarray], size: tuple[int, ...], settings: ProposalSettings
+) -> DecodedMasks:
+    whole = np.uint16 if max(size) < 2**16 else np.int32
+    boxes = table["boxes"].astype(whole)
+    return DecodedMasks(**{**table, "boxes": boxes}, stability_offset=settings.stability_offset)
 
 
 def _per_source_nms(table: dict[str, np.ndarray], settings: ProposalSettings) -> np.ndarray:

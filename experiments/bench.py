@@ -2,7 +2,8 @@
 
 Each entry times our form and an alternative that does the same work on the same input in the same
 run, alternating, and prints the medians and their ratio (alternative / ours; above 1: ours is
-faster).
+faster). Entries that say what they agree on compare the results of both forms. Entries of minutes
+(`bench_cases.SLOW`) run only when `--only` asks for them, each form once.
 """
 
 import statistics
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -27,37 +29,54 @@ class Bench:
     only: str | None = None
     """Run the entries whose name contains this text."""
     repeats: int = 5
-    """Timed calls of each form, after one warm-up (which compiles)."""
+    """Timed calls of each form, after one warm-up (which compiles); slow entries have one call."""
+    cpu: bool = False
+    """Count processor time of this process, not the time that passes: for a busy machine."""
     json: Path = Path("runs/bench.json")
     """Where the table is written as JSON."""
 
 
-def time_pair(ours: Callable, other: Callable, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call of both forms, alternating so that both see the same machine."""
-    ours()
-    other()
-    seconds = ([], [])
-    for _ in range(repeats):
+def time_pair(
+    ours: Callable,
+    other: Callable,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[float], list[float], list[Any]]:
+    """Seconds of each call of both forms, alternating so that both see the same machine.
+
+    The first call of each is not counted, except when repeats is 0: then it is all there is. Also
+    returns the results of the first calls.
+    """
+    seconds, results = ([], []), []
+    for turn in range(1 + repeats):
         for form, times in zip((ours, other), seconds, strict=True):
-            begin = time.perf_counter()
-            form()
-            times.append(time.perf_counter() - begin)
-    return seconds
+            begin = clock()
+            result = form()
+            if turn or not repeats:
+                times.append(clock() - begin)
+            if not turn:
+                results.append(result)
+    return *seconds, results
 
 
 def run(options: Bench) -> list[dict]:
     """Runs the chosen entries; one dictionary a row."""
-    rows = []
+    rows, clock = [], time.process_time if options.cpu else time.perf_counter
     for name, case in bench_cases.CASES.items():
-        if options.only and options.only not in name:
+        slow = name in bench_cases.SLOW
+        if options.only not in name if options.only else slow:
             continue
         print(f"timing {name} ...", file=sys.stderr, flush=True)
-        what, ours, other_name, other = case()
-        ours_s, other_s = time_pair(ours, other, options.repeats)
+        what, ours, other_name, other, *agreement = case()
+        repeats = 0 if slow else options.repeats
+        ours_s, other_s, results = time_pair(ours, other, repeats, clock)
+        for compare in agreement:
+            what += f" ({compare(*results)})"
         ours_ms, other_ms = (1e3 * statistics.median(times) for times in (ours_s, other_s))
         rows.append(
             {
                 "name": name,
+                "clock": "cpu" if options.cpu else "wall",
                 "what": what,
                 "ours_ms": round(ours_ms, 3),
                 "other": other_name,

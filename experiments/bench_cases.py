@@ -1,6 +1,7 @@
 """The entries of `experiments.bench`: each returns (work, our form, name of the other, other form).
 
-Both forms are called without arguments and end when their result is on the host's side.
+Both forms are called without arguments and end when their result is on the host's side. A fifth
+item, when there is one, makes a text from both results: what they agree on.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-Case = Callable[[], tuple[str, Callable, str, Callable]]
+from experiments import bench_sam
+
+Case = Callable[[], tuple]
 
 
 def random_boxes(rng: np.random.Generator, count: int, width: float, height: float) -> np.ndarray:
@@ -116,12 +119,14 @@ def mining() -> tuple[str, Callable, str, Callable]:
     return work, lambda: jax.block_until_ready(mine(*inputs)), "NumPy loop", loop
 
 
-def peaks() -> tuple[str, Callable, str, Callable]:
+def peaks() -> tuple[str, Callable, str, Callable, Callable]:
     from bridge.peaks import peak_points
 
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.random((72, 1, 24, 32), dtype=np.float32))
-    maps = torch.nn.functional.interpolate(coarse, (375, 500), mode="bilinear")[:, 0].numpy()
+    # Corners aligned: no plateaus at the border, of which torch.topk takes any point.
+    sized = torch.nn.functional.interpolate(coarse, (375, 500), mode="bilinear", align_corners=True)
+    maps = sized[:, 0].numpy()
     maps = (maps - maps.min((1, 2), keepdims=True)) / np.ptp(maps, axis=(1, 2), keepdims=True)
 
     def one_by_one():
@@ -139,8 +144,13 @@ def peaks() -> tuple[str, Callable, str, Callable]:
             found.append(points)
         return found
 
+    def same(ours, other):
+        points = [[(int(x), int(y)) for x, y, _ in one] for one in ours]
+        equal = sum(one == two for one, two in zip(points, other, strict=True))
+        return f"same points in {equal} of {len(other)} maps, {sum(map(len, points))} points"
+
     work = "peak points of 72 maps of 375x500, kernel 129"
-    return work, lambda: peak_points(maps, 129, 0.9), "one full max-pool a map", one_by_one
+    return work, lambda: peak_points(maps, 129, 0.9), "one full max-pool a map", one_by_one, same
 
 
 def proposals() -> tuple[str, Callable, str, Callable]:
@@ -168,6 +178,9 @@ def proposals() -> tuple[str, Callable, str, Callable]:
     return work, lambda: propose(sam, image, prompts, settings), "SamPredictor a point", one_by_one
 
 
+_SAM = (bench_sam.sam_predictor, bench_sam.sam_grid, bench_sam.sam_half, bench_sam.sam_export)
 CASES: dict[str, Case] = {
-    case.__name__: case for case in (roi_align, roi_pool, mining, peaks, proposals)
+    case.__name__: case
+    for case in (roi_align, roi_pool, mining, peaks, proposals, bench_sam.sam_decoder, *_SAM)
 }
+SLOW = ("peaks", *(case.__name__ for case in _SAM))

@@ -94,8 +94,9 @@ def test_batched_prompts_are_the_predictors(multimask):
     boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (5, 2))], 1)
     prompted, predictor = PromptedImage(sam, image), SamPredictor(sam)
     predictor.set_image(image)
-    by_points = prompted.decode(points=points, multimask=multimask)
-    by_boxes = prompted.decode(boxes=boxes, multimask=multimask)
+    tokens = (1, 2, 3) if multimask else (0,)
+    by_points = prompted.decode(points=points, tokens=tokens)
+    by_boxes = prompted.decode(boxes=boxes, tokens=tokens)
     for i in range(5):
         asked = (
             {"point_coords": points[i], "point_labels": np.ones(3)},
@@ -125,15 +126,15 @@ def test_packed_masks_are_the_plain_ones(logits):
     masks = logits > 0
     np.testing.assert_array_equal(packed_masks.unpack(packed, width), masks)
     np.testing.assert_array_equal(packed_masks.pixel_counts(packed), masks.sum((1, 2)))
-    boxes, filled = packed_masks.tight_boxes(packed, width)
-    np.testing.assert_array_equal(filled, masks.any((1, 2)))
+    filled = masks.any((1, 2))
     inclusive = batched_mask_to_box(torch.from_numpy(masks)).numpy()
     expected = np.where(filled[:, None], inclusive + np.asarray([0, 0, 1, 1]), 0)
-    np.testing.assert_array_equal(boxes, expected)
-    scores = packed_masks.stability_scores(
-        packed_masks.pack_above(tensor, 1.0), packed_masks.pack_above(tensor, -1.0)
-    )
-    np.testing.assert_array_equal(scores, calculate_stability_score(tensor, 0.0, 1.0).numpy())
+    expected_stability = calculate_stability_score(tensor, 0.0, 1.0).numpy()
+    for form in (packed_masks.measure_bits, packed_masks.measure_tensors):
+        boxes, stability = form(tensor, 0.0, 1.0)
+        assert boxes.dtype == stability.dtype == np.float32
+        np.testing.assert_array_equal(boxes, expected)
+        np.testing.assert_array_equal(stability, expected_stability)
     for rle, mask in zip(packed_masks.encode_rle(packed, width), masks, strict=True):
         decoded = coco_mask.decode({"size": list(mask.shape), "counts": rle})
         np.testing.assert_array_equal(decoded, mask)

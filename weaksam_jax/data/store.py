@@ -19,6 +19,28 @@ VERSION = "1"
 SOURCES = ("grid", "coarse", "fine", "cross", "selective_search")
 
 
+_COLUMNS = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
+
+
+@dataclass(frozen=True)
+class DecodedMasks:
+    """Every mask that SAM decoded for an image, before any threshold and NMS (no pixels).
+
+    From these rows `bridge.proposals.rederive` makes the proposals of other settings. Columns as in
+    `Proposals`, in prompt order, but boxes are uint16 (int32 for sides above 65535 pixels) and
+    those of empty masks are zero. stability_offset: the logit offset that stability was measured
+    with.
+    """
+
+    boxes: np.ndarray
+    source: np.ndarray
+    prompt: np.ndarray
+    token: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+    stability_offset: float
+
+
 @dataclass(frozen=True)
 class Proposals:
     """The proposals of one image, best first within a source.
@@ -28,6 +50,7 @@ class Proposals:
     token: uint8 `[N]`, mask token of SAM (0..3). predicted_iou, stability: float32 `[N]`.
     masks: COCO compressed RLE bytes, one a box, or None (a source without masks).
     points: float32 `[P, 5]`: x, y, value, class index (-1: none), source.
+    decoded: all masks that they were chosen from, or None (not stored).
     """
 
     image_id: int
@@ -41,6 +64,7 @@ class Proposals:
     stability: np.ndarray
     masks: tuple[bytes, ...] | None
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
+    decoded: DecodedMasks | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -49,8 +73,7 @@ class Proposals:
         """The proposals at `index` (integers or a boolean mask), in that order."""
         index = np.arange(len(self))[index]
         masks = None if self.masks is None else tuple(self.masks[i] for i in index)
-        columns = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
-        return replace(self, masks=masks, **{name: getattr(self, name)[index] for name in columns})
+        return replace(self, masks=masks, **{name: getattr(self, name)[index] for name in _COLUMNS})
 
 
 def proposal_path(root: str | Path, split: str, image_id: int) -> Path:
@@ -76,6 +99,9 @@ def write_proposals(
         arrays["rle_bytes"] = np.frombuffer(b"".join(proposals.masks), np.uint8)
         lengths = [len(mask) for mask in proposals.masks]
         arrays["rle_offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    if proposals.decoded is not None:
+        rows = vars(proposals.decoded)
+        arrays |= {f"decoded_{name}": np.asarray(value) for name, value in rows.items()}
     path = proposal_path(root, split, proposals.image_id)
     write_arrays(path, arrays, {"version": VERSION, **metadata})
 
@@ -91,8 +117,22 @@ def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
         data, offsets = arrays["rle_bytes"].tobytes(), arrays["rle_offsets"]
         masks = tuple(data[a:b] for a, b in pairwise(offsets))
     height, width = (int(side) for side in arrays["size"])
-    names = ("boxes", "source", "prompt", "token", "predicted_iou", "stability", "points")
-    return Proposals(image_id, height, width, masks=masks, **{name: arrays[name] for name in names})
+    names = (*_COLUMNS, "points")
+    return Proposals(
+        image_id,
+        height,
+        width,
+        masks=masks,
+        decoded=_decoded_masks(arrays),
+        **{name: arrays[name] for name in names},
+    )
+
+
+def _decoded_masks(arrays: dict[str, np.ndarray]) -> DecodedMasks | None:
+    if "decoded_boxes" not in arrays:
+        return None
+    rows = {name: arrays[f"decoded_{name}"] for name in _COLUMNS}
+    return DecodedMasks(stability_offset=float(arrays["decoded_stability_offset"]), **rows)
 
 
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:
