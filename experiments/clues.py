@@ -7,8 +7,7 @@ import numpy as np
 from bridge.clues import ClueNetwork
 from experiments.settings import RoadSettings
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import proposal_path
-from weaksam_jax.files import read_arrays
+from weaksam_jax.data.store import read_stored
 
 
 def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
@@ -43,8 +42,8 @@ def tag_map(root: Path, test: TagSplit) -> dict:
     """
     from bridge.train_weaktr import tag_map as score
 
-    paths = [proposal_path(root, test.split, record.image_id) for record in test.records]
-    logits = np.stack([read_arrays(path)[0]["class_logits"] for path in paths])
+    stored = [read_stored(root, test.split, record.image_id)[0] for record in test.records]
+    logits = np.stack([one["class_logits"] for one in stored])
     labels = np.zeros(logits.shape, bool)
     for row, record in zip(labels, test.records, strict=True):
         row[list(record.tags)] = True

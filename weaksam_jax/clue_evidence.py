@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.store import proposal_path
+from weaksam_jax.data.store import is_stored, proposal_path, read_stored
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays
 
 
 def clue_evidence(
@@ -18,11 +17,11 @@ def clue_evidence(
     boxes: `[n, 4]`, pixels of the upright image. 0 for a class without a map (a training image has
     maps of its tags). Raises `BadInput` when the image has no file of clues.
     """
-    path = proposal_path(root, split, record.image_id)
-    if not path.exists():
+    if not is_stored(root, split, record.image_id):
+        path = proposal_path(root, split, record.image_id)
         cure = "export clues beside the proposals, or set clue_evidence to 0"
         raise BadInput(path, "does not exist (the clues of an image)", cure)
-    stored, _ = read_arrays(path)
+    stored, _ = read_stored(root, split, record.image_id)
     maps = stored["fine"].astype(np.float32)
     scale = np.asarray([maps.shape[2] / record.width, maps.shape[1] / record.height] * 2)
     found = np.zeros((len(boxes), classes), np.float32)
