@@ -26,7 +26,7 @@ import tyro
 from bridge.checkpoints import network_fingerprint, weights_fingerprint
 from bridge.class_slots import for_classes
 from bridge.clues import ClueNetwork, Clues
-from bridge.presets import PRESETS, PresetName, with_preset
+from bridge.presets import PRESETS, PresetName, preset_of_sam, with_preset
 from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
 from bridge.proposals import ProposalSettings, propose
 from bridge.sam import Sam, load_sam
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> None:
             cure = "give --labels predicted, or tags_at_test_time to use them all the same"
             raise BadInput("--labels", problem, cure)
         if preset == "auto":
-            preset = {"sam_mini": "mini", "sam_mini_lite": "light"}.get(sam, "paper")
+            preset = preset_of_sam(sam)
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
         network = None if clues is None else clue_network(clues, preset, tags)
         model = load_sam(sam) if proposals == "sam" else None

@@ -66,6 +66,11 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def preset_of_sam(sam: str) -> PresetName:
+    """The preset meant for a SAM (name or path): the paper's for a published one."""
+    return {"sam_mini": "mini", "sam_mini_lite": "light"}.get(sam, "paper")
+
+
 def with_preset(network: ClueNetwork, preset: Preset, path: str | Path) -> ClueNetwork:
     """A WeakTr with the preset's views, cross layers and fusion; other networks as they are.
 
