@@ -114,7 +114,8 @@ def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
             direct = propose(sam, image, prompts, settings.proposals)
             np.testing.assert_array_equal(one.boxes, direct.boxes)
             np.testing.assert_array_equal(one.source, direct.source)
-            np.testing.assert_array_equal(one.predicted_iou, direct.predicted_iou)
+            # Sums of another batch of prompts may end in another last bit.
+            np.testing.assert_allclose(one.predicted_iou, direct.predicted_iou, rtol=1e-5)
     assert len(stored.of(rows["grid + fine"])[0]) == 25  # the cap acts on each row anew
 
 
