@@ -21,6 +21,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import safetensors
+import torch
 import tyro
 
 from bridge.checkpoints import network_fingerprint, weights_fingerprint
@@ -324,6 +325,14 @@ def shard_of_process(environment: Mapping[str, str]) -> tuple[int, int]:
     return 0, 1
 
 
+def gpu_of_process(environment: Mapping[str, str], gpus: int) -> int:
+    """Which of the visible GPUs is this process's, by its number on its machine."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name]) % gpus
+    return 0
+
+
 def load_clues(path: Path) -> ClueNetwork:
     """The clue network of a weights file: WeakTr (ours or published), or a Lite0 head of ours."""
     from bridge.lite_cam import load_lite_cam
@@ -356,6 +365,7 @@ def main(argv: list[str] | None = None) -> None:
         proposals: Literal["sam", "selective_search"] = "sam",
         labels: Literal["auto", "tags", "predicted", "tags_at_test_time"] = "auto",
         preset: PresetName | Literal["auto"] = "auto",
+        device: Literal["auto", "cpu"] = "auto",
         verify: bool = False,
     ) -> None:
         """Proposals (and clues) of a split, one file an image; resumes where it stopped.
@@ -376,6 +386,7 @@ def main(argv: list[str] | None = None) -> None:
                 proposals did: for comparison only, results with it are not comparable to others.
             preset: settings by data set and source (bridge/presets.py says what they are) [those
                 meant for the SAM; paper for a published one].
+            device: auto: the GPU of this process's local rank where there are GPUs.
             verify: check what OUT holds of the split, write nothing; 2 names the first bad file.
         """
         part = shard_of_process(os.environ) if shard is None else parse_shard(shard)
@@ -393,8 +404,12 @@ def main(argv: list[str] | None = None) -> None:
         if preset == "auto":
             preset = preset_of_sam(sam)
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
+        place = torch.device("cpu")
+        if device == "auto" and torch.cuda.is_available():
+            place = torch.device("cuda", gpu_of_process(os.environ, torch.cuda.device_count()))
+            torch.cuda.set_device(place)  # what "cuda" means from here on
         network = None if clues is None else clue_network(clues, preset, tags)
-        model = load_sam(sam) if proposals == "sam" else None
+        model = load_sam(sam).to(place) if proposals == "sam" else None
         report = export_split(tags, network, model, settings, out, out / "clues", part)
         state = "complete" if report.complete else "other shards are still missing"
         print(

@@ -17,25 +17,33 @@ from weaksam_jax.data.store import proposal_path, read_manifest, write_manifest
 from weaksam_jax.errors import BadInput
 
 
-def pack_split(root: str | Path, split: str, to: str | Path, per_shard: int = 1024) -> int:
+def pack_split(
+    root: str | Path,
+    split: str,
+    to: str | Path,
+    clue_root: str | Path | None = None,
+    per_shard: int = 1024,
+) -> int:
     """Packs a finished split of the store `root` into the store `to`; returns the images.
 
-    Clues under `<root>/clues` go to `<to>/clues`. The manifest is copied last. Raises `BadInput`
-    for a split that is not finished or holds a bad file (`verify_split` runs first), and when `to`
-    is the store itself.
+    Clues under `clue_root` (None: `<root>/clues`, if any) go to `<to>/clues`. The manifest is
+    copied last. Raises `BadInput` for a split that is not finished or holds a bad file
+    (`verify_split` runs first), and when `to` is the store itself.
     """
     root, to = Path(root), Path(to)
+    clue_root = root / "clues" if clue_root is None else Path(clue_root)
     if to.resolve() == root.resolve():
         raise BadInput(to, "is the store itself", "give another folder; the old one is left alone")
     if open_pack(root / split) is not None:
         raise BadInput(root / split / INDEX, "is a packed store", "give the store of single files")
-    verify_split(root, split)
+    has_clues = (clue_root / split).is_dir()
+    verify_split(root, split, clue_root if has_clues else None)
     manifest = read_manifest(root, split)
     images = manifest.pop("images")
     (to / split / "manifest.json").unlink(missing_ok=True)
     folders = [(root, to)]
-    if (root / "clues" / split).is_dir():
-        folders.insert(0, (root / "clues", to / "clues"))
+    if has_clues:
+        folders.insert(0, (clue_root, to / "clues"))
     for source, target in folders:
         files = (proposal_path(source, split, image_id).read_bytes() for image_id in images)
         write_pack(target / split, images, files, per_shard)
@@ -50,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         store: Path,
         split: str,
         to: Path | None = None,
+        clues: Path | None = None,
         verify: bool = False,
         per_shard: int = 1024,
     ) -> None:
@@ -58,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         Args:
             store: the folder that bridge.export wrote (its --out).
             split: name of the split.
-            to: the folder of the packed store; STORE is left as it is.
+            to: the folder of the packed store, its clues in TO/clues; STORE is left as it is.
+            clues: the folder of the clues [STORE/clues; of a run directory RUN/clues].
             verify: check STORE (packed or not) instead: every file whole and of one export, boxes
                 inside the image, manifest agrees. Ends with 2 and names the first bad file if not.
             per_shard: images a shard.
@@ -68,9 +78,10 @@ def main(argv: list[str] | None = None) -> None:
         if per_shard < 1:
             raise BadInput("--per-shard", f"is {per_shard}", "give at least 1")
         if verify:
-            print(f"{verify_split(store, split)} images of {split} are whole")
+            print(f"{verify_split(store, split, clues)} images of {split} are whole")
         else:
-            print(f"{pack_split(store, split, to, per_shard)} images of {split} packed into {to}")
+            count = pack_split(store, split, to, clues, per_shard)
+            print(f"{count} images of {split} packed into {to}")
 
     tyro.cli(command, args=argv, description=__doc__, prog="python -m bridge.pack")
 

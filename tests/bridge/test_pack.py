@@ -76,6 +76,19 @@ def test_a_packed_store_is_the_same_store(store, tmp_path):
     assert verify_split(store, "train", progress=False) == 4  # left as it was
 
 
+def test_clues_of_a_run_directory_go_along(store, tmp_path, capsys):
+    """There clues lie beside the proposals, not below them; the packed store has them below."""
+    clues = (store / "clues").rename(tmp_path / "clues")
+    packed = tmp_path / "packed"
+    flags = ["--store", str(store), "--split", "train", "--clues", str(clues)]
+    assert entry_point(main, [*flags, "--to", str(packed)]) == 0
+    expected = proposal_path(clues, "train", 3).read_bytes()
+    assert open_pack(packed / "clues" / "train").record(3) == expected
+    write_arrays(proposal_path(clues, "train", 3), {"fine": np.ones(1)}, {"fingerprint": "x"})
+    assert entry_point(main, [*flags, "--verify"]) == 2
+    assert f"{proposal_path(clues, 'train', 3)}: is of another export" in capsys.readouterr().err
+
+
 def test_a_packed_store_measures_the_same(store, tmp_path, data):
     from experiments.measure import proposals
     from weaksam_jax.data.datasets import open_tags

@@ -15,7 +15,7 @@ from PIL import Image
 from small_sam import blocky_image, small_sam
 from test_export import SETTINGS, FakeClues, contents
 
-from bridge.export import LEFTOVER_AGE, export_split, main, shard_of_process
+from bridge.export import LEFTOVER_AGE, export_split, gpu_of_process, main, shard_of_process
 from bridge.verify import verify_split
 from bridge.weaktr import save_tensors
 from weaksam_jax.cli import entry_point
@@ -172,6 +172,14 @@ def test_half_a_rank_is_refused(environment):
         shard_of_process(environment)
 
 
+def test_gpus_by_local_rank():
+    assert [gpu_of_process({"LOCAL_RANK": str(i)}, 4) for i in range(6)] == [0, 1, 2, 3, 0, 1]
+    assert gpu_of_process({"LOCAL_RANK": "1", "SLURM_LOCALID": "2"}, 4) == 1
+    assert gpu_of_process({"SLURM_LOCALID": "2"}, 4) == 2
+    # One GPU a task is visible where the scheduler hides the others.
+    assert gpu_of_process({"SLURM_LOCALID": "2"}, 1) == 0 and gpu_of_process({}, 4) == 0
+
+
 def test_shard_goes_before_ranks(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -205,6 +213,7 @@ def test_full_disk_ends_in_one_line_and_the_same_command_resumes(
     flags, small_disk, tmp_path, capsys
 ):
     out = small_disk(64) / "out"
+    flags = ["--proposals", "selective_search", *flags]
     capsys.readouterr()
     assert entry_point(main, [*flags, str(out)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
