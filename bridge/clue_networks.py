@@ -11,7 +11,14 @@ from bridge.clues import ClueNetwork
 from bridge.lite_cam import load_lite_cam
 from bridge.mctformer import LAST_LAYERS, load_mctformer
 from bridge.torchscript import is_torchscript
-from bridge.weaktr import FUSION_PREFIX, WeakTrClues, load_weaktr, read_tensors
+from bridge.weaktr import (
+    FUSION_PREFIX,
+    RELEASED_LAYERS,
+    WeakTrClues,
+    at_depth,
+    load_weaktr,
+    read_tensors,
+)
 from weaksam_jax.errors import BadInput
 
 COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of them dead
@@ -22,13 +29,14 @@ class ClueSettings:
     """How a trained clue network is used; what does not belong to it is not looked at.
 
     fusion: of WeakTr (`load_weaktr`; "uniform" is what the released WeakSAM computes). views,
-    cross_layers, resize_long: of WeakTr and MCTformer (`WeakTrClues`). last_layers: of MCTformer.
-    clip: of CLIP-ES.
+    resize_long: of WeakTr and MCTformer (`WeakTrClues`). cross_layers: theirs too, 0-based in a
+    network of 12 layers; another one takes those at the same relative depth. last_layers: of
+    MCTformer. clip: of CLIP-ES.
     """
 
     fusion: Literal["auto", "v3", "v1", "uniform"] = "auto"
     views: tuple[float, ...] = (1.0, 0.8, 1.2)
-    cross_layers: tuple[int, ...] | None = None
+    cross_layers: tuple[int, ...] = RELEASED_LAYERS
     resize_long: int | None = None
     last_layers: int = LAST_LAYERS
     clip: ClipSettings = field(default_factory=ClipSettings)
@@ -61,7 +69,8 @@ def load_clues(
     else:
         model = load_weaktr(path, settings.fusion)
     slots = _slots(path, model.config.classes, metadata, classes, category_ids)
-    layers, long_side = settings.cross_layers, settings.resize_long
+    layers = at_depth(settings.cross_layers, model.config.depth)
+    long_side = settings.resize_long
     return WeakTrClues(model.to(_device()), settings.views, layers, long_side, slots)
 
 

@@ -4,10 +4,15 @@
 
 Any number of processes may work on one split; each image's file is written once, whole or not at
 all, and a killed process goes on where it stopped. The files do not depend on the number of shards.
+Without --shard, the ranks of torchrun (RANK, WORLD_SIZE) and Slurm (SLURM_PROCID, SLURM_NTASKS) are
+taken: `torchrun --nproc-per-node 4 -m bridge.export ...`, `srun --ntasks 4 python -m ...`.
+`python -m bridge.pack` makes a finished split a few large files.
 """
 
+import os
 import platform
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,15 +21,18 @@ from typing import Literal
 import cv2
 import numpy as np
 import safetensors
+import torch
 import tyro
 
 from bridge.checkpoints import network_fingerprint, weights_fingerprint
 from bridge.clue_networks import load_clues
 from bridge.clues import ClueNetwork, Clues
+from bridge.presets import PRESETS, PresetName, preset_of_sam
 from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
 from bridge.proposals import ProposalSettings, propose
 from bridge.sam import Sam, load_sam
 from bridge.selective_search import SelectiveSearchSettings, selective_search
+from bridge.verify import verify_split
 from bridge.workers import for_images
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.images import load_image
@@ -39,8 +47,10 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, write_arrays
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
-FORMAT = 1
-Preset = Literal["paper", "release", "mini", "light"]
+FORMAT = 2
+# Temporary files of killed processes are removed when they are older than this, in seconds: a
+# living one is there for milliseconds.
+LEFTOVER_AGE = 600
 _PACKAGES = ("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm")
 
 
@@ -48,28 +58,34 @@ _PACKAGES = ("torch", "segment-anything", "opencv-contrib-python-headless", "num
 class ExportSettings:
     """What is written.
 
-    source: where boxes come from. labels: which classes the clue network is asked for: the image's
-    tags (training) or those that it predicts itself (test; tags are not looked at). prompts,
-    proposals: for SAM. search: for selective search. clue_side: long side of the stored maps.
+    source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
+    image's tags, for training splits. "predicted": those that it predicts itself, for all others;
+    tags are not looked at. "tags_at_test_time": the tags of a test split, as the released
+    proposals of COCO's validation images were made; detectors that use them know at test time what
+    is in the image. prompts, proposals: for SAM. search: for selective search. clue_side: long side
+    of the stored maps.
     """
 
     source: Literal["sam", "selective_search"] = "sam"
-    labels: Literal["tags", "predicted"] = "tags"
+    labels: Literal["tags", "predicted", "tags_at_test_time"] = "tags"
     prompts: PromptSettings = field(default_factory=PromptSettings)
     proposals: ProposalSettings = field(default_factory=ProposalSettings)
     search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
     clue_side: int = 96
 
     @classmethod
-    def preset(cls, name: Preset, **changes) -> "ExportSettings":
-        """Settings by SAM: paper, release (ViT-H), mini (`sam_mini`), light (`sam_mini_lite`)."""
-        prompts, proposals = {
-            "paper": (PromptSettings.paper(), ProposalSettings.paper()),
-            "release": (PromptSettings.release(), ProposalSettings.paper()),
-            "mini": (PromptSettings.mini(), ProposalSettings.mini()),
-            "light": (PromptSettings(grid_side=16), ProposalSettings.light()),
-        }[name]
-        return cls(prompts=prompts, proposals=proposals, **changes)
+    def preset(cls, name: PresetName, **changes) -> "ExportSettings":
+        """Settings by name: for SAM ViT-H, `sam_mini` (mini) or `sam_mini_lite` (light).
+
+        What a preset asks of the clue network: `bridge.presets.with_preset`.
+        """
+        preset = PRESETS[name]
+        return cls(prompts=preset.prompts, proposals=preset.proposals, **changes)
+
+    @property
+    def by_tags(self) -> bool:
+        """Whether tags are looked at."""
+        return self.labels != "predicted"
 
 
 @dataclass(frozen=True)
@@ -140,9 +156,10 @@ class _Job:
         used = asdict(settings)
         del used["search" if settings.source == "sam" else "proposals"]
         self.key = {"format": FORMAT, "settings": used, "networks": self.networks}
+        self.fingerprint_of_job = fingerprint(self.key)
 
     def fingerprint(self, record: TagRecord) -> str:
-        tags = record.tags if self.settings.labels == "tags" else None
+        tags = record.tags if self.settings.by_tags else None
         try:
             size = record.path.stat().st_size
         except OSError as error:
@@ -166,11 +183,11 @@ class _Job:
         height, width = image.shape[:2]
         clues = None
         if self.clue_network is not None:
-            by_tags = self.settings.labels == "tags"
-            clues = self.clue_network(image, record.tags if by_tags else None)
+            clues = self.clue_network(image, record.tags if self.settings.by_tags else None)
         prompts = self._prompts(clues, height, width)
         metadata = {
             "fingerprint": self.fingerprint(record),
+            "job": self.fingerprint_of_job,
             "labels": self.settings.labels,
             "networks": str(self.networks),
         }
@@ -226,9 +243,14 @@ def stored_metadata(path: Path) -> dict[str, str]:
 
 
 def _finish(job: _Job, split: TagSplit) -> bool:
-    """Writes the manifest if every image of the split is there; says whether it is."""
+    """Writes the manifest if every image of the split is there; says whether it is.
+
+    Every process looks after its last file, so the last of them sees all files; two that end at the
+    same moment write the same bytes.
+    """
     if not all(job.is_done(record) for record in split.records):
         return False
+    _remove_leftovers((job.root / split.split, job.clue_root / split.split))
     counts = np.asarray(
         [
             stored_metadata(proposal_path(job.root, split.split, one.image_id))["counts"].split()
@@ -238,7 +260,7 @@ def _finish(job: _Job, split: TagSplit) -> bool:
     )
     means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
     # The tags of a split whose classes are predicted are not looked at, not even counted.
-    tagged = job.settings.labels == "tags"
+    tagged = job.settings.by_tags
     negatives = {"negatives": sum(not one.tags for one in split.records)} if tagged else {}
     manifest = {
         "dataset": split.dataset,
@@ -247,12 +269,22 @@ def _finish(job: _Job, split: TagSplit) -> bool:
         "per_image": float(means.sum()),
         "per_source": {name: float(mean) for name, mean in zip(SOURCES, means, strict=True)},
         **negatives,
-        "fingerprint": fingerprint(job.key),
+        "fingerprint": job.fingerprint_of_job,
         **job.key,
         "versions": _versions(),
     }
     write_manifest(job.root, split.split, [one.image_id for one in split.records], manifest)
     return True
+
+
+def _remove_leftovers(folders: Iterable[Path]) -> None:
+    """Deletes the temporary files that killed processes left behind."""
+    for path in (path for folder in folders for path in folder.glob("*/.*.tmp")):
+        try:
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                path.unlink()
+        except FileNotFoundError:  # another process was faster
+            continue
 
 
 def _versions() -> dict[str, str]:
@@ -276,6 +308,39 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise BadInput(f"--shard {text}", "is no shard", "give i/n with 0 <= i < n, e.g. 0/4")
 
 
+def shard_of_process(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(i, n) of this process as torchrun or Slurm numbers it; (0, 1) under neither.
+
+    Raises `BadInput` when a variable is missing or no number.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        found = environment.get(rank), environment.get(size)
+        if found == (None, None):
+            continue
+        try:
+            return parse_shard("/".join(str(value) for value in found))
+        except BadInput as error:
+            problem = f"are {found[0]} and {found[1]}, which is no shard"
+            raise BadInput(f"{rank} and {size}", problem, "give --shard i/n") from error
+    return 0, 1
+
+
+def gpu_of_process(environment: Mapping[str, str], gpus: int) -> int:
+    """Which of the visible GPUs is this process's, by its number on its machine."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name]) % gpus
+    return 0
+
+
+def clue_network(path: Path, preset: PresetName, split: TagSplit) -> ClueNetwork:
+    """The clue network of a weights file with a preset's settings, for the classes of a split.
+
+    Raises `BadInput` for a file that is no clue network or one of other classes.
+    """
+    return load_clues(path, split.classes, split.category_ids, PRESETS[preset].clue_use)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the head of this file."""
 
@@ -283,12 +348,14 @@ def main(argv: list[str] | None = None) -> None:
         data: Path,
         split: str,
         out: Path,
-        shard: str = "0/1",
+        shard: str | None = None,
         clues: Path | None = None,
         sam: str = "sam_mini",
         proposals: Literal["sam", "selective_search"] = "sam",
-        labels: Literal["auto", "tags", "predicted"] = "auto",
-        preset: Preset | Literal["auto"] = "auto",
+        labels: Literal["auto", "tags", "predicted", "tags_at_test_time"] = "auto",
+        preset: PresetName | Literal["auto"] = "auto",
+        device: Literal["auto", "cpu"] = "auto",
+        verify: bool = False,
     ) -> None:
         """Proposals (and clues) of a split, one file an image; resumes where it stopped.
 
@@ -296,28 +363,50 @@ def main(argv: list[str] | None = None) -> None:
             data: a data set: VOCdevkit, COCO folder, or images/ with tags.csv.
             split: name of the split.
             out: proposals go to OUT/SPLIT, clues to OUT/clues/SPLIT.
-            shard: i/n: this process takes every n-th image from the i-th on (0-based).
-            clues: weights of a clue network; without it SAM is prompted with the grid alone.
+            shard: i/n: this process takes every n-th image from the i-th on (0-based) [its rank
+                under torchrun or Slurm, else 0/1].
+            clues: weights of a clue network (published COCO ones have 90 outputs, which are mapped
+                to the data set's category ids); without it SAM is prompted with the grid alone.
             sam: sam_mini, sam_mini_lite or the file of a published checkpoint.
             proposals: where boxes come from.
-            labels: classes asked of the clue network; auto: the tags on the training split,
-                predicted ones on others.
-            preset: settings; auto: those meant for the SAM (paper for a published one).
+            labels: classes asked of the clue network: the image's tags (training splits) or those
+                that it predicts [tags on a training split, predicted on others].
+                tags_at_test_time takes the tags of a test split, as the released COCO val
+                proposals did: for comparison only, results with it are not comparable to others.
+            preset: settings by data set and source (bridge/presets.py says what they are) [those
+                meant for the SAM; paper for a published one].
+            device: auto: the GPU of this process's local rank where there are GPUs.
+            verify: check what OUT holds of the split, write nothing; 2 names the first bad file.
         """
-        part = parse_shard(shard)
+        part = shard_of_process(os.environ) if shard is None else parse_shard(shard)
         tags = open_tags(data, split)
+        if verify:
+            count = verify_split(out, tags.split, images=[one.image_id for one in tags.records])
+            return print(f"{count} images of {tags.split} are whole")
+        training = tags.split.startswith("train") or split == split_names(data)["train"]
         if labels == "auto":
-            labels = "tags" if split == split_names(data)["train"] else "predicted"
+            labels = "tags" if training else "predicted"
+        if labels == "tags" and not training:
+            problem = f"tags: {split} is no training split, its tags are unknown at test time"
+            cure = "give --labels predicted, or tags_at_test_time to use them all the same"
+            raise BadInput("--labels", problem, cure)
         if preset == "auto":
-            preset = {"sam_mini": "mini", "sam_mini_lite": "light"}.get(sam, "paper")
+            preset = preset_of_sam(sam)
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
-        network = None if clues is None else load_clues(clues, tags.classes, tags.category_ids)
-        model = load_sam(sam) if proposals == "sam" else None
+        place = torch.device("cpu")
+        if device == "auto" and torch.cuda.is_available():
+            place = torch.device("cuda", gpu_of_process(os.environ, torch.cuda.device_count()))
+            torch.cuda.set_device(place)  # what "cuda" means from here on
+        network = None if clues is None else clue_network(clues, preset, tags)
+        model = load_sam(sam).to(place) if proposals == "sam" else None
         report = export_split(tags, network, model, settings, out, out / "clues", part)
         state = "complete" if report.complete else "other shards are still missing"
-        print(f"{report.written} images written, {report.skipped} there already; {split}: {state}")
+        print(
+            f"{report.written} images written, {report.skipped} there already; "
+            f"{tags.split}, shard {part[0]}/{part[1]}: {state}"
+        )
 
-    tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
+    tyro.cli(command, args=argv, description=__doc__, prog="python -m bridge.export")
 
 
 if __name__ == "__main__":

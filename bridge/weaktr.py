@@ -1,7 +1,7 @@
 """WeakTr as a source of clues: reading checkpoints, and multi-view inference on photographs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_LONG = 640
 FUSION_PREFIX = "adaptive_attention_fusion."
+PUBLISHED_DEPTH = 12
+RELEASED_LAYERS = (8, 9)  # whose cross-attention the released code looks at: the 9th and 10th
 
 
 def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
@@ -157,7 +159,9 @@ class WeakTrClues:
         self.config, depth = model.config, model.config.depth  # not all of it shows in the weights
         self.model, self.views, self.resize_long = model.eval(), views, resize_long
         self.slots = tuple(range(model.config.classes)) if slots is None else slots
-        self.cross_layers = release_layers(depth) if cross_layers is None else cross_layers
+        self.cross_layers = (
+            at_depth(RELEASED_LAYERS, depth) if cross_layers is None else cross_layers
+        )
         if not all(0 <= layer < depth for layer in self.cross_layers):
             raise ValueError(f"cross_layers {self.cross_layers} of a network of {depth} layers")
 
@@ -207,9 +211,10 @@ class WeakTrClues:
         return by_layer[:, :, list(self.cross_layers)].flatten(1, 2)
 
 
-def release_layers(depth: int) -> tuple[int, ...]:
-    """The released cross layers (index 8 and 9 of 12) at the same relative depth."""
-    return tuple(sorted({round(8 * (depth - 1) / 11), round(9 * (depth - 1) / 11)}))
+def at_depth(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Layers of the published network (0..11) at the same relative depth in one of `depth`."""
+    scale = (depth - 1) / (PUBLISHED_DEPTH - 1)
+    return tuple(sorted({round(layer * scale) for layer in layers}))
 
 
 def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,8 +11,7 @@ from bridge.train_weaktr import WeakTrSettings, train_weaktr
 from bridge.train_weaktr import tag_map as score
 from experiments.settings import RoadSettings
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import proposal_path
-from weaksam_jax.files import read_arrays
+from weaksam_jax.data.store import read_stored
 
 
 def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
@@ -54,8 +53,8 @@ def tag_map(root: Path, test: TagSplit) -> dict:
 
 def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
     """What the clue network says of every image as a whole: float32 `[images, C]`."""
-    paths = [proposal_path(root, split.split, record.image_id) for record in split.records]
-    return np.stack([read_arrays(path)[0]["class_logits"] for path in paths])
+    stored = [read_stored(root, split.split, record.image_id)[0] for record in split.records]
+    return np.stack([one["class_logits"] for one in stored])
 
 
 def fresh_logits(settings: RoadSettings, out: Path, split: TagSplit) -> np.ndarray:

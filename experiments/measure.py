@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from weaksam_jax.boxes import to_xywh
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.data.store import proposal_path, read_proposals
+from weaksam_jax.data.store import is_stored, read_proposals, read_stored
 from weaksam_jax.evaluate import (
     coco_ap,
     corloc,
@@ -19,7 +19,6 @@ from weaksam_jax.evaluate import (
     proposal_recall,
     voc_ap,
 )
-from weaksam_jax.files import read_arrays
 
 Splits = Mapping[str, TagSplit]
 Truths = Mapping[str, TruthSplit | None]
@@ -82,10 +81,9 @@ def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
 
     results = []
     for record in split.records:
-        path = proposal_path(root, split.split, record.image_id)
-        if not path.exists():
+        if not is_stored(root, split.split, record.image_id):
             return None
-        arrays, _ = read_arrays(path)
+        arrays, _ = read_stored(root, split.split, record.image_id)
         maps, ids = arrays["fine"].astype(np.float32), arrays["class_ids"]
         if not len(ids):
             continue

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.store import proposal_path
+from weaksam_jax.data.store import is_stored, proposal_path, read_stored
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays
 
 
 def clue_evidence(
@@ -18,11 +17,11 @@ def clue_evidence(
     boxes: `[n, 4]`, pixels of the upright image. 0 for a class without a map (a training image has
     maps of its tags). Raises `BadInput` when the image has no file of clues.
     """
-    path = proposal_path(root, split, record.image_id)
-    if not path.exists():
+    if not is_stored(root, split, record.image_id):
+        path = proposal_path(root, split, record.image_id)
         cure = "export clues beside the proposals, or set clue_evidence to 0"
         raise BadInput(path, "does not exist (the clues of an image)", cure)
-    stored, _ = read_arrays(path)
+    stored, _ = read_stored(root, split, record.image_id)
     maps = stored["fine"].astype(np.float32)
     scale = np.asarray([maps.shape[2] / record.width, maps.shape[1] / record.height] * 2)
     found = np.zeros((len(boxes), classes), np.float32)
@@ -39,12 +38,21 @@ def box_cosine(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     that a part loses by the first and a loose box by the second.
     """
     maps, boxes = np.asarray(maps, np.float64), np.asarray(boxes, np.float64)
-    integral = np.pad(maps, ((0, 0), (1, 0), (1, 0))).cumsum(1).cumsum(2)
+    inside = np.maximum(box_sums(maps, boxes), 0)
     x1, y1, x2, y2 = boxes.T
-    inside = _at(integral, y2, x2) - _at(integral, y1, x2) - _at(integral, y2, x1)
-    inside = np.maximum(inside + _at(integral, y1, x1), 0)  # [c, n]
-    norm = np.sqrt((maps**2).sum((1, 2)))[:, None] * np.sqrt((x2 - x1) * (y2 - y1))
-    return np.where(norm > 0, inside / np.where(norm > 0, norm, 1), 0).T.astype(np.float32)
+    norm = np.sqrt((maps**2).sum((1, 2))) * np.sqrt((x2 - x1) * (y2 - y1))[:, None]
+    return np.where(norm > 0, inside / np.where(norm > 0, norm, 1), 0).astype(np.float32)
+
+
+def box_sums(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Sums float64 `[n, c]` of maps `[c, h, w]`, constant over each cell, inside boxes `[n, 4]`.
+
+    Boxes are in cells, inside the map; a cell counts with the part of it that is in the box.
+    """
+    integral = np.pad(np.asarray(maps, np.float64), ((0, 0), (1, 0), (1, 0))).cumsum(1).cumsum(2)
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64).T
+    right = _at(integral, y2, x2) - _at(integral, y1, x2)
+    return (right - _at(integral, y2, x1) + _at(integral, y1, x1)).T
 
 
 def _at(integral: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -99,6 +99,20 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise BadInput(path, problem, cure) from error
 
 
+def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) of a safetensors file's bytes, e.g. a record of a pack.
+
+    Raises `BadInput` with `name` when they are not a whole file.
+    """
+    try:
+        arrays = safetensors.numpy.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return arrays, header.get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        cure = "delete it and make it again"
+        raise BadInput(name, f"is no whole safetensors file ({error})", cure) from error
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 (first 16 hex digits) of a JSON-able value; dictionaries in any order are equal."""
     text = json.dumps(value, sort_keys=True, default=str)

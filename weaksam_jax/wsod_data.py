@@ -12,7 +12,7 @@ from weaksam_jax.clue_evidence import clue_evidence
 from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.store import SOURCES, read_proposals
+from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
@@ -37,7 +37,7 @@ def load_boxes(
     Boxes are cut to the image, have sides >= min_side pixels and no doubles. Sources take turns,
     each best first, so that a cut to any length keeps the best of all of them. The whole image
     stands in when nothing is left (a mean over no proposals is NaN). quality: the mean of SAM's
-    predicted IoU and stability; 0 for selective search, which has neither.
+    predicted IoU and stability; 0 for selective search and imported boxes, which have neither.
     """
     proposals = read_proposals(root, split.split, record.image_id)
     place = np.zeros(len(proposals), np.int64)
@@ -53,7 +53,7 @@ def load_boxes(
         whole = np.asarray([[0, 0, record.width, record.height]], np.float32)
         return whole, np.zeros(1, np.float32)
     quality = (proposals.predicted_iou + proposals.stability) / 2
-    quality[proposals.source == SOURCES.index("selective_search")] = 0
+    quality[np.isin(proposals.source, UNRATED)] = 0
     return boxes[kept], quality[kept].astype(np.float32)
 
 

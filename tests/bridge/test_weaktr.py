@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bridge.clues import minmax
 from bridge.prompts import PromptSettings, prompt_points
 from bridge.train_weaktr import WeakTrSettings, train_weaktr
-from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, load_weaktr, release_layers, to_tensor
+from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr, to_tensor
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
@@ -327,6 +327,6 @@ def test_attention_maps_are_never_stacked(published, fusion):
     assert out.cross.shape == (2, 16, 1, 13, 20)
 
 
-def test_release_layers():
-    assert release_layers(12) == (8, 9)
-    assert all(0 <= layer < depth for depth in range(1, 25) for layer in release_layers(depth))
+def test_layers_at_another_depth_exist():
+    for depth in range(1, 25):
+        assert all(0 <= layer < depth for layer in at_depth(range(12), depth))

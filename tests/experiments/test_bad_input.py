@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -171,27 +170,6 @@ def test_truncated_checkpoint_of_the_detector_is_named(run, undisturbed, capsys)
 
 
 # A full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system of so many KiB; skips where that is not allowed."""
-    mounted = []
-
-    def mount(kibibytes: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"cannot mount a small file system: {error}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_disk_full_while_the_clue_network_is_saved(tiny_data, small_disk, capsys):

@@ -1,7 +1,9 @@
 """The proposal store: one safetensors file an image, written by `bridge`, read by `weaksam_jax`.
 
 Layout: `<root>/<split>/<last two digits of the id>/<image_id>.safetensors`, and
-`<root>/<split>/manifest.json`, which is written last and therefore means "complete".
+`<root>/<split>/manifest.json`, which is written last and therefore means "complete". A finished
+split may be packed (`weaksam_jax.data.packs`): the same files as records of a few large ones. The
+readers here take either layout, a file of its own first.
 """
 
 from collections.abc import Iterable
@@ -11,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from weaksam_jax.data.packs import open_pack
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, read_json, write_arrays, write_json
 
 VERSION = "1"
 # The source of a box: which kind of prompt made it.
-SOURCES = ("grid", "coarse", "fine", "cross", "selective_search")
+SOURCES = ("grid", "coarse", "fine", "cross", "selective_search", "imported")
+# Sources whose boxes have no predicted IoU and stability of SAM.
+UNRATED = (SOURCES.index("selective_search"), SOURCES.index("imported"))
 
 
 _COLUMNS = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
@@ -108,8 +113,14 @@ def write_proposals(
 
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
     """Reads one image's proposals; `BadInput` when the file is missing, truncated or foreign."""
-    path = proposal_path(root, split, image_id)
-    arrays, metadata = read_arrays(path)
+    arrays, metadata = read_stored(root, split, image_id)
+    return parse_proposals(arrays, metadata, image_id, proposal_path(root, split, image_id))
+
+
+def parse_proposals(
+    arrays: dict[str, np.ndarray], metadata: dict[str, str], image_id: int, path: Path
+) -> Proposals:
+    """The proposals in the arrays of a file; `BadInput` with `path` when it is foreign."""
     if metadata.get("version") != VERSION:
         raise BadInput(path, "is no proposal file of this version", "delete it and export again")
     masks = None
@@ -133,6 +144,26 @@ def _decoded_masks(arrays: dict[str, np.ndarray]) -> DecodedMasks | None:
         return None
     rows = {name: arrays[f"decoded_{name}"] for name in _COLUMNS}
     return DecodedMasks(stability_offset=float(arrays["decoded_stability_offset"]), **rows)
+
+
+def read_stored(
+    root: str | Path, split: str, image_id: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) of one image's file (proposals or clues), or of its record in a pack.
+
+    Raises `BadInput` when it is in neither, or damaged.
+    """
+    path = proposal_path(root, split, image_id)
+    pack = None if path.exists() else open_pack(Path(root) / split)
+    return read_arrays(path) if pack is None else pack.read(image_id)
+
+
+def is_stored(root: str | Path, split: str, image_id: int) -> bool:
+    """Whether the store has this image, in either layout."""
+    if proposal_path(root, split, image_id).exists():
+        return True
+    pack = open_pack(Path(root) / split)
+    return pack is not None and image_id in pack.images
 
 
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:

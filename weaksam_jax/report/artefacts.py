@@ -10,9 +10,9 @@ import numpy as np
 
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import Proposals, proposal_path, read_proposals
+from weaksam_jax.data.store import Proposals, is_stored, read_proposals, read_stored
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays, read_json
+from weaksam_jax.files import read_json
 
 # COCO files of a run: name in the report, place, and the split whose images it speaks of.
 FILES = {
@@ -59,14 +59,13 @@ class Artefacts:
 
     def clues(self, image_id: int) -> dict[str, np.ndarray] | None:
         """coarse, fine `[c, h, w]`, class_ids, class_logits, points of a training image."""
-        path = proposal_path(self.run / "clues", self.train.split, image_id)
-        return read_arrays(path)[0] if path.exists() else None
+        place = self.run / "clues", self.train.split, image_id
+        return read_stored(*place)[0] if is_stored(*place) else None
 
     def proposals(self, image_id: int) -> Proposals | None:
         """The proposals of a training image."""
-        if not proposal_path(self.proposal_root, self.train.split, image_id).exists():
-            return None
-        return read_proposals(self.proposal_root, self.train.split, image_id)
+        place = self.proposal_root, self.train.split, image_id
+        return read_proposals(*place) if is_stored(*place) else None
 
     @property
     def detections(self) -> dict[int, Found] | None:

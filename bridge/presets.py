@@ -1,0 +1,67 @@
+"""Named settings of the whole way from a photo to its proposals, by data set and source of truth.
+
+`<data set>-paper` is what the paper says, `<data set>-release` what the released commands do
+(10-clues-and-proposals.md, sections 2.3 and 4). Both mean a DeiT-S WeakTr and SAM ViT-H. What they
+share: three scales with their mirrored twins, threshold 0.9 on min-max normalised maps, at most 25
+peaks a map, a 32 x 32 grid with predicted IoU > .3, stability >= .3 and NMS .3, the last two of
+SAM's three masks of a peak, NMS .9 of cross boxes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bridge.clue_networks import ClueSettings
+from bridge.prompts import PromptSettings
+from bridge.proposals import ProposalSettings
+
+PresetName = Literal[
+    *("paper", "release", "mini", "light"),
+    *("voc07-paper", "voc07-release", "voc12-paper", "voc12-release"),
+    *("coco14-paper", "coco14-release"),
+]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that belong together, each as in its own class."""
+
+    prompts: PromptSettings
+    proposals: ProposalSettings
+    clue_use: ClueSettings = field(default_factory=ClueSettings)
+
+
+# The paper has one setting for all data sets. It speaks of all layers and clustered points; its
+# numbers of boxes (Table 4) and the names of the released files fit layers 5 to 12.
+_LAYERS_5_TO_12 = tuple(range(4, 12))
+_PAPER = Preset(
+    PromptSettings.paper(), ProposalSettings.paper(), ClueSettings(cross_layers=_LAYERS_5_TO_12)
+)
+# Released code: layers 9 and 10, and a fusion whose weights never fit its own checkpoint, which
+# amounts to a plain mean. The VOC07 commands prompt SAM with all cross points, the VOC12 ones with
+# their cluster centres. For COCO14 there are only the names of its point files: layers 5 to 12.
+_RELEASED_USE = ClueSettings(fusion="uniform", cross_layers=(8, 9))
+_VOC07 = Preset(PromptSettings.release(), ProposalSettings.paper(), _RELEASED_USE)
+_VOC12 = Preset(PromptSettings(), ProposalSettings.paper(), _RELEASED_USE)
+_COCO14 = Preset(
+    PromptSettings(),
+    ProposalSettings.paper(),
+    ClueSettings(fusion="uniform", cross_layers=_LAYERS_5_TO_12),
+)
+
+PRESETS: dict[str, Preset] = {
+    "paper": _PAPER,
+    "release": _VOC07,
+    "voc07-paper": _PAPER,
+    "voc12-paper": _PAPER,
+    "coco14-paper": _PAPER,
+    "voc07-release": _VOC07,
+    "voc12-release": _VOC12,
+    "coco14-release": _COCO14,
+    "mini": Preset(PromptSettings.mini(), ProposalSettings.mini()),
+    "light": Preset(PromptSettings(grid_side=16), ProposalSettings.light()),
+}
+
+
+def preset_of_sam(sam: str) -> PresetName:
+    """The preset meant for a SAM (name or path): the paper's for a published one."""
+    return {"sam_mini": "mini", "sam_mini_lite": "light"}.get(sam, "paper")

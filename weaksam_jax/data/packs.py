@@ -1,0 +1,126 @@
+"""Packed stores: the files of a split's images as records of a few ArrayRecord shards.
+
+Layout of `<root>/<split>/`: `00000.array_record`, `00001.array_record`, ... and `pack.json`, which
+is written last. Record k of shard s is, byte for byte, the safetensors file of the image
+`images[s * per_shard + k]`; `images` is sorted. A hundred thousand small files become tens of large
+ones, which network file systems and copies like better; random access stays.
+"""
+
+import errno
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import atomic_path, parse_arrays, read_json, write_json
+
+INDEX = "pack.json"
+FORMAT = 1
+_CURE = "copy or pack it again (python -m bridge.pack)"
+# One record a group: a reader decompresses the image it asks for and no other.
+_WRITE_OPTIONS = "group_size:1"
+_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class Pack:
+    """An opened pack. Any thread may read; `images`: sorted ids."""
+
+    def __init__(self, folder: Path):
+        """Raises `BadInput` when a shard is missing, of another size than written, or no pack."""
+        index = read_json(folder / INDEX)
+        if not isinstance(index, dict) or index.get("format") != FORMAT:
+            raise BadInput(folder / INDEX, "is no index of a pack of this version", _CURE)
+        self.folder, self.images = folder, index["images"]
+        self._per_shard, self._lock = index["per_shard"], threading.Lock()
+        self._readers = []
+        for number, size in enumerate(index["bytes"]):
+            path = shard_path(folder, number)
+            found = path.stat().st_size if path.exists() else None
+            if found != size:
+                problem = (
+                    "does not exist" if found is None else f"has {found} bytes instead of {size}"
+                )
+                raise BadInput(path, problem, _CURE)
+            self._readers.append(_array_record().ArrayRecordReader(str(path), _READ_OPTIONS))
+
+    def record(self, image_id: int) -> bytes:
+        """The file of one image; `BadInput` when the pack does not have it or is damaged there."""
+        place = bisect_left(self.images, image_id)
+        if place == len(self.images) or self.images[place] != image_id:
+            raise BadInput(self.folder / INDEX, f"has no image {image_id}", _CURE)
+        number, row = divmod(place, self._per_shard)
+        try:
+            with self._lock:
+                return self._readers[number].read([row])[0]
+        except RuntimeError as error:  # how the library reports every fault
+            problem = f"image {image_id} cannot be read ({_first_line(error)})"
+            raise BadInput(shard_path(self.folder, number), problem, _CURE) from error
+
+    def read(self, image_id: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """(arrays, metadata) of one image."""
+        where = f"{self.folder / INDEX}, image {image_id}"
+        return parse_arrays(self.record(image_id), where)
+
+
+def open_pack(folder: Path) -> Pack | None:
+    """The pack in a split's folder, opened once a process; None where there is none."""
+    try:
+        written = (folder / INDEX).stat()
+    except OSError:
+        return None
+    return _opened(folder, written.st_mtime_ns, written.st_size, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: Path, _mtime: int, _size: int, _process: int) -> Pack:
+    return Pack(folder)
+
+
+def write_pack(
+    folder: Path, images: Sequence[int], files: Iterable[bytes], per_shard: int = 1024
+) -> None:
+    """Writes a pack of `files`, one for each of the sorted `images`, `per_shard` to a shard.
+
+    Shards are whole or absent and the index comes last. The same files give the same bytes.
+    """
+    writer_of, sizes, files = _array_record().ArrayRecordWriter, [], iter(files)
+    for number, start in enumerate(range(0, len(images), per_shard)):
+        path = shard_path(folder, number)
+        with atomic_path(path) as temporary:
+            try:
+                writer = writer_of(str(temporary), _WRITE_OPTIONS)
+                for _ in images[start : start + per_shard]:
+                    writer.write(next(files))
+                writer.close()
+            except RuntimeError as error:
+                if os.strerror(errno.ENOSPC) in str(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+                raise
+        sizes.append(path.stat().st_size)
+    index = {"format": FORMAT, "per_shard": per_shard, "bytes": sizes, "images": list(images)}
+    write_json(folder / INDEX, index)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of one shard."""
+    return folder / f"{number:05d}.array_record"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _array_record() -> ModuleType:
+    """The library; `BadInput` where it is not installed (it has no build for Windows)."""
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        cure = "pip install array-record, or use the store of single files"
+        raise BadInput("array_record", f"is not installed ({error.name})", cure) from error
+    return array_record_module
