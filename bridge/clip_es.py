@@ -244,8 +244,8 @@ class ClipEs:
         return F.normalize(token @ self.model.visual.proj, dim=-1)
 
     def _similarity(self, feature: Tensor, texts: Tensor) -> Tensor:
-        """Scaled cosines `[n]`, float64: softmax over them often rounds to 0 and 1."""
-        return (self.model.logit_scale.exp() * (texts @ feature)).double()
+        """Scaled cosines `[n]`."""
+        return self.model.logit_scale.exp() * (texts @ feature)
 
     def _class_logits(self, feature: Tensor) -> np.ndarray:
         """Log-odds float32 `[C]` of the softmax over all classes and backgrounds."""
@@ -253,7 +253,7 @@ class ClipEs:
         count = len(self.texts)
         others = scores.repeat(count, 1)
         others.diagonal().fill_(-torch.inf)
-        return (scores[:count] - others.logsumexp(1)).float().cpu().numpy()
+        return (scores[:count] - others.logsumexp(1)).cpu().numpy()
 
 
 def _block_behind_norm(block: nn.Module, tokens: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +279,7 @@ def grad_cams(scores: Tensor, normed: Tensor, count: int) -> Tensor:
     channel weights are the mean gradient over patches. It is the gradient of log p, which is that
     of the probability p divided by p, so that the normalised maps are the same.
     """
-    log_p = scores.log_softmax(0)
+    log_p = scores.double().log_softmax(0)  # the gradient has 1 - p, and float32 rounds p to 1
     cams = []
     for index in range(count):
         (gradient,) = torch.autograd.grad(log_p[index], normed, retain_graph=True)

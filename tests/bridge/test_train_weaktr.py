@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from bridge import train_weaktr as train_weaktr_module
 from bridge.tag_samples import TagSamples, epoch_batches, light_augment
 from bridge.train_weaktr import (
     WeakTrSettings,
@@ -243,6 +244,16 @@ def test_the_published_recipe_resumes(tmp_path, monkeypatch, mixed):
     deit = torch.load(tmp_path / "deit.pth", weights_only=True)["model"]
     torch.save({name: value * 2 for name, value in deit.items()}, tmp_path / "deit.pth")
     assert not same(whole, run(tmp_path / "parts", tmp_path / "images", settings))
+
+
+def test_the_scale_of_the_loss_is_restored(tmp_path):
+    model = WeakTr(PAPER_TINY.config(3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 1024.0)]
+    path = tmp_path / "checkpoint.safetensors"
+    train_weaktr_module._save_checkpoint(path, "key", model, optimizer, scalers[0], 5)
+    assert train_weaktr_module._restore(path, "key", model, optimizer, scalers[1]) == 5
+    assert scalers[1].state_dict() == scalers[0].state_dict()
 
 
 def test_wrong_weights_to_start_from(tmp_path):
