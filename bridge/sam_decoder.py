@@ -138,14 +138,20 @@ class ImageDecoder:
 
     def _masks(self, keys: Tensor, filters: Tensor) -> Tensor:
         """Logits `[B, M, 4h, 4w]` of image tokens `[B, N, C]` and filters `[B, M, C / 8]`."""
-        first, norm, act, second, act2 = self.decoder.output_upscaling
-        x = _deconvolve(first, keys)  # [B, N, 4, C / 4]
-        x = act(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-        x = act2(_deconvolve(second, x))  # [B, N, 4, 4, C / 8]
+        # Three large tensors live at once here, so that parts of the image stay near a CPU.
+        step = max(1, numbers_at_once(keys.device) // (8 * len(keys) * keys.shape[2]))
+        logits = torch.cat([self._upscale(part, filters) for part in keys.split(step, 1)], 2)
         h, w = self.grid
-        logits = filters @ x.flatten(1, 3).mT
         logits = logits.unflatten(2, (h, w, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return logits.reshape(*logits.shape[:2], 4 * h, 4 * w)
+
+    def _upscale(self, keys: Tensor, filters: Tensor) -> Tensor:
+        """Logits `[B, M, 16 n]` of the 4 x 4 pixels of n image tokens `[B, n, C]`."""
+        first, norm, act, second, act2 = self.decoder.output_upscaling
+        x = _deconvolve(first, keys)  # [B, n, 4, C / 4]
+        x = act(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+        x = act2(_deconvolve(second, x))  # [B, n, 4, 4, C / 8]
+        return filters @ x.flatten(1, 3).mT
 
 
 def _heads(attention: Attention, x: Tensor) -> Tensor:
