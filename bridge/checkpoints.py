@@ -34,7 +34,9 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch's first line advises to switch the safe reading off: it must not be passed on.
+        first = (str(error).splitlines() or [""])[0].split(" In PyTorch 2.6")[0]
+        first = first.split(". ")[0] or type(error).__name__
         cure = "download it again; files that hold more than tensors are refused"
         raise BadInput(path, f"is no whole PyTorch checkpoint ({first})", cure) from error
     for key in ("model", "state_dict"):

@@ -388,7 +388,8 @@ def main(argv: list[str] | None = None) -> None:
         settings = WeakTrSettings.paper(deit, lr, batch_size, epochs, workers)
         print(train_weaktr(tags, settings, out / "clues", seed))
 
-    tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
+    about = __doc__.splitlines()[0]
+    tyro.cli(command, args=argv, description=about, prog="python -m bridge.train_weaktr")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ def entry_point(
 ) -> int:
     """Runs `main(argv)` and returns the exit status: `sys.exit(entry_point(main))`.
 
-    `BadInput` and a full disk become one line on stderr and 2, Ctrl-C 130, SIGTERM 143. SIGTERM is
-    raised as `Terminated` in the main thread, so that context managers (atomic files, checkpoints)
-    clean up. The `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for
+    `BadInput` and a full disk become one line on stderr and 2, Ctrl-C 130, SIGTERM 143, a closed
+    pipe (`--help | head`) 141 without a word, as a shell counts SIGPIPE. SIGTERM is raised as
+    `Terminated` in the main thread, so that context managers (atomic files, checkpoints) clean up.
+    The `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for
     --help). Any other exception is a fault of the program and keeps its stack trace.
     """
     try:
@@ -40,6 +41,11 @@ def entry_point(
         return _fail("interrupted; the same command resumes", 130)
     except Terminated:
         return _fail("terminated; the same command resumes", 143)
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough. What is still buffered must not
+        # complain when the interpreter flushes it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         full = _full_disk(error)
         if full is None:
