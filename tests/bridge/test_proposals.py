@@ -12,7 +12,7 @@ from small_sam import blocky_image, small_sam
 from bridge.export import ExportSettings
 from bridge.prompts import Prompts, dense_grid
 from bridge.proposals import ProposalSettings, cap, propose
-from bridge.sam import load_sam
+from bridge.sam import PromptedImage, load_sam
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.datasets import open_truth
 from weaksam_jax.data.images import load_image
@@ -127,6 +127,22 @@ def test_chunks_and_other_prompts_change_nothing(sam, image):
     again = propose(sam, image, prompts, ALL)
     for name in ("boxes", "predicted_iou", "stability", "source", "prompt", "token"):
         np.testing.assert_array_equal(getattr(together, name), getattr(again, name))
+
+
+def test_full_size_masks_are_made_a_few_at_a_time(sam, image, monkeypatch):
+    prompts, settings = Prompts(dense_grid(4, HEIGHT, WIDTH), clue_points(5)), ALL
+    whole, seen, run = propose(sam, image, prompts, settings), [], PromptedImage.upsample
+
+    def watched(self, logits):
+        seen.append(len(logits))
+        return run(self, logits)
+
+    monkeypatch.setattr(PromptedImage, "upsample", watched)
+    monkeypatch.setattr("bridge.sam.numbers_at_once", lambda device: 3 * 128**2 + 5)
+    few = propose(sam, image, prompts, settings)
+    assert max(seen) == 3 and sum(seen) > 48
+    np.testing.assert_array_equal(few.boxes, whole.boxes)
+    assert few.masks == whole.masks
 
 
 def test_cross_boxes_are_thinned_in_list_order(sam, image):
