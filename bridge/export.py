@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ from bridge.clues import ClueNetwork, Clues
 from bridge.presets import PRESETS, PresetName, preset_of_sam
 from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
 from bridge.proposals import ProposalSettings, propose
-from bridge.sam import Sam, load_sam
+from bridge.sam import EncoderType, Sam, load_sam
 from bridge.selective_search import SelectiveSearchSettings, selective_search
 from bridge.verify import verify_split
 from bridge.workers import for_images
@@ -354,6 +354,8 @@ def main(argv: list[str] | None = None) -> None:
         proposals: Literal["sam", "selective_search"] = "sam",
         labels: Literal["auto", "tags", "predicted", "tags_at_test_time"] = "auto",
         preset: PresetName | Literal["auto"] = "auto",
+        keep_decoded: bool = False,
+        encoder_dtype: EncoderType = "float32",
         device: Literal["auto", "cpu"] = "auto",
         verify: bool = False,
     ) -> None:
@@ -375,6 +377,10 @@ def main(argv: list[str] | None = None) -> None:
                 proposals did: for comparison only, results with it are not comparable to others.
             preset: settings by data set and source (bridge/presets.py says what they are) [those
                 meant for the SAM; paper for a published one].
+            keep_decoded: store the box and scores of every mask that SAM decodes too (22 bytes a
+                mask), so that other thresholds and NMS need no second run.
+            encoder_dtype: of SAM's image encoder; the others are faster on a GPU and move some
+                boxes by pixels (bridge/sam_agreement.py measures it).
             device: auto: the GPU of this process's local rank where there are GPUs.
             verify: check what OUT holds of the split, write nothing; 2 names the first bad file.
         """
@@ -393,6 +399,8 @@ def main(argv: list[str] | None = None) -> None:
         if preset == "auto":
             preset = preset_of_sam(sam)
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
+        decoding = {"keep_decoded": keep_decoded, "encoder_dtype": encoder_dtype}
+        settings = replace(settings, proposals=replace(settings.proposals, **decoding))
         place = torch.device("cpu")
         if device == "auto" and torch.cuda.is_available():
             place = torch.device("cuda", gpu_of_process(os.environ, torch.cuda.device_count()))

@@ -234,6 +234,11 @@ def test_command_line(tmp_path, capsys):
     assert read_manifest(tmp_path / "out", "train") is None
     assert entry_point(main, [*search, "--shard", "1/2"]) == 0
     assert len(read_manifest(tmp_path / "out", "train")["images"]) == 2
+    decode = [*common[:-1], str(tmp_path / "decoded"), "--keep-decoded", "--encoder-dtype"]
+    assert entry_point(main, [*decode, "bfloat16"]) == 0
+    ids = read_manifest(tmp_path / "decoded", "train")["images"]
+    stored = [read_proposals(tmp_path / "decoded", "train", one) for one in ids]
+    assert all(len(one.decoded.boxes) >= 300 > len(one) > 0 for one in stored)  # 10 x 10 x 3
     capsys.readouterr()
     assert entry_point(main, [*search, "--shard", "2/2"]) == 2
     assert entry_point(main, [*common, "--sam", str(tmp_path / "no.pth")]) == 2
