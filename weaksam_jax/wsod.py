@@ -61,7 +61,7 @@ class WsodSettings:
     pool_size: int = 5
     width: int = 256
     dropout: float = 0.3
-    evidence: float = 12.0
+    evidence: float = 16.0
     clue_evidence: float = 0.0
     clue_power: float = 0.0
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
@@ -72,7 +72,7 @@ class WsodSettings:
     min_side: float = 12.0
     pretrain_steps: int = 1200
     pretrain_rate: float = 2e-3
-    steps: int = 400
+    steps: int = 800
     batch: int = 8
     rate: float = 1e-3
     warmup: int = 100
