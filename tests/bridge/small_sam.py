@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import torch
 
 import bridge.torchvision_ops  # noqa: F401
@@ -16,6 +15,9 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
+from experiments.bench_sam import random_image as blocky_image  # for the tests beside this
+
+__all__ = ["blocky_image", "small_sam"]
 MASK_THRESHOLD = 4.0
 
 
@@ -47,13 +49,3 @@ def small_sam(seed: int = 0, side: int = 128) -> Sam:
     # A random decoder's logits are smooth: only a high threshold leaves masks of many shapes.
     sam.mask_threshold = MASK_THRESHOLD
     return sam.eval().requires_grad_(False)
-
-
-def blocky_image(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 RGB `[height, width, 3]` of random rectangles."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((height, width, 3), np.uint8)
-    for _ in range(12):
-        y, x = rng.integers(0, height), rng.integers(0, width)
-        image[y : y + height // 3, x : x + width // 3] = rng.integers(0, 256, 3)
-    return image
