@@ -50,7 +50,7 @@ def predict(options: Predict) -> list[dict]:
     from weaksam_jax.data.images import image_size
     from weaksam_jax.data.records import TagRecord, TagSplit
     from weaksam_jax.engine.checkpoint import load_params
-    from weaksam_jax.retrain import detect_retrain
+    from weaksam_jax.retrain.detect import detect_retrain
 
     pgt_path = options.run / "pgt" / "pgt.json"
     if not pgt_path.exists():

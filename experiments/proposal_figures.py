@@ -7,13 +7,13 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.proposal_stores import Stored
-from weaksam_jax.clue_evidence import box_sums
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import SOURCES
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
 from weaksam_jax.report.proposal_pictures import proposal_sheet, save_png, similarity_picture
+from weaksam_jax.wsod.clue_evidence import box_sums
 
 # Proposals of a source whose features are compared (the paper's Fig. 4).
 COMPARED = 200

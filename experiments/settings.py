@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import weaksam_jax.retrain as retraining
-import weaksam_jax.wsod as detection
+import weaksam_jax.retrain.settings as retraining
+import weaksam_jax.wsod.settings as detection
 from bridge.clue_networks import ClueSettings
 from bridge.export import ExportSettings
 from bridge.lite_cam import LiteSettings

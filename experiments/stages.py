@@ -218,7 +218,8 @@ class Journey:
 
     def run_wsod(self, settings) -> dict:
         """Trains the MIL detector on tags and proposals; detects on both splits."""
-        from weaksam_jax.wsod import detect_wsod, train_wsod
+        from weaksam_jax.wsod.detect import detect_wsod
+        from weaksam_jax.wsod.train import train_wsod
 
         folder = self.out / "wsod"
         backbone = self.frozen_backbone(settings.backbone)
@@ -266,7 +267,8 @@ class Journey:
     def run_retrain(self, name: str, settings) -> dict:
         """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone (or Lite0)."""
         from experiments.clues import stored_logits
-        from weaksam_jax.retrain import detect_retrain, train_retrain
+        from weaksam_jax.retrain.detect import detect_retrain
+        from weaksam_jax.retrain.train import train_retrain
 
         folder, test = self.out / name, self.splits["test"]
         backbone = self.frozen_backbone(settings.backbone)

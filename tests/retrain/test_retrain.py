@@ -8,14 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from weaksam_jax import retrain
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.detection import DetectionSettings, DropSettings
-from weaksam_jax.retrain_data import Augmentation, PseudoSamples, augment, recolour
-from weaksam_jax.retrain_detect import classwise_nms, detect_split
+from weaksam_jax.retrain import train as training
+from weaksam_jax.retrain.detect import detect_retrain
+from weaksam_jax.retrain.network import build_model, init_model
+from weaksam_jax.retrain.samples import Augmentation, PseudoSamples, augment, recolour
+from weaksam_jax.retrain.settings import RetrainSettings, light
+from weaksam_jax.retrain.views import classwise_nms, detect_split
 
 COLOURS = ((255, 0, 0), (0, 255, 0))  # class 0, class 1
 SIZES = ((80, 60), (60, 80), (64, 64), (80, 60), (60, 80), (64, 64))  # width, height
@@ -69,7 +72,7 @@ def compile_once(tmp_path_factory):
 
 
 def small(**changes):
-    settings = retrain.RetrainSettings(
+    settings = RetrainSettings(
         channels=8,
         fc_width=16,
         detection=DetectionSettings(rpn_batch=16, pre_nms=20, post_nms=10, roi_batch=16),
@@ -149,9 +152,9 @@ def read_log(folder):
 def trained(split, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        train = retrain.train
-        patch.setattr(retrain, "train", lambda *a, **k: train(*a, **k, log_every=1))
-        params = retrain.train_retrain(
+        train = training.train
+        patch.setattr(training, "train", lambda *a, **k: train(*a, **k, log_every=1))
+        params = training.train_retrain(
             split[1], split[0], small(), folder / "retrain", data_mesh(jax.devices()[:1]), 3
         )
     return params, folder
@@ -167,14 +170,14 @@ def test_dropping_begins_at_its_step(trained):
 
 
 def test_an_interrupted_run_ends_in_the_same_bits(split, trained, tmp_path, monkeypatch):
-    train, mesh = retrain.train, data_mesh(jax.devices()[:1])
+    train, mesh = training.train, data_mesh(jax.devices()[:1])
 
     def run(steps):
         def stop(state, step, batches, total, *rest, **options):
             return train(state, step, batches, min(steps, total), *rest, **options, log_every=1)
 
-        monkeypatch.setattr(retrain, "train", stop)
-        return retrain.train_retrain(split[1], split[0], small(), tmp_path / "retrain", mesh, 3)
+        monkeypatch.setattr(training, "train", stop)
+        return training.train_retrain(split[1], split[0], small(), tmp_path / "retrain", mesh, 3)
 
     run(3)
     again = run(4)
@@ -184,13 +187,13 @@ def test_an_interrupted_run_ends_in_the_same_bits(split, trained, tmp_path, monk
 
 def test_warm_start_and_frozen_modules(split, tmp_path):
     settings = small(frozen=("stem",), steps=1, warmup=100, drop=None)
-    model = retrain.build_model(settings, 2)
-    stem = retrain.init_model(model, (64, 64), jax.random.key(7), None)["backbone"]["stem"]
+    model = build_model(settings, 2)
+    stem = init_model(model, (64, 64), jax.random.key(7), None)["backbone"]["stem"]
     given = jax.device_get(stem)
     mesh = data_mesh(jax.devices()[:1])
-    params = retrain.train_retrain(*split[::-1], settings, tmp_path / "a", mesh, 0, given)
+    params = training.train_retrain(*split[::-1], settings, tmp_path / "a", mesh, 0, given)
     jax.tree.map(np.testing.assert_array_equal, params["backbone"]["stem"], given)
-    fresh = retrain.init_model(model, (64, 64), jax.random.split(jax.random.key(0))[0], given)
+    fresh = init_model(model, (64, 64), jax.random.split(jax.random.key(0))[0], given)
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), params["fpn"], jax.device_get(fresh["fpn"])
     )
@@ -198,14 +201,14 @@ def test_warm_start_and_frozen_modules(split, tmp_path):
     assert "dropped_foreground" not in read_log(tmp_path)[0]
     bad = {name: {k: v[..., :1] for k, v in layer.items()} for name, layer in given.items()}
     with pytest.raises(BadInput, match="another shape"):
-        retrain.init_model(model, (64, 64), jax.random.key(0), bad)
+        init_model(model, (64, 64), jax.random.key(0), bad)
     with pytest.raises(BadInput, match="missing"):
-        model = retrain.build_model(retrain.light(), 2)
-        retrain.init_model(model, (64, 64), jax.random.key(0), None)
+        model = build_model(light(), 2)
+        init_model(model, (64, 64), jax.random.key(0), None)
 
 
 def test_detections_are_coco_results_in_the_image(split, trained):
-    found = retrain.detect_retrain(trained[0], split[0], small(), progress=False)
+    found = detect_retrain(trained[0], split[0], small(), progress=False)
     records = {record.image_id: record for record in split[0].records}
     assert {one["image_id"] for one in found} == set(records)
     for one in found:
@@ -215,16 +218,16 @@ def test_detections_are_coco_results_in_the_image(split, trained):
         assert one["category_id"] in (7, 9) and 0 < one["score"] < 1
         assert one["file_name"] == record.file_name
     tagless = replace(split[0], records=tuple(replace(r, tags=()) for r in split[0].records))
-    assert retrain.detect_retrain(trained[0], tagless, small(), progress=False) == found
+    assert detect_retrain(trained[0], tagless, small(), progress=False) == found
 
 
 def test_tag_probabilities_multiply_the_scores(split, trained):
     logits = np.random.default_rng(0).normal(size=(len(split[0].records), 2)).astype(np.float32)
-    plain = retrain.detect_retrain(trained[0], split[0], small(), progress=False)
+    plain = detect_retrain(trained[0], split[0], small(), progress=False)
     settings = replace(small(), tag_power=0.5)
     with pytest.raises(BadInput, match="tag logits"):
-        retrain.detect_retrain(trained[0], split[0], settings, progress=False)
-    found = retrain.detect_retrain(trained[0], split[0], settings, False, logits)
+        detect_retrain(trained[0], split[0], settings, progress=False)
+    found = detect_retrain(trained[0], split[0], settings, False, logits)
     rows = {record.image_id: row for row, record in enumerate(split[0].records)}
 
     def place(one):

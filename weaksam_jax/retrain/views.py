@@ -1,4 +1,4 @@
-"""Detections of the retrained Faster R-CNN on a split, with test-time views."""
+"""Test-time views: a detector shown every image at several sizes, plain and mirrored."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

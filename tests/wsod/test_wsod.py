@@ -7,9 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from weaksam_jax import wsod, wsod_data
 from weaksam_jax.boxes import decode, from_xywh, iou
-from weaksam_jax.clue_evidence import box_cosine
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini import write_mini
 from weaksam_jax.data.store import SOURCES, Proposals, proposal_path, write_proposals
@@ -18,8 +16,14 @@ from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_arrays
 from weaksam_jax.models.lite0 import Lite0
+from weaksam_jax.wsod.clue_evidence import box_cosine
+from weaksam_jax.wsod.detect import detect_wsod
+from weaksam_jax.wsod.network import build_model, network_input
+from weaksam_jax.wsod.samples import MilSamples, View, fitted_size, load_boxes, restore_boxes
+from weaksam_jax.wsod.settings import WsodSettings
+from weaksam_jax.wsod.train import train_wsod
 
-TINY = wsod.WsodSettings(
+TINY = WsodSettings(
     width=16,
     pool_size=3,
     scales=(((64, 64),),),
@@ -81,13 +85,13 @@ def test_a_killed_training_ends_in_the_same_bits(world, tmp_path, monkeypatch):
     train, _, proposals = world
     mesh = data_mesh(jax.devices()[:1])
     with count_compilations() as compiled:
-        whole = wsod.train_wsod(train, proposals, TINY, tmp_path / "a", mesh, 3)
+        whole = train_wsod(train, proposals, TINY, tmp_path / "a", mesh, 3)
     assert len(compiled) == 2  # a canvas and two phases
 
     class Killed(Exception):
         pass
 
-    original, calls = wsod_data.MilSamples.__call__, []
+    original, calls = MilSamples.__call__, []
 
     def dies(self, *arguments):
         calls.append(1)
@@ -95,26 +99,26 @@ def test_a_killed_training_ends_in_the_same_bits(world, tmp_path, monkeypatch):
             raise Killed
         return original(self, *arguments)
 
-    monkeypatch.setattr(wsod_data.MilSamples, "__call__", dies)
+    monkeypatch.setattr(MilSamples, "__call__", dies)
     with pytest.raises(Killed):
-        wsod.train_wsod(train, proposals, TINY, tmp_path / "b", mesh, 3)
-    monkeypatch.setattr(wsod_data.MilSamples, "__call__", original)
-    resumed = wsod.train_wsod(train, proposals, TINY, tmp_path / "b", mesh, 3)
+        train_wsod(train, proposals, TINY, tmp_path / "b", mesh, 3)
+    monkeypatch.setattr(MilSamples, "__call__", original)
+    resumed = train_wsod(train, proposals, TINY, tmp_path / "b", mesh, 3)
     assert same_bits(whole, resumed)
-    other_seed = wsod.train_wsod(train, proposals, TINY, tmp_path / "c", mesh, 4)
+    other_seed = train_wsod(train, proposals, TINY, tmp_path / "c", mesh, 4)
     assert not same_bits(whole, other_seed)
 
 
 def loop_detections(params, split, proposals, settings, index):
     """One image by hand: every view on its own, NumPy averaging, a loop for the NMS."""
-    samples = wsod_data.MilSamples(split, proposals, settings)
+    samples = MilSamples(split, proposals, settings)
     record, own = split.records[index], samples.boxes[index][: settings.max_proposals]
-    model = wsod.build_model(settings, len(split.classes))
+    model = build_model(settings, len(split.classes))
     scores, boxes = [], []
     for mirrored in (False, True):
-        shown = samples.show(index, slice(len(own)), wsod_data.View(0, mirrored))
+        shown = samples.show(index, slice(len(own)), View(0, mirrored))
         batch = {name: value[None] for name, value in shown.items()}
-        images, inside = wsod.network_input(settings, batch)
+        images, inside = network_input(settings, batch)
         _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["prior"])
         logits = np.asarray(outputs.refine[0], np.float64)[:, : len(own)]
         exp = np.exp(logits - logits.max(-1, keepdims=True))
@@ -141,8 +145,8 @@ def loop_detections(params, split, proposals, settings, index):
 def test_detections_equal_the_loop_and_do_not_see_the_tags(world, tmp_path):
     train, test, proposals = world
     mesh = data_mesh(jax.devices()[:1])
-    params = wsod.train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
-    results = wsod.detect_wsod(params, test, proposals, TINY, tmp_path)
+    params = train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
+    results = detect_wsod(params, test, proposals, TINY, tmp_path)
     for index, record in enumerate(test.records):
         mine = [one for one in results if one["image_id"] == record.image_id]
         expected = loop_detections(params, test, proposals, TINY, index)
@@ -159,7 +163,7 @@ def test_detections_equal_the_loop_and_do_not_see_the_tags(world, tmp_path):
         assert {one["file_name"] for one in mine} == {record.file_name}
     untagged = tuple(dataclasses.replace(record, tags=()) for record in test.records)
     blind = dataclasses.replace(test, records=untagged)
-    assert wsod.detect_wsod(params, blind, proposals, TINY, tmp_path) == results
+    assert detect_wsod(params, blind, proposals, TINY, tmp_path) == results
 
 
 def test_frozen_features_are_cached_and_refilled(world, tmp_path):
@@ -177,8 +181,8 @@ def test_frozen_features_are_cached_and_refilled(world, tmp_path):
     mesh = data_mesh(jax.devices()[:1])
 
     def run(folder):
-        params = wsod.train_wsod(train, proposals, settings, folder, mesh, 0, weights)
-        wsod.detect_wsod(params, test, proposals, settings, folder, weights)
+        params = train_wsod(train, proposals, settings, folder, mesh, 0, weights)
+        detect_wsod(params, test, proposals, settings, folder, weights)
         return params
 
     params = run(tmp_path / "a")
@@ -186,15 +190,15 @@ def test_frozen_features_are_cached_and_refilled(world, tmp_path):
     assert len(files) == len(train.records) * 4 and "backbone" not in params
     content, stamps = files[3].read_bytes(), [f.stat().st_mtime_ns for f in files]
     files[3].unlink()
-    again = wsod.train_wsod(train, proposals, settings, tmp_path / "a", mesh, 0, weights)
+    again = train_wsod(train, proposals, settings, tmp_path / "a", mesh, 0, weights)
     assert same_bits(params, again) and files[3].read_bytes() == content
     others = [i for i in range(len(files)) if i != 3]
     assert [files[i].stat().st_mtime_ns for i in others] == [stamps[i] for i in others]
     weights["stem"]["bias"] = weights["stem"]["bias"] + 0.1  # other weights: none of it is reused
-    wsod.detect_wsod(params, test, proposals, settings, tmp_path / "a", weights)
+    detect_wsod(params, test, proposals, settings, tmp_path / "a", weights)
     assert len(list((tmp_path / "a" / "features" / "test").iterdir())) == 2
     with pytest.raises(BadInput, match="backbone"):
-        wsod.train_wsod(train, proposals, settings, tmp_path / "b", mesh, 0)
+        train_wsod(train, proposals, settings, tmp_path / "b", mesh, 0)
 
 
 def test_boxes_are_clean_and_sources_take_turns(world, tmp_path):
@@ -218,7 +222,7 @@ def test_boxes_are_clean_and_sources_take_turns(world, tmp_path):
         record.image_id, height, width, boxes, source, flat, flat, told, stability, None
     )
     write_proposals(tmp_path, train.split, proposals, {})
-    found, quality = wsod_data.load_boxes(tmp_path, train, record, 8.0)
+    found, quality = load_boxes(tmp_path, train, record, 8.0)
     expected = [[10, 10, 40, 50], [20, 20, 60, 60], [0, 0, 30, 30], [30, 30, 70, 70]]
     # Source 1 has rows 0, 1, 2 and source 0 rows 3 to 6; of equal places the first row leads.
     assert found.tolist() == expected
@@ -227,16 +231,16 @@ def test_boxes_are_clean_and_sources_take_turns(world, tmp_path):
         proposals, source=np.full(len(rows), SOURCES.index("selective_search"))
     )
     write_proposals(tmp_path, train.split, search, {})
-    assert not wsod_data.load_boxes(tmp_path, train, record, 8.0)[1].any()
+    assert not load_boxes(tmp_path, train, record, 8.0)[1].any()
     write_proposals(tmp_path, train.split, proposals.select(np.array([3, 5])), {})
-    alone, quality = wsod_data.load_boxes(tmp_path, train, record, 8.0)
+    alone, quality = load_boxes(tmp_path, train, record, 8.0)
     assert alone.tolist() == [[0, 0, width, height]] and quality.tolist() == [0]
 
 
 def test_missing_proposals_are_named(world, tmp_path):
     train, _, _ = world
     with pytest.raises(BadInput, match=str(train.records[0].image_id)):
-        wsod_data.MilSamples(train, tmp_path / "nowhere", TINY)
+        MilSamples(train, tmp_path / "nowhere", TINY)
 
 
 def write_clues(root, split, cells=(20, 24)):
@@ -258,10 +262,10 @@ def test_clues_join_the_prior(world, tmp_path):
     train, _, proposals = world
     settings = dataclasses.replace(TINY, clue_evidence=5.0)
     maps = write_clues(tmp_path, train)
-    samples = wsod_data.MilSamples(train, proposals, settings, tmp_path)
+    samples = MilSamples(train, proposals, settings, tmp_path)
     record, shape = train.records[2], (samples.groups[2], 0)
     sample = samples(2, shape, np.random.default_rng(5))
-    plain = wsod_data.MilSamples(train, proposals, TINY)(2, shape, np.random.default_rng(5))
+    plain = MilSamples(train, proposals, TINY)(2, shape, np.random.default_rng(5))
     gained = sample["prior"] - plain["prior"]
     chosen = np.sort(np.random.default_rng(5).permutation(len(samples.boxes[2]))[:24])
     boxes = in_cells(samples.boxes[2][chosen], record)
@@ -271,21 +275,21 @@ def test_clues_join_the_prior(world, tmp_path):
     assert want[: len(boxes), record.tags].all()
     proposal_path(tmp_path, train.split, record.image_id).unlink()
     with pytest.raises(BadInput, match="clue_evidence"):
-        wsod_data.MilSamples(train, proposals, settings, tmp_path)
+        MilSamples(train, proposals, settings, tmp_path)
     with pytest.raises(BadInput, match="clues_root"):
-        wsod_data.MilSamples(train, proposals, settings)
+        MilSamples(train, proposals, settings)
 
 
 def test_clues_multiply_the_scores_at_test(world, tmp_path):
     train, _, proposals = world
     mesh = data_mesh(jax.devices()[:1])
-    params = wsod.train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
+    params = train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
     everything = dataclasses.replace(TINY, nms=1.0, max_detections=500, method="oicr")
     maps = write_clues(tmp_path / "clues", train)
     found = {}
     for power in (0.0, 2.0):
         settings = dataclasses.replace(everything, clue_power=power)
-        rows = wsod.detect_wsod(
+        rows = detect_wsod(
             params, train, proposals, settings, tmp_path, clues_root=tmp_path / "clues"
         )
         found[power] = {(r["image_id"], r["category_id"], *r["bbox"]): r["score"] for r in rows}
@@ -304,12 +308,12 @@ def test_clues_multiply_the_scores_at_test(world, tmp_path):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
     train, _, proposals = world
-    samples = wsod_data.MilSamples(train, proposals, TINY)
+    samples = MilSamples(train, proposals, TINY)
     record, boxes = train.records[1], samples.boxes[1][:10]
-    shown = samples.show(1, slice(10), wsod_data.View(0, mirrored))
+    shown = samples.show(1, slice(10), View(0, mirrored))
     assert shown["valid"].sum() == 10
     assert (shown["prior"][:10] == TINY.evidence).all() and not shown["prior"][10:].any()
-    back = wsod_data.restore_boxes(shown["boxes"][:10], record, shown["size"], mirrored)
+    back = restore_boxes(shown["boxes"][:10], record, shown["size"], mirrored)
     np.testing.assert_allclose(back, boxes, atol=1e-3)
-    size = wsod_data.fitted_size(record, shown["image"].shape[:2])
+    size = fitted_size(record, shown["image"].shape[:2])
     assert tuple(shown["size"]) == size  # what cached maps assume

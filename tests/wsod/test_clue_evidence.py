@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weaksam_jax.clue_evidence import box_cosine, clue_evidence
 from weaksam_jax.data.records import TagRecord
 from weaksam_jax.data.store import proposal_path
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_arrays
+from weaksam_jax.wsod.clue_evidence import box_cosine, clue_evidence
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))

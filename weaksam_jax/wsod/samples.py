@@ -1,20 +1,23 @@
 """Samples of the MIL detector: images (or cached maps of a frozen backbone), proposals, tags."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from weaksam_jax.boxes import clip, flip
-from weaksam_jax.clue_evidence import clue_evidence
 from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays, write_arrays
+from weaksam_jax.wsod.clue_evidence import clue_evidence
+
+if TYPE_CHECKING:
+    from weaksam_jax.wsod.features import FeatureCache
 
 # One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
 Scale = tuple[Canvas, ...]
@@ -207,58 +210,3 @@ def hide_patches(image: np.ndarray, share: float, rng: np.random.Generator) -> n
     top, left = rng.integers(0, 24, 2)
     rows, columns = (np.arange(height) + top) // 24, (np.arange(width) + left) // 24
     return np.where(hidden[rows][:, columns, None], np.uint8(127), image)
-
-
-class FeatureCache:
-    """Maps of a frozen backbone on disk, float16, one file an image and view.
-
-    `<folder>/<key>/<xx>/<image id>-<scale>[-mirrored].safetensors`; written atomically, so a killed
-    run goes on with the missing ones. key: a hash of what the maps depend on but for the image.
-    """
-
-    def __init__(self, folder: str | Path, key: str):
-        self.folder = Path(folder) / key
-
-    def path(self, image_id: int, view: View) -> Path:
-        name = f"{image_id}-{view.scale}{'-mirrored' if view.mirrored else ''}.safetensors"
-        return self.folder / f"{image_id % 100:02d}" / name
-
-    def read(self, image_id: int, view: View) -> dict[str, np.ndarray]:
-        """The maps float16 `[h, w, F]` by name; `BadInput` when damaged."""
-        return read_arrays(self.path(image_id, view))[0]
-
-    def fill(
-        self,
-        split: TagSplit,
-        scales: Sequence[Scale],
-        views: Sequence[View],
-        network: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
-        batch: int,
-    ) -> None:
-        """Computes what is missing. network: (images uint8 `[B, H, W, 3]`, sizes `[B, 2]`) -> maps
-        float16 `[B, h, w, F]` by name."""
-        todo: dict[tuple[View, int], list[TagRecord]] = {}
-        for record in split.records:
-            for view in views:
-                if not self.path(record.image_id, view).exists():
-                    key = (view, shape_group(record, scales))
-                    todo.setdefault(key, []).append(record)
-        total = sum(map(len, todo.values()))
-        with tqdm(total=total, desc=f"features {split.split}", unit="images") as bar:
-            for (view, group), records in todo.items():
-                canvas = scales[view.scale][group]
-                for start in range(0, len(records), batch):
-                    self._run(records[start : start + batch], view, canvas, network, batch)
-                    bar.update(len(records[start : start + batch]))
-
-    def _run(self, records, view, canvas, network, batch) -> None:
-        images = np.zeros((batch, *canvas, 3), np.uint8)  # the last batch is padded
-        sizes = np.ones((batch, 2), np.float32)
-        none = np.zeros((0, 4), np.float32)
-        for i, record in enumerate(records):
-            image = load_image(record.path)
-            images[i], _, sizes[i] = resize_to_canvas(image, none, canvas, flip=view.mirrored)
-        maps = network(images, sizes)
-        for i, record in enumerate(records):
-            own = {name: value[i] for name, value in maps.items()}
-            write_arrays(self.path(record.image_id, view), own)

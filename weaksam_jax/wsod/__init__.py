@@ -1,0 +1,1 @@
+"""Weakly supervised detection: the MIL detector, trained on tags and proposals."""

@@ -1,0 +1,115 @@
+"""Training of the MIL detector on tags and proposals (WSDDN with OICR or MIST refinement)."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from weaksam_jax.data.batches import make_batches
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.engine.loop import train
+from weaksam_jax.engine.step import create_state, make_train_step
+from weaksam_jax.losses.mil import mil_loss
+from weaksam_jax.models.mil import MilDetector
+from weaksam_jax.wsod.features import frozen_features
+from weaksam_jax.wsod.network import build_model, network_input
+from weaksam_jax.wsod.samples import MilSamples, View
+from weaksam_jax.wsod.settings import WsodSettings
+
+
+def train_wsod(
+    split: TagSplit,
+    proposals_root: str | Path,
+    settings: WsodSettings,
+    folder: str | Path,
+    mesh: Mesh,
+    seed: int,
+    backbone: Any = None,
+    clues_root: str | Path | None = None,
+) -> dict:
+    """Trains on tags and proposals; returns the parameters (nested dictionary of arrays).
+
+    backbone: parameters of the frozen network ("lite0", see `bridge.convert`). clues_root: where
+    the clues are stored, which settings with `clue_evidence` or `clue_power` need. Resumes from the
+    checkpoints below `folder`, logs to `folder/../log.jsonl`; the same seed gives the same bits on
+    the same machine.
+    """
+    folder = Path(folder)
+    samples = MilSamples(split, proposals_root, settings, clues_root)
+    samples.features = frozen_features(
+        split, settings, folder, backbone
+    )  # takes minutes: comes last
+    model = build_model(settings, len(split.classes))
+    init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
+    params = _init(model, samples, settings, init_key)
+    for name, steps, rate, loss, key in (
+        ("tags", settings.pretrain_steps, settings.pretrain_rate, tag_loss, tag_key),
+        ("mil", settings.steps, settings.rate, detector_loss, mil_key),
+    ):
+        if not steps:
+            continue
+        tx = _optimizer(settings, rate, steps)
+        step = make_train_step(functools.partial(loss, model, settings), tx, mesh)
+        batches = make_batches(samples, samples.groups, settings.batch, seed, draw=samples.draw)
+        state = create_state(params, tx, key, mesh)
+        state = train(
+            state,
+            step,
+            batches,
+            steps,
+            folder / name,
+            mesh,
+            checkpoint_every=settings.checkpoint_every,
+            name=f"wsod_{name}",
+            log=folder.parent / "log.jsonl",
+        )
+        params = jax.device_get(state.params)
+    return params
+
+
+def tag_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
+    """Binary cross entropy of the image-level logits: the stand-in for ImageNet pre-training."""
+    images, inside = network_input(settings, batch)
+    logits = model.apply(
+        {"params": params}, images, inside, method=lambda m, x, i: m.tag_logits(m.features(x), i)
+    )
+    return optax.sigmoid_binary_cross_entropy(logits, batch["tags"]).mean(), {}
+
+
+def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
+    """Mean over the images of the MIL losses, plus the image-level loss on the class maps."""
+    images, inside = network_input(settings, batch)
+    logits, outputs = model.apply(
+        {"params": params},
+        images,
+        inside,
+        batch["boxes"],
+        batch["prior"],
+        True,
+        rngs={"dropout": rng},
+    )
+    one_image = functools.partial(mil_loss, method=settings.method)
+    losses, terms = jax.vmap(one_image)(outputs, batch["boxes"], batch["valid"], batch["tags"])
+    tags = optax.sigmoid_binary_cross_entropy(logits, batch["tags"]).mean()
+    terms = {name: value.mean() for name, value in terms.items()} | {"tags": tags}
+    return losses.mean() + settings.tag_weight * tags, terms
+
+
+def _optimizer(settings: WsodSettings, rate: float, steps: int) -> optax.GradientTransformation:
+    warmup = min(settings.warmup, steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(rate / 10, rate, warmup, steps, rate / 50)
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip),
+        optax.adamw(schedule, weight_decay=settings.weight_decay),
+    )
+
+
+def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
+    """Fresh parameters, of the shapes that the first sample gives."""
+    view = View(0, False)
+    batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
+    images, inside = network_input(settings, batch)
+    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
