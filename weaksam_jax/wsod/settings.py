@@ -16,13 +16,16 @@ class WsodSettings:
     or None. pooling: "align" or "max"; pool_size: its output side. evidence: weight in the
     detection stream of the contrast of the detector's own class maps (`class_evidence`) and of the
     proposal's quality; clue_evidence: weight of what the clue network's stored maps say of it
-    (`weaksam_jax.clue_evidence`), which at test multiplies its score, to the power of clue_power.
+    (`clue_evidence.py`), which at test multiplies its score, to the power of clue_power.
     scales: canvases (height, width) of each scale, drawn for each batch in training and all
     visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
     random gains; hide: share of hidden patches (none of the three with cached maps).
     max_proposals: padded number N. min_side: least side of a proposal in original pixels.
-    tag_weight: weight of the image-level loss on the class maps beside the MIL losses. nms,
-    max_detections: at test.
+    tag_weight: weight of the image-level loss on the class maps beside the MIL losses. optimizer:
+    "adamw" with cosine decay, or the published "adam_l2", whose rate starts at `warmup_from` times
+    `rate`, falls by 10 at `milestones` (steps), is twice as high for biases, which do not decay,
+    and `refine_rate` times as high for the refinement branches. clip: largest norm of the gradient,
+    or None. nms, max_detections: at test.
     """
 
     method: Literal["mist", "oicr"] = "mist"
@@ -47,8 +50,12 @@ class WsodSettings:
     batch: int = 8
     rate: float = 1e-3
     warmup: int = 100
+    optimizer: Literal["adamw", "adam_l2"] = "adamw"
+    warmup_from: float = 0.1
+    milestones: tuple[int, ...] = ()
+    refine_rate: float = 1.0
     weight_decay: float = 1e-3
-    clip: float = 5.0
+    clip: float | None = 5.0
     tag_weight: float = 1.0
     checkpoint_every: int = 200
     test_batch: int = 10

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.engine.loop import train
+from weaksam_jax.engine.optimizer import Factors, adam_l2, warmed_steps
 from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.losses.mil import mil_loss
 from weaksam_jax.models.mil import MilDetector
@@ -50,7 +51,7 @@ def train_wsod(
     ):
         if not steps:
             continue
-        tx = _optimizer(settings, rate, steps)
+        tx = make_optimizer(settings, rate, steps)
         step = make_train_step(functools.partial(loss, model, settings), tx, mesh)
         batches = make_batches(samples, samples.groups, settings.batch, seed, draw=samples.draw)
         state = create_state(params, tx, key, mesh)
@@ -97,13 +98,42 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
     return losses.mean() + settings.tag_weight * tags, terms
 
 
-def _optimizer(settings: WsodSettings, rate: float, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: WsodSettings, rate: float, steps: int
+) -> optax.GradientTransformation:
+    """Optimizer and schedule of `settings` for `steps` steps; a short trial has a short warm-up."""
     warmup = min(settings.warmup, steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(rate / 10, rate, warmup, steps, rate / 50)
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
-        optax.adamw(schedule, weight_decay=settings.weight_decay),
-    )
+    if settings.optimizer == "adam_l2":
+        schedule = warmed_steps(rate, warmup, settings.warmup_from, settings.milestones)
+        decayed, rates = _published_factors(settings)
+        tx = adam_l2(schedule, settings.weight_decay, decayed, rates)
+    else:
+        schedule = optax.warmup_cosine_decay_schedule(
+            rate * settings.warmup_from, rate, warmup, steps, rate / 50
+        )
+        tx = optax.adamw(schedule, weight_decay=settings.weight_decay)
+    return tx if settings.clip is None else optax.chain(optax.clip_by_global_norm(settings.clip), tx)
+
+
+def _published_factors(settings: WsodSettings) -> tuple[Factors, Factors]:
+    """Factors of weight decay and of the rate by a parameter's name (20-wsod.md, section 3).
+
+    Where the refinement branches have a rate of their own, the released OICR's rule for them
+    replaces the rule for biases: theirs decay and are not doubled.
+    """
+
+    def refined(name: str) -> bool:
+        return settings.refine_rate != 1 and name.startswith(("refine", "deltas"))
+
+    def decayed(name: str) -> float:
+        return 0.0 if name.endswith("bias") and not refined(name) else 1.0
+
+    def rates(name: str) -> float:
+        if name.startswith(frozen_names(settings)):
+            return 0.0
+        return settings.refine_rate if refined(name) else 2.0 if name.endswith("bias") else 1.0
+
+    return decayed, rates
 
 
 def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
