@@ -40,9 +40,8 @@ def train_wsod(
     """
     folder = Path(folder)
     samples = MilSamples(split, proposals_root, settings, clues_root)
-    samples.features = frozen_features(
-        split, settings, folder, backbone
-    )  # takes minutes: comes last
+    # Takes minutes, so bad proposals and clues have been refused before.
+    samples.features = frozen_features(split, settings, folder, backbone)
     model = build_model(settings, len(split.classes))
     init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
     params = _init(model, samples, settings, init_key)
