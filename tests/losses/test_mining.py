@@ -77,7 +77,9 @@ def test_rules_and_options_differ():
         "release, ignoring": lambda image: OICR(*image, 0.5, "release", 0.1),
     }
     found = {
-        name: b"".join(np.asarray(x).tobytes() for seed in range(5) for x in run(random_image(seed)))
+        name: b"".join(
+            np.asarray(x).tobytes() for seed in range(5) for x in run(random_image(seed))
+        )
         for name, run in kinds.items()
     }
     assert len(set(found.values())) == len(kinds)
@@ -89,7 +91,7 @@ def test_plus_one_of_the_released_code_is_a_shift_of_the_corners():
         inclusive[:, 2:] -= 1  # a box of one pixel has equal corners
         shifted = inclusive + np.array([0, 0, 1, 1], np.float32)
         labels, weights, targets = mist_loop(inclusive, scores, tags, iou=overlap_plus_one)
-        targets = np.asarray(targets) + [0, 0, 1, 1]
+        targets = np.asarray(targets) + np.array([0, 0, 1, 1])
         image = shifted, valid, scores, tags
         check(MIST(*image, 0.15, 0.2, 0.5, 0.0), image, (labels, weights, targets))
 

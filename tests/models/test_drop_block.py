@@ -1,6 +1,5 @@
 """Concrete DropBlock against PyTorch in two passes, as the released code trains."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from weaksam_jax.models import drop_block
 from weaksam_jax.models.drop_block import ConcreteDropBlock, gumbel, scaled_mask
 
 B, N, K, CHANNELS = 2, 5, 7, 6
+INIT = jax.jit(ConcreteDropBlock().init)
 
 
 def case(seed):
@@ -21,7 +21,7 @@ def case(seed):
     valid = np.ones((B, N), bool)
     valid[0, 3:] = valid[1, 0] = False
     x[~valid] = 50  # would spoil the batch statistics
-    params = ConcreteDropBlock().init(jax.random.key(seed), x, valid)["params"]
+    params = INIT(jax.random.key(seed), x, valid)["params"]
     for norm in ("norm1", "norm2"):
         params[norm] = jax.tree.map(lambda p: p + rng.normal(size=p.shape) * 0.3, params[norm])
     share = torch_share(torch.tensor(x[valid]).double(), torch_parameters(params)).detach().numpy()
@@ -72,7 +72,7 @@ def torch_dropped(rois, noise, p):
     return rois * mask[..., None] * (mask.numel() / mask.sum()), mask
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_one_pass_equals_the_two_of_the_release(seed, monkeypatch):
     x, valid, params, noise, weights = case(seed)
     monkeypatch.setattr(drop_block, "gumbel", lambda key, shape: jnp.asarray(noise))
@@ -161,9 +161,9 @@ def test_empty_and_huge_inputs_stay_finite(empty, dtype, monkeypatch):
 
 def test_half_precision_features_keep_their_type():
     x, valid, params, *_ = case(5)
-    model = ConcreteDropBlock(jnp.bfloat16)
     rngs = {"drop_block": jax.random.key(1)}
-    y = model.apply({"params": params}, x.astype(jnp.bfloat16), valid, True, rngs=rngs)
-    assert y.dtype == jnp.bfloat16
+    run = jax.jit(
+        lambda x: ConcreteDropBlock().apply({"params": params}, x, valid, True, rngs=rngs)
+    )
+    assert run(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    assert isinstance(model, nn.Module)
