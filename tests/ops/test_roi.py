@@ -1,5 +1,6 @@
 """RoI ops against loops written from the papers' definitions and torch autograd."""
 
+import functools
 import math
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from weaksam_jax.ops.roi import roi_align, roi_align_pyramid, roi_pool
 
@@ -51,6 +55,45 @@ def some_boxes(rng, count, height, width):
     return boxes.astype(np.float32)
 
 
+# Quarters of a cell at stride 8 in and around a map of 6x7 cells: half cells, boxes of no or one
+# pixel, inverted boxes, boxes over the border and wholly outside.
+HEIGHT, WIDTH, COUNT = 6, 7, 6
+drawn_boxes = hnp.arrays(
+    np.float32,
+    (COUNT, 4),
+    elements=st.integers(-12, 4 * WIDTH + 12).map(lambda quarters: quarters * 2),
+    fill=st.nothing(),
+)
+# Few values, so that maxima are shared, and all negative in half of the maps.
+drawn_maps = st.builds(
+    lambda values, shift: values.astype(np.float32) - shift,
+    hnp.arrays(np.int32, (HEIGHT, WIDTH, 2), elements=st.integers(0, 4), fill=st.nothing()),
+    st.sampled_from([2, 10]),
+)
+
+
+def hold_against_caffe(features, boxes, scale, size):
+    """Values and the gradient of a weighted sum; returns which bins are empty."""
+    expected, where = caffe_pool(features, boxes, scale, size)
+    weights = np.linspace(-1, 1, expected.size, dtype=np.float32).reshape(expected.shape)
+    value, ours = POOL(features, boxes, weights, scale, size)
+    np.testing.assert_array_equal(value, expected)
+    empty = where[..., 0] == -1
+    assert not expected[empty].any()
+    gradient = np.zeros_like(features)
+    for index in np.argwhere(~empty):
+        y, x = where[tuple(index)]
+        gradient[y, x, index[3]] += weights[tuple(index)]
+    np.testing.assert_allclose(ours, gradient, atol=1e-4)
+    return empty
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def POOL(features, boxes, weights, scale, size):
+    value, pullback = jax.vjp(lambda f: roi_pool(f, boxes, scale, size), features)
+    return value, pullback(weights)[0]
+
+
 @pytest.mark.parametrize(
     ("size", "scale", "rectified"), [(7, 1 / 8, False), (7, 1 / 4, True), (3, 1 / 16, False)]
 )
@@ -61,16 +104,35 @@ def test_roi_pool_and_its_gradient_equal_the_caffe_loop(size, scale, rectified):
     if rectified:
         features = np.maximum(features, 0)  # many equal values: the first maximum must win
     boxes = some_boxes(rng, 24, height / scale, width / scale)
-    expected, where = caffe_pool(features, boxes, scale, size)
-    value, pullback = jax.vjp(lambda f: roi_pool(f, jnp.asarray(boxes), scale, size), features)
-    np.testing.assert_array_equal(value, expected)
-    assert (where[..., 0] == -1).any() and (expected == 0)[where[..., 0] == -1].all()
-    weights = rng.normal(size=expected.shape).astype(np.float32)
-    gradient = np.zeros_like(features)
-    for index in np.argwhere(where[..., 0] >= 0):
-        y, x = where[tuple(index)]
-        gradient[y, x, index[3]] += weights[tuple(index)]
-    np.testing.assert_allclose(pullback(jnp.asarray(weights))[0], gradient, atol=1e-4)
+    assert hold_against_caffe(features, boxes, scale, size).any()
+
+
+@settings(max_examples=60)
+@given(features=drawn_maps, boxes=drawn_boxes)
+def test_roi_pool_equals_the_caffe_loop_on_drawn_boxes(features, boxes):
+    hold_against_caffe(features, boxes, 1 / 8, 3)
+
+
+@pytest.mark.parametrize("pool", [roi_pool, functools.partial(roi_align, sampling_ratio=1)])
+def test_no_boxes_give_no_rows_and_no_gradient(pool):
+    value, pullback = jax.vjp(lambda f: pool(f, jnp.zeros((0, 4)), 1 / 8), jnp.ones((5, 6, 2)))
+    assert value.shape == (0, 7, 7, 2)
+    assert not pullback(value)[0].any()
+
+
+@pytest.mark.parametrize("pool", [roi_pool, roi_align])
+def test_half_precision_gradients_of_many_boxes_add_up(pool):
+    """A sum of ones in bfloat16 stops at 256."""
+    boxes = jnp.tile(jnp.asarray([[0.0, 0.0, 24.0, 24.0]]), (1000, 1))
+    maps = jnp.ones((3, 3, 1))
+
+    def gradient(dtype):
+        total = jax.jit(jax.grad(lambda f: pool(f, boxes, 1 / 8, 3).astype(jnp.float32).sum()))
+        return total(maps.astype(dtype))
+
+    half = gradient(jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), gradient(jnp.float32), rtol=2**-7)
 
 
 def test_roi_pool_gradient_by_finite_differences_under_vmap_and_jit():
@@ -101,7 +163,7 @@ def torch_align(features, boxes, scale, size, ratio, aligned):
             w, h = max(w, 1.0), max(h, 1.0)
         for i in range(size):
             for j in range(size):
-                total = torch.zeros(channels, dtype=features.dtype)
+                total = features[0, 0] * 0
                 for a in range(ratio):
                     for b in range(ratio):
                         y = box[1] + (i + (a + 0.5) / ratio) * h / size
@@ -124,23 +186,38 @@ def torch_align(features, boxes, scale, size, ratio, aligned):
     return torch.stack(rows).reshape(len(boxes), size, size, channels)
 
 
+def hold_against_torch(features, boxes, size, ratio, aligned, chunk):
+    reference = torch.tensor(features, dtype=torch.float64, requires_grad=True)
+    expected = torch_align(reference, boxes.astype(np.float64), 1 / 8, size, ratio, aligned)
+    weights = np.linspace(-1, 1, expected.numel()).reshape(expected.shape)
+    (expected * torch.tensor(weights)).sum().backward()
+    value, gradient = ALIGN(
+        features, boxes, weights.astype(np.float32), size, ratio, aligned, chunk
+    )
+    np.testing.assert_allclose(value, expected.detach().numpy(), atol=2e-5)
+    np.testing.assert_allclose(gradient, reference.grad.numpy(), atol=2e-4)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def ALIGN(features, boxes, weights, *options):
+    value, pullback = jax.vjp(lambda f: roi_align(f, boxes, 1 / 8, *options), features)
+    return value, pullback(weights)[0]
+
+
 @pytest.mark.parametrize(
     ("aligned", "ratio", "size", "chunk"), [(True, 2, 7, 4), (False, 2, 3, 0), (True, 1, 4, 32)]
 )
 def test_roi_align_and_its_gradient_equal_torchvisions_formula(aligned, ratio, size, chunk):
     rng = np.random.default_rng(ratio)
     features = rng.normal(size=(9, 12, 2)).astype(np.float32)
-    boxes = some_boxes(rng, 10, 72, 96)
-    reference = torch.tensor(features, dtype=torch.float64, requires_grad=True)
-    expected = torch_align(reference, boxes.astype(np.float64), 1 / 8, size, ratio, aligned)
-    weights = rng.normal(size=expected.shape)
-    (expected * torch.tensor(weights)).sum().backward()
-    value, pullback = jax.vjp(
-        lambda f: roi_align(f, jnp.asarray(boxes), 1 / 8, size, ratio, aligned, chunk), features
-    )
-    np.testing.assert_allclose(value, expected.detach().numpy(), atol=2e-5)
-    gradient = pullback(jnp.asarray(weights, jnp.float32))[0]
-    np.testing.assert_allclose(gradient, reference.grad.numpy(), atol=2e-4)
+    hold_against_torch(features, some_boxes(rng, 10, 72, 96), size, ratio, aligned, chunk)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@settings(max_examples=20)
+@given(features=drawn_maps, boxes=drawn_boxes)
+def test_roi_align_equals_torchvisions_formula_on_drawn_boxes(aligned, features, boxes):
+    hold_against_torch(features, boxes, 3, 2, aligned, 0)
 
 
 def test_pyramid_reads_each_box_from_its_level():

@@ -81,12 +81,17 @@ def _max_backward(residuals, gradient):
     features, where = residuals
     channel = jnp.broadcast_to(jnp.arange(features.shape[2]), where.shape)
     gradient = jnp.where(where >= 0, gradient, 0)
-    flat = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), gradient.dtype)
-    flat = flat.at[jnp.maximum(where, 0), channel].add(gradient)
+    # float32: hundreds of boxes may add to one cell, and a bfloat16 sum stops growing at 256 terms.
+    flat = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), _full(features))
+    flat = flat.at[jnp.maximum(where, 0), channel].add(gradient.astype(flat.dtype))
     return flat.reshape(features.shape).astype(features.dtype), None, None
 
 
 _max_of_bins.defvjp(_max_forward, _max_backward)
+
+
+def _full(array: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def roi_align(
@@ -126,16 +131,19 @@ def roi_align_pyramid(
     """RoIAlign where each box reads one level of a pyramid: one gather from the flattened pyramid.
 
     levels: L maps `[H_l, W_l, C]`; strides: their strides in pixels; boxes: `[R, 4]` in image
-    pixels; level: int `[R]`, index into `levels`. Returns `[R, output_size, output_size, C]`, each
-    cell the mean of `sampling_ratio`² bilinear samples. aligned: half-pixel shift and no minimal
-    size; otherwise sides are at least one cell (torchvision's meaning). Gradients flow to the maps,
-    not to the boxes. chunk: RoIs at a time, rematerialised (32 keeps CPU caches warm; 0: all at
-    once, for GPU). The cost is that of one level, whatever L. Raises ValueError for
-    `sampling_ratio` < 1 (the adaptive grid has no static shape).
+    pixels; level: int `[R]`, index into `levels`. Returns `[R, output_size, output_size, C]` in the
+    type of the maps (computed in float32 at least), each cell the mean of `sampling_ratio`²
+    bilinear samples. aligned: half-pixel shift and no minimal size; otherwise sides are at least
+    one cell (torchvision's meaning). Gradients flow to the maps, not to the boxes. chunk: RoIs at a
+    time, rematerialised (32 keeps CPU caches warm; 0: all at once, for GPU). The cost is that of
+    one level, whatever L. Raises ValueError for `sampling_ratio` < 1 (the adaptive grid has no
+    static shape).
     """
     if sampling_ratio < 1:
         raise ValueError("sampling_ratio must be at least 1")
+    dtype = levels[0].dtype
     flat = jnp.concatenate([one.reshape(-1, one.shape[-1]) for one in levels])
+    flat = flat.astype(_full(flat))  # so that the gradients of many boxes add up in float32
     sizes = np.array([one.shape[:2] for one in levels], np.int32)
     offsets = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]]).astype(np.int32)
     pool = functools.partial(
@@ -148,7 +156,7 @@ def roi_align_pyramid(
     )
     count = boxes.shape[0]
     if chunk <= 0 or count <= chunk:
-        return pool(flat, *inputs)
+        return pool(flat, *inputs).astype(dtype)
     padding = -count % chunk
     chunks = jax.tree.map(
         lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge").reshape(
@@ -157,7 +165,7 @@ def roi_align_pyramid(
         inputs,
     )
     pooled = jax.lax.map(jax.checkpoint(lambda one: pool(flat, *one)), chunks)
-    return pooled.reshape(-1, *pooled.shape[2:])[:count]
+    return pooled.reshape(-1, *pooled.shape[2:])[:count].astype(dtype)
 
 
 def _align_boxes(flat, boxes, sizes, offsets, output_size, sampling_ratio, aligned):

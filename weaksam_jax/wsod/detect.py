@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from weaksam_jax.boxes import clip, decode, to_xywh
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.losses.mil import wsddn_scores
 from weaksam_jax.ops.nms import multiclass_nms
 from weaksam_jax.wsod.features import all_views, frozen_features
 from weaksam_jax.wsod.network import build_model, network_input
@@ -29,10 +30,10 @@ def detect_wsod(
 ) -> list[dict]:
     """COCO results of every image of `split` (its tags are not read; stored clues may know them).
 
-    Scores are the mean softmax of the refinement branches and boxes the mean decoded regression
-    ("oicr": the proposals), both averaged over all views; scores times `clue_evidence` to the power
-    of `clue_power`; then class-wise NMS and the best `max_detections` of an image, best first, the
-    best one of every class among them.
+    Scores are the mean softmax of the refinement branches ("wsddn": the product of its two streams)
+    and boxes the mean decoded regression ("oicr", "wsddn": the proposals), both averaged over all
+    views; scores times `clue_evidence` to the power of `clue_power`; then class-wise NMS and the
+    best `max_detections` of an image, best first, the best one of every class among them.
     """
     samples = MilSamples(split, proposals_root, settings, clues_root)
     samples.features = frozen_features(split, settings, Path(folder), backbone)
@@ -66,6 +67,9 @@ def infer_view(model, settings, params, batch) -> tuple[jax.Array, jax.Array]:
     images, inside = network_input(settings, batch)
     _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["prior"])
     scores = jax.nn.softmax(outputs.refine).mean(1)[..., 1:]
+    if settings.method == "wsddn":
+        both = jax.vmap(wsddn_scores)(outputs.cls, outputs.det, batch["valid"])
+        scores = both[..., -scores.shape[-1] :]
     boxes = jnp.broadcast_to(batch["boxes"][:, :, None], (*scores.shape, 4))
     if settings.method == "mist":
         boxes = decode(outputs.deltas.mean(1)[:, :, 1:], boxes)

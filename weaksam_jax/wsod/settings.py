@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from weaksam_jax.losses.mil import Method, Reduction
+from weaksam_jax.losses.mining import OicrRule
 from weaksam_jax.wsod.samples import Scale
 
 
@@ -10,7 +12,10 @@ from weaksam_jax.wsod.samples import Scale
 class WsodSettings:
     """Everything that decides the detector's weights and detections, but for the seed and data.
 
-    method: "mist" (several pseudo boxes a class, box regression) or "oicr" (one, none). backbone:
+    method: "mist" (several pseudo boxes a class, box regression), "oicr" (one, none) or "wsddn"
+    (no refinement: the image loss alone, and its scores at test). oicr_rule, ignore_below,
+    image_loss (its `reduction`): see `weaksam_jax.losses.mil.mil_loss`. drop_block: Concrete
+    DropBlock on the pooled features in training (`weaksam_jax.models.drop_block`). backbone:
     "mini_cnn" is trained from scratch, first `pretrain_steps` as a classifier of tags; "lite0" is
     frozen and its maps are cached on disk. neck: channels of a trained 1x1 convolution on the maps,
     or None. pooling: "align" or "max"; pool_size: its output side. evidence: weight in the
@@ -28,7 +33,11 @@ class WsodSettings:
     or None. nms, max_detections: at test.
     """
 
-    method: Literal["mist", "oicr"] = "mist"
+    method: Method = "mist"
+    oicr_rule: OicrRule = "paper"
+    ignore_below: float = 0.0
+    image_loss: Reduction = "mean"
+    drop_block: bool = False
     backbone: Literal["mini_cnn", "lite0"] = "mini_cnn"
     neck: int | None = None
     pooling: Literal["align", "max"] = "align"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -76,7 +77,7 @@ def tag_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
     logits = model.apply(
         {"params": params}, images, inside, method=lambda m, x, i: m.tag_logits(m.features(x), i)
     )
-    return optax.sigmoid_binary_cross_entropy(logits, batch["tags"]).mean(), {}
+    return _tag_entropy(logits, batch["tags"]), {}
 
 
 def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
@@ -89,11 +90,17 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         batch["boxes"],
         batch["prior"],
         True,
-        rngs={"dropout": rng},
+        rngs={"dropout": rng, "drop_block": jax.random.fold_in(rng, 1)},
     )
-    one_image = functools.partial(mil_loss, method=settings.method)
+    one_image = functools.partial(
+        mil_loss,
+        method=settings.method,
+        oicr_rule=settings.oicr_rule,
+        ignore_below=settings.ignore_below,
+        reduction=settings.image_loss,
+    )
     losses, terms = jax.vmap(one_image)(outputs, batch["boxes"], batch["valid"], batch["tags"])
-    tags = optax.sigmoid_binary_cross_entropy(logits, batch["tags"]).mean()
+    tags = _tag_entropy(logits, batch["tags"])
     terms = {name: value.mean() for name, value in terms.items()} | {"tags": tags}
     return losses.mean() + settings.tag_weight * tags, terms
 
@@ -134,6 +141,12 @@ def _published_factors(settings: WsodSettings) -> tuple[Factors, Factors]:
         return settings.refine_rate if refined(name) else 2.0 if name.endswith("bias") else 1.0
 
     return decayed, rates
+
+
+def _tag_entropy(logits: jax.Array, tags: jax.Array) -> jax.Array:
+    """Mean binary cross entropy; an image without tags is no negative (see `image_loss`)."""
+    entropy = optax.sigmoid_binary_cross_entropy(logits, tags)
+    return jnp.where(tags.any(1, keepdims=True), entropy, 0.0).mean()
 
 
 def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
