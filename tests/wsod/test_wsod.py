@@ -19,9 +19,10 @@ from weaksam_jax.models.lite0 import Lite0
 from weaksam_jax.wsod.clue_evidence import box_cosine
 from weaksam_jax.wsod.detect import detect_wsod
 from weaksam_jax.wsod.network import build_model, network_input
-from weaksam_jax.wsod.samples import MilSamples, View, fitted_size, load_boxes, restore_boxes
+from weaksam_jax.wsod.samples import MilSamples, load_boxes
 from weaksam_jax.wsod.settings import WsodSettings
 from weaksam_jax.wsod.train import train_wsod
+from weaksam_jax.wsod.views import View, fitted_size, restore_boxes
 
 TINY = WsodSettings(
     width=16,
@@ -313,7 +314,9 @@ def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
     shown = samples.show(1, slice(10), View(0, mirrored))
     assert shown["valid"].sum() == 10
     assert (shown["prior"][:10] == TINY.evidence).all() and not shown["prior"][10:].any()
-    back = restore_boxes(shown["boxes"][:10], record, shown["size"], mirrored)
+    back = restore_boxes(
+        shown["boxes"][:10], shown["size"], np.float32([record.height, record.width]), mirrored
+    )
     np.testing.assert_allclose(back, boxes, atol=1e-3)
     size = fitted_size(record, shown["image"].shape[:2])
     assert tuple(shown["size"]) == size  # what cached maps assume
