@@ -114,8 +114,9 @@ class _Detector:
         shape = len(padded), samples.padded, len(split.classes)
         sums = jnp.zeros(shape), jnp.zeros((*shape, 4))
         with ThreadPoolExecutor(THREADS) as pool:
-            decode_once = None if samples.features else samples.image
-            images = list(pool.map(decode_once, padded)) if decode_once else [None] * len(padded)
+            images = [None] * len(padded)
+            if samples.features is None:
+                images = list(pool.map(samples.image, padded))
             for view in self._views:
                 batch = self._batch(pool, padded, images, view)
                 sums = self._add_view(self._params, batch, sums)
