@@ -1,14 +1,21 @@
-"""A metric of stored detections, masks or proposals against a data set's truth.
+"""A metric of stored detections, masks or proposals against a data set's truth, or files for the
+VOC server, which has the truth of the test sets.
 
     python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \
         --data /path/to/VOCdevkit/VOC2007 --metric voc07
+    python -m experiments.evaluate --detections detections.json --split test \
+        --data /path/to/VOCdevkit/VOC2012 --voc-files results/VOC2012/Main
 
-Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc, voc-segm (VOC AP of
-masks at IoU .25, .5, .7, .75), coco-segm, recall (of proposals: a proposal store or COCO results).
-Prints the figures and a table of classes; --json writes them.
+Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc (also by the
+released script's convention), voc-segm (VOC AP of masks at IoU .25, .5, .7, .75), coco-segm, recall
+(of proposals: a proposal store or COCO results). Prints the figures and a table of classes; --json
+writes them. --voc-files writes comp4_det_<split>_<class>.txt (pixels counted from 1, inclusive);
+the images of that split need no annotations.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +26,7 @@ import tyro
 from experiments import measure
 from experiments.road import summary
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import open_images, open_tags, open_truth, split_names
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import (
@@ -29,6 +36,7 @@ from weaksam_jax.evaluate import (
     proposal_recall,
     voc_ap,
     voc_mask_ap,
+    write_comp4,
 )
 from weaksam_jax.evaluate.detections import as_arrays
 from weaksam_jax.files import read_json, write_json
@@ -44,22 +52,38 @@ class Evaluate:
     """COCO results, a COCO annotation file (pgt.json), or a proposal store (recall)."""
     data: Path
     """The data set: VOCdevkit or COCO folder."""
-    metric: Metric
-    """Which figure."""
+    metric: Metric | None = None
+    """Which figure; may be left out with --voc-files."""
     split: str | None = None
     """The split that was detected on [test; for corloc and recall train]."""
     json: Path | None = None
     """Where the figures are written as JSON."""
+    voc_files: Path | None = None
+    """Folder for the files of the VOC evaluation server."""
 
 
 def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(
         Evaluate, args=argv, description=__doc__, prog="python -m experiments.evaluate"
     )
-    result = evaluate(options)
-    if options.json is not None:
-        write_json(options.json, result, indent=1)
-    print(table(result))
+    if options.metric is None and options.voc_files is None:
+        raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
+    if options.voc_files is not None:
+        paths = voc_files(options)
+        print(f"{len(paths)} files such as {paths[0]}")
+    if options.metric is not None:
+        result = evaluate(options)
+        if options.json is not None:
+            write_json(options.json, result, indent=1)
+        print(table(result))
+
+
+def voc_files(options: Evaluate) -> list[Path]:
+    """Writes the server's files; needs images and no truth."""
+    split = open_images(options.data, options.split or split_names(options.data)["test"])
+    found = read_detections(options.detections, masks=False)
+    with naming(options.detections):
+        return write_comp4(found, split, options.voc_files)
 
 
 def evaluate(options: Evaluate) -> dict:
@@ -74,14 +98,21 @@ def evaluate(options: Evaluate) -> dict:
         figures = store_recall(options, split, truth)
     else:
         found = read_detections(options.detections, masks="segm" in options.metric)
-        try:
+        with naming(options.detections):
             figures = figures_of(options.metric, found, truth)
-        except BadInput as error:
-            if error.path != "detections":
-                raise
-            raise BadInput(options.detections, error.problem, error.cure) from error
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
     return {**head, "images": len(truth.records), **figures}
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Faults of "detections" become faults of that file."""
+    try:
+        yield
+    except BadInput as error:
+        if error.path != "detections":
+            raise
+        raise BadInput(path, error.problem, error.cure) from error
 
 
 def read_detections(path: Path, masks: bool) -> list[dict]:
@@ -114,7 +145,14 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
         return {"masked_images": len(truth.records), **figures}
     if metric in ("voc07", "voc12"):
         return voc_ap(found, truth, rule=metric.removeprefix("voc"))
-    return {"coco": coco_ap, "corloc": corloc, "recall": results_recall}[metric](found, truth)
+    return {"coco": coco_ap, "corloc": both_corlocs, "recall": results_recall}[metric](found, truth)
+
+
+def both_corlocs(found: list, truth: TruthSplit) -> dict:
+    """CorLoc, beside it that of the released script, and the classes of the first."""
+    released = corloc(found, truth, convention="release")["corloc"]
+    ours = corloc(found, truth)
+    return {"corloc": ours["corloc"], "corloc_release": released, "per_class": ours["per_class"]}
 
 
 def results_recall(found: list, truth: TruthSplit) -> dict:

@@ -103,6 +103,8 @@ def test_voc_metrics_are_those_counted_by_hand(found, data, tmp_path, capsys):
     # Images with a dog: 1 (hit), 2 (the difficult one is hit); with a cat: 1 no, 3 hit, 4 no.
     located = evaluate(found, data, "corloc", tmp_path)
     assert located["per_class"] == pytest.approx({"dog": 100, "cat": 100 / 3})
+    # A pixel off, the dogs still have IoU 81 / 119, the cat 117 / 223.
+    assert located["corloc_release"] == pytest.approx((100 + 100 / 3) / 2)
     assert located["split"] == "trainval"
 
 

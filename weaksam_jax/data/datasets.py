@@ -20,9 +20,10 @@ from weaksam_jax.files import fingerprint
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layout found on disk: its folder and the three functions that read it."""
+    """A layout found on disk: its folder and the four functions that read it."""
 
     root: Path
+    images: Callable[[Path, str], TagSplit]
     tags: Callable[[Path, str], TagSplit]
     truth: Callable[[Path, str], TruthSplit | None]
     split_names: Callable[[Path], dict[str, str]]
@@ -37,6 +38,15 @@ class SplitCount:
     tags: int
 
 
+def open_images(path: str | Path, split: str) -> TagSplit:
+    """Images of a split to detect on; in a VOC folder they need no annotations (and have no tags).
+
+    Raises `BadInput` when the path is no data set, and for every fault that the readers name.
+    """
+    reader = _reader(path)
+    return reader.images(reader.root, split)
+
+
 def open_tags(path: str | Path, split: str) -> TagSplit:
     """Images and image-level tags of a split; no box or mask is looked at.
 
@@ -47,7 +57,8 @@ def open_tags(path: str | Path, split: str) -> TagSplit:
 
 
 def open_truth(path: str | Path, split: str) -> TruthSplit | None:
-    """Boxes and masks of a split, for evaluation only; None when the data set has tags alone."""
+    """Boxes and masks of a split, for evaluation only; None when the data set has tags alone
+    (in a VOC folder also when no image of the split is annotated)."""
     reader = _reader(path)
     return reader.truth(reader.root, split)
 
@@ -108,11 +119,13 @@ def _reader(path: str | Path) -> _Reader:
     if not path.is_dir():
         raise BadInput(path, "is no folder", "give the folder of a data set")
     if (root := voc.find_voc(path)) is not None:
-        return _Reader(root, voc.voc_tags, voc.voc_truth, voc.voc_split_names)
+        return _Reader(root, voc.voc_images, voc.voc_tags, voc.voc_truth, voc.voc_split_names)
     if (root := coco.find_coco(path)) is not None:
-        return _Reader(root, coco.coco_tags, coco.coco_truth, coco.coco_split_names)
+        return _Reader(root, coco.coco_tags, coco.coco_tags, coco.coco_truth, coco.coco_split_names)
     if (root := tags_csv.find_tags_csv(path)) is not None:
-        return _Reader(root, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names)
+        return _Reader(
+            root, tags_csv.csv_tags, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names
+        )
     raise BadInput(
         path,
         "is no data set",

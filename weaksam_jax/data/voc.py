@@ -8,7 +8,7 @@ masks.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -68,28 +68,36 @@ def voc_split_names(root: Path) -> dict[str, str]:
 
 def voc_tags(root: Path, split: str) -> TagSplit:
     """Images and tags of a split; a tag is a class with an object that is not difficult."""
-    names = _read_list(root, split)
-    ids, classes = _image_ids(root, names, split), _classes(root)
+    classes = _classes(root)
     index = {name: i for i, name in enumerate(classes)}
-    records = []
-    for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
+
+    def tags_of(name: str) -> tuple[int, ...]:
         annotation = root / "Annotations" / f"{name}.xml"
-        found = {
-            _class_index(index, annotation, label)
-            for label, difficult, _ in _objects(annotation)
-            if not difficult
-        }
-        path = _image_path(root, name)
-        width, height = image_size(path)
-        records.append(TagRecord(ids[name], path.name, path, width, height, tuple(sorted(found))))
-    category_ids = tuple(range(1, len(classes) + 1))
-    return TagSplit(root.name, split, classes, category_ids, tuple(records))
+        labels = [label for label, difficult, _ in _objects(annotation) if not difficult]
+        return tuple(sorted({_class_index(index, annotation, label) for label in labels}))
+
+    return _tag_split(root, split, classes, tags_of)
+
+
+def voc_images(root: Path, split: str) -> TagSplit:
+    """Images of a split, all without tags: its annotations need not exist (VOC2012's test set)."""
+    return _tag_split(root, split, _classes(root, VOC_CLASSES), lambda name: ())
+
+
+def _tag_split(root: Path, split: str, classes: tuple[str, ...], tags_of: Callable) -> TagSplit:
+    names = _read_list(root, split)
+    ids, records = _image_ids(root, names, split), []
+    for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
+        tags, path = tags_of(name), _image_path(root, name)
+        records.append(TagRecord(ids[name], path.name, path, *image_size(path), tags))
+    return TagSplit(root.name, split, classes, tuple(range(1, len(classes) + 1)), tuple(records))
 
 
 def voc_truth(root: Path, split: str) -> TruthSplit | None:
     """Boxes, difficult flags and (where `SegmentationObject` has the file) masks of a split.
 
-    None when its annotations name objects and none of them has a `<bndbox>`: tags, written as XML.
+    None when no image of it has an annotation, or when annotations name objects and none of them
+    has a `<bndbox>`: tags, written as XML.
     """
     names = _read_list(root, split)
     if _without_boxes(root, names):
@@ -152,11 +160,12 @@ def _all_names(root: Path) -> list[str]:
     return sorted(names)
 
 
-def _classes(root: Path) -> tuple[str, ...]:
+def _classes(root: Path, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     """`classes.txt` if present, else VOC's twenty if all names are among them, else sorted names.
 
     Names are those of the per-class lists (`ImageSets/Main/<class>_<split>.txt`) where there are
-    any, else of the objects in all lists, so that every split has the same classes.
+    any, else of the objects in all lists, so that every split has the same classes; `default` where
+    nothing is named.
     """
     listed = read_classes(root / "classes.txt")
     if listed is not None:
@@ -165,6 +174,7 @@ def _classes(root: Path) -> tuple[str, ...]:
     if not names:
         annotations = (root / "Annotations" / f"{name}.xml" for name in _all_names(root))
         names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
+    names = names or set(default)
     if not names:
         raise BadInput(root / "Annotations", "names no object at all", "add annotations")
     return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
@@ -209,7 +219,9 @@ def _objects(annotation: Path) -> Iterator[tuple[str, bool, ElementTree.Element]
 
 
 def _without_boxes(root: Path, names: list[str]) -> bool:
-    """Whether there are objects, but not one `<bndbox>` (the first one found ends the search)."""
+    """Whether there is no annotation, or objects but no `<bndbox>` (the first ends the search)."""
+    if not any((root / "Annotations" / f"{name}.xml").exists() for name in names):
+        return True
     named = False
     for name in names:
         for _, _, element in _objects(root / "Annotations" / f"{name}.xml"):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from weaksam_jax.losses.mil import Method, Reduction
 from weaksam_jax.losses.mining import OicrRule
-from weaksam_jax.wsod.samples import Scale
+from weaksam_jax.wsod.views import Scale
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,19 @@ class WsodSettings:
     detection stream of the contrast of the detector's own class maps (`class_evidence`) and of the
     proposal's quality; clue_evidence: weight of what the clue network's stored maps say of it
     (`clue_evidence.py`), which at test multiplies its score, to the power of clue_power.
-    scales: canvases (height, width) of each scale, drawn for each batch in training and all
-    visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
-    random gains; hide: share of hidden patches (none of the three with cached maps).
-    max_proposals: padded number N. min_side: least side of a proposal in original pixels.
-    tag_weight: weight of the image-level loss on the class maps beside the MIL losses. optimizer:
-    "adamw" with cosine decay, or the published "adam_l2", whose rate starts at `warmup_from` times
-    `rate`, falls by 10 at `milestones` (steps), is twice as high for biases, which do not decay,
-    and `refine_rate` times as high for the refinement branches. clip: largest norm of the gradient,
-    or None. nms, max_detections: at test.
+    scales: canvases (height, width) of each scale (`wsod.views`), drawn for each batch in training.
+    jitter: range of a random further factor; colour: of random gains; lighting: deviation of
+    AlexNet's lighting noise; hide: share of hidden patches (none of the four with cached maps).
+    test_scales: those visited at test, plain and (with `test_mirrored`) mirrored; None: `scales`.
+    max_proposals: most proposals of an image (`MilSamples`). min_side: least side of a proposal in
+    original pixels. tag_weight: weight of the image-level loss on the class maps beside the MIL
+    losses. optimizer: "adamw" with cosine decay, or the published "adam_l2", whose rate starts at
+    `warmup_from` times `rate`, falls by 10 at `milestones` (steps), is twice as high for biases,
+    which do not decay, and `refine_rate` times as high for the refinement branches. clip: largest
+    norm of the gradient, or None. nms, max_detections: at test; every_class: the best detection of
+    every class is among them, however low (CorLoc and pseudo boxes ask for it; in the paper's code
+    the 100 best are all there is, and AP with many classes wants that: of 100 detections COCO's 80
+    classes would take 80).
     """
 
     method: Method = "mist"
@@ -50,7 +54,10 @@ class WsodSettings:
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
     jitter: tuple[float, float] = (0.75, 1.0)
     colour: float = 0.1
+    lighting: float = 0.0
     hide: float = 0.5
+    test_scales: tuple[Scale, ...] | None = None
+    test_mirrored: bool = True
     max_proposals: int = 104
     min_side: float = 12.0
     pretrain_steps: int = 1200
@@ -70,6 +77,7 @@ class WsodSettings:
     test_batch: int = 10
     nms: float = 0.3
     max_detections: int = 100
+    every_class: bool = True
 
 
 def mini() -> WsodSettings:
