@@ -21,6 +21,7 @@ class WsodSettings:
     visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
     random gains; hide: share of hidden patches (none of the three with cached maps).
     max_proposals: padded number N. min_side: least side of a proposal in original pixels.
+    batch: images a step, over all devices; a device takes its share in `accumulate` turns.
     tag_weight: weight of the image-level loss on the class maps beside the MIL losses. nms,
     max_detections: at test.
     """
@@ -45,6 +46,7 @@ class WsodSettings:
     pretrain_rate: float = 2e-3
     steps: int = 800
     batch: int = 8
+    accumulate: int = 1
     rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 1e-3
