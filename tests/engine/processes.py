@@ -26,13 +26,9 @@ def start(arguments, count=1, devices=1, cache=None) -> list[subprocess.Popen]:
         if count > 1:
             env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
             env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-        pipe = subprocess.PIPE
-        found.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                env=env, stdout=pipe, stderr=pipe, text=True,
-            )  # fmt: skip
-        )
+        command = [sys.executable, *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        found.append(subprocess.Popen(command, env=env, text=True, **pipes))
     return found
 
 
@@ -43,7 +39,13 @@ def finish(processes, timeout=240) -> list[tuple[int, str, str]]:
     finally:
         for process in processes:
             process.kill()
-    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+    return [(p.returncode, own(o), e) for p, (o, e) in zip(processes, outputs, strict=True)]
+
+
+def own(output: str) -> str:
+    """What our program printed: gloo says on stdout with whom it is connected."""
+    lines = output.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("[Gloo]"))
 
 
 def run(arguments, count=1, devices=1, cache=None, timeout=240) -> list[str]:
