@@ -14,9 +14,12 @@ class RetrainSettings:
 
     Detector: see `FasterRCNN`. frozen: names of backbone modules that keep their weights.
     Optimizer: SGD with momentum 0.9 (or AdamW), linear warm-up, x0.1 at `milestones` (steps) or
-    cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). drop:
-    None switches RoI drop off. Test: views (canvas choices, the best fitting one per image) x
-    {plain, mirrored}, each gives `max_detections`; their union goes through one class-wise NMS.
+    cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). batch:
+    images a step, over all devices; a device takes its share in `accumulate` turns, and the RoIs
+    that divide the losses are then counted turn by turn (equal where every image fills its
+    `roi_batch`; refused with the drop's "n_kept"). drop: None switches RoI drop off. Test: views
+    (canvas choices, the best fitting one per image) x {plain, mirrored}, each gives
+    `max_detections`; their union goes through one class-wise NMS.
     tag_power: scores are multiplied by the clue network's probability of the class in the image, to
     this power (0: off, the paper).
     """
@@ -41,6 +44,7 @@ class RetrainSettings:
     milestones: tuple[int, ...] = ()
     steps: int = 1000
     batch: int = 8
+    accumulate: int = 1
     canvases: tuple[Canvas, ...] = ((192, 192),)
     augmentation: Augmentation = field(default_factory=Augmentation)
     checkpoint_every: int = 200

@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 
 from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.engine.distributed import process
 from weaksam_jax.engine.loop import train
-from weaksam_jax.engine.mesh import AXIS
+from weaksam_jax.engine.mesh import AXIS, check_batch
 from weaksam_jax.engine.step import create_state, make_train_step
+from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.detection import faster_rcnn_loss
 from weaksam_jax.models.faster_rcnn import FasterRCNN
 from weaksam_jax.retrain.network import build_model, init_model, normalise
@@ -38,8 +40,9 @@ def train_retrain(
     modules the backbone does not have are passed over. The log's name of the stage is that of the
     folder. Raises `BadInput` when pgt or init_params do not fit.
     """
+    check_batch(settings.batch, mesh.size, settings.accumulate)
     samples = PseudoSamples(pgt, images, settings.canvases, settings.augmentation)
-    batches = make_batches(samples, samples.groups, settings.batch, seed)
+    batches = make_batches(samples, samples.groups, settings.batch, seed, process=process())
     model = build_model(settings, len(images.classes))
     init_key, train_key = jax.random.split(jax.random.key(seed))
     params = init_model(model, settings.canvases[0], init_key, init_params)
@@ -61,7 +64,14 @@ def train_retrain(
 def make_step(
     model: FasterRCNN, settings: RetrainSettings, tx: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
-    """The train step of `engine.step`, which also tells the loss at which step it is (drop)."""
+    """The train step of `engine.step`, which also tells the loss at which step it is (drop).
+
+    Raises `BadInput` when turns (accumulate) are asked for and RoIs kept in a turn divide its loss:
+    a turn in which most were dropped would weigh as much as the others.
+    """
+    if settings.accumulate > 1 and settings.drop and settings.drop.normaliser == "n_kept":
+        cure = "choose normaliser n_valid, or accumulate 1 on more devices"
+        raise BadInput("retrain.accumulate", "does not go with drop.normaliser n_kept", cure)
 
     def loss_fn(params, batch, rng):
         params = _hold(params, settings.frozen)
@@ -72,7 +82,7 @@ def make_step(
             settings.detection, settings.drop, AXIS,
         )  # fmt: skip
 
-    inner = make_train_step(loss_fn, tx, mesh)
+    inner = make_train_step(loss_fn, tx, mesh, settings.accumulate)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch):

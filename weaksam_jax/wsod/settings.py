@@ -27,7 +27,8 @@ class WsodSettings:
     AlexNet's lighting noise; hide: share of hidden patches (none of the four with cached maps).
     test_scales: those visited at test, plain and (with `test_mirrored`) mirrored; None: `scales`.
     max_proposals: most proposals of an image (`MilSamples`). min_side: least side of a proposal in
-    original pixels. tag_weight: weight of the image-level loss on the class maps beside the MIL
+    original pixels. batch: images a step, over all devices; a device takes its share in `accumulate`
+    turns. tag_weight: weight of the image-level loss on the class maps beside the MIL
     losses. optimizer: "adamw" with cosine decay, or the published "adam_l2", whose rate starts at
     `warmup_from` times `rate`, falls by 10 at `milestones` (steps), is twice as high for biases,
     which do not decay, and `refine_rate` times as high for the refinement branches. clip: largest
@@ -64,6 +65,7 @@ class WsodSettings:
     pretrain_rate: float = 2e-3
     steps: int = 800
     batch: int = 8
+    accumulate: int = 1
     rate: float = 1e-3
     warmup: int = 100
     optimizer: Literal["adamw", "adam_l2"] = "adamw"

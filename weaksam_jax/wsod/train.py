@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 
 from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.engine.distributed import leader_first, process
 from weaksam_jax.engine.loop import train
 from weaksam_jax.engine.optimizer import Factors, adam_l2, warmed_steps
+from weaksam_jax.engine.mesh import check_batch
 from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.losses.mil import mil_loss
 from weaksam_jax.models.mil import MilDetector
@@ -40,9 +42,10 @@ def train_wsod(
     the same machine.
     """
     folder = Path(folder)
+    check_batch(settings.batch, mesh.size, settings.accumulate)
     samples = MilSamples(split, proposals_root, settings, clues_root)
     # Takes minutes, so bad proposals and clues have been refused before.
-    samples.features = frozen_features(split, settings, folder, backbone)
+    samples.features = leader_first(lambda: frozen_features(split, settings, folder, backbone))
     model = build_model(settings, len(split.classes))
     init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
     params = _init(model, samples, settings, init_key)
@@ -53,8 +56,11 @@ def train_wsod(
         if not steps:
             continue
         tx = make_optimizer(settings, rate, steps)
-        step = make_train_step(functools.partial(loss, model, settings), tx, mesh)
-        batches = make_batches(samples, samples.groups, settings.batch, seed, draw=samples.draw)
+        loss_fn = functools.partial(loss, model, settings)
+        step = make_train_step(loss_fn, tx, mesh, settings.accumulate)
+        batches = make_batches(
+            samples, samples.groups, settings.batch, seed, draw=samples.draw, process=process()
+        )
         state = create_state(params, tx, key, mesh)
         state = train(
             state,
