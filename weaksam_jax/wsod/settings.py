@@ -12,21 +12,32 @@ class WsodSettings:
 
     method: "mist" (several pseudo boxes a class, box regression) or "oicr" (one, none). backbone:
     "mini_cnn" is trained from scratch, first `pretrain_steps` as a classifier of tags; "lite0" is
-    frozen and its maps are cached on disk. neck: channels of a trained 1x1 convolution on the maps,
-    or None. pooling: "align" or "max"; pool_size: its output side. evidence: weight in the
-    detection stream of the contrast of the detector's own class maps (`class_evidence`) and of the
-    proposal's quality; clue_evidence: weight of what the clue network's stored maps say of it
-    (`weaksam_jax.clue_evidence`), which at test multiplies its score, to the power of clue_power.
-    scales: canvases (height, width) of each scale, drawn for each batch in training and all
-    visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
-    random gains; hide: share of hidden patches (none of the three with cached maps).
-    max_proposals: padded number N. min_side: least side of a proposal in original pixels.
-    tag_weight: weight of the image-level loss on the class maps beside the MIL losses. nms,
-    max_detections: at test.
+    frozen and its maps are cached on disk; "vgg16" is the published network (with width 4096,
+    dropout 0.5, pooling "max", pool_size 7, and 0 for evidence, pretrain_steps and tag_weight) and
+    starts from `init`. init: a safetensors file of `bridge.convert`, with ImageNet weights or a
+    whole detector, or of a detector trained here; "scratch": fresh weights. Of "vgg16" alone:
+    rectify_last and frozen_blocks (see `Vgg16`), pixels (see `vgg_input`). background: see
+    `MilDetector`. dtype: of the convolutions of "vgg16" and of both fully connected layers. neck:
+    channels of a trained 1x1 convolution on the maps, or None. pooling: "align" or "max";
+    pool_size: its output side. evidence: weight in the detection stream of the contrast of the
+    detector's own class maps (`class_evidence`) and of the proposal's quality; clue_evidence:
+    weight of what the clue network's stored maps say of it (`weaksam_jax.clue_evidence`), which at
+    test multiplies its score, to the power of clue_power. scales: canvases (height, width) of each
+    scale, drawn for each batch in training and all visited, plain and mirrored, at test. jitter:
+    range of a random further factor; colour: of random gains; hide: share of hidden patches (none
+    of the three with cached maps). max_proposals: padded number N. min_side: least side of a
+    proposal in original pixels. tag_weight: weight of the image-level loss on the class maps beside
+    the MIL losses. nms, max_detections: at test.
     """
 
     method: Literal["mist", "oicr"] = "mist"
-    backbone: Literal["mini_cnn", "lite0"] = "mini_cnn"
+    backbone: Literal["mini_cnn", "lite0", "vgg16"] = "mini_cnn"
+    init: str | None = None
+    rectify_last: bool = False
+    frozen_blocks: int = 2
+    pixels: Literal["mist", "oicr", "torchvision"] = "mist"
+    background: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
     neck: int | None = None
     pooling: Literal["align", "max"] = "align"
     pool_size: int = 5

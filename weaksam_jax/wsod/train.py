@@ -15,7 +15,7 @@ from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.losses.mil import mil_loss
 from weaksam_jax.models.mil import MilDetector
 from weaksam_jax.wsod.features import frozen_features
-from weaksam_jax.wsod.network import build_model, network_input
+from weaksam_jax.wsod.network import build_model, is_frozen, load_init, network_input
 from weaksam_jax.wsod.samples import MilSamples, View
 from weaksam_jax.wsod.settings import WsodSettings
 
@@ -88,27 +88,37 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         batch["boxes"],
         batch["prior"],
         True,
+        batch["valid"],
         rngs={"dropout": rng},
     )
     one_image = functools.partial(mil_loss, method=settings.method)
     losses, terms = jax.vmap(one_image)(outputs, batch["boxes"], batch["valid"], batch["tags"])
-    tags = optax.sigmoid_binary_cross_entropy(logits, batch["tags"]).mean()
-    terms = {name: value.mean() for name, value in terms.items()} | {"tags": tags}
-    return losses.mean() + settings.tag_weight * tags, terms
+    terms = {name: value.mean() for name, value in terms.items()}
+    if logits is None:  # a network without class maps
+        return losses.mean(), terms
+    terms["tags"] = optax.sigmoid_binary_cross_entropy(logits, batch["tags"]).mean()
+    return losses.mean() + settings.tag_weight * terms["tags"], terms
 
 
 def _optimizer(settings: WsodSettings, rate: float, steps: int) -> optax.GradientTransformation:
     warmup = min(settings.warmup, steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(rate / 10, rate, warmup, steps, rate / 50)
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not is_frozen(settings, "/".join(entry.key for entry in path)), params
+        )
+
     return optax.chain(
         optax.clip_by_global_norm(settings.clip),
-        optax.adamw(schedule, weight_decay=settings.weight_decay),
+        optax.adamw(schedule, weight_decay=settings.weight_decay, mask=decayed),
     )
 
 
 def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
-    """Fresh parameters, of the shapes that the first sample gives."""
+    """Fresh parameters, of the shapes that the first sample gives, or those of `settings.init`."""
     view = View(0, False)
     batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
     images, inside = network_input(settings, batch)
-    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
+    params = jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
+    return load_init(settings, params)
