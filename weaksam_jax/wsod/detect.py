@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from weaksam_jax.boxes import decode, to_xywh
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.losses.mil import wsddn_scores
 from weaksam_jax.errors import BadInput
+from weaksam_jax.losses.mil import wsddn_scores
 from weaksam_jax.ops.nms import multiclass_nms
 from weaksam_jax.wsod.features import frozen_features
 from weaksam_jax.wsod.journal import Journal

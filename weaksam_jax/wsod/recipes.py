@@ -9,8 +9,8 @@ release's (`oicr_rule`), and 8 images a step instead of 4, for the same number o
 from dataclasses import replace
 from typing import Literal
 
-from weaksam_jax.wsod.samples import canvases_of
 from weaksam_jax.wsod.settings import WsodSettings
+from weaksam_jax.wsod.views import canvases_of
 
 Method = Literal["mist", "oicr"]
 LONG_SIDE = 2000  # pixels
@@ -103,6 +103,4 @@ def coco14(method: Method = "mist") -> WsodSettings:
             milestones=(82_800, 113_800),
             min_side=2.0,
         )
-    return replace(
-        _mist(), steps=125_000, milestones=(82_500, 115_000), warmup=500, min_side=2.0
-    )
+    return replace(_mist(), steps=125_000, milestones=(82_500, 115_000), warmup=500, min_side=2.0)

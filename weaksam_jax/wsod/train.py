@@ -13,13 +13,13 @@ from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.engine.distributed import leader_first, process
 from weaksam_jax.engine.loop import train
-from weaksam_jax.engine.optimizer import Factors, adam_l2, warmed_steps
 from weaksam_jax.engine.mesh import check_batch
 from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.losses.mil import mil_loss
 from weaksam_jax.models.mil import MilDetector
 from weaksam_jax.wsod.features import frozen_features
-from weaksam_jax.wsod.network import build_model, network_input
+from weaksam_jax.wsod.network import build_model, load_init, network_input
+from weaksam_jax.wsod.optimizer import make_optimizer
 from weaksam_jax.wsod.samples import MilSamples, View
 from weaksam_jax.wsod.settings import WsodSettings
 
@@ -96,6 +96,7 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         batch["boxes"],
         batch["prior"],
         True,
+        batch["valid"],
         rngs={"dropout": rng, "drop_block": jax.random.fold_in(rng, 1)},
     )
     one_image = functools.partial(
@@ -106,47 +107,11 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         reduction=settings.image_loss,
     )
     losses, terms = jax.vmap(one_image)(outputs, batch["boxes"], batch["valid"], batch["tags"])
-    tags = _tag_entropy(logits, batch["tags"])
-    terms = {name: value.mean() for name, value in terms.items()} | {"tags": tags}
-    return losses.mean() + settings.tag_weight * tags, terms
-
-
-def make_optimizer(
-    settings: WsodSettings, rate: float, steps: int
-) -> optax.GradientTransformation:
-    """Optimizer and schedule of `settings` for `steps` steps; a short trial has a short warm-up."""
-    warmup = min(settings.warmup, steps // 2)
-    if settings.optimizer == "adam_l2":
-        schedule = warmed_steps(rate, warmup, settings.warmup_from, settings.milestones)
-        decayed, rates = _published_factors(settings)
-        tx = adam_l2(schedule, settings.weight_decay, decayed, rates)
-    else:
-        schedule = optax.warmup_cosine_decay_schedule(
-            rate * settings.warmup_from, rate, warmup, steps, rate / 50
-        )
-        tx = optax.adamw(schedule, weight_decay=settings.weight_decay)
-    return tx if settings.clip is None else optax.chain(optax.clip_by_global_norm(settings.clip), tx)
-
-
-def _published_factors(settings: WsodSettings) -> tuple[Factors, Factors]:
-    """Factors of weight decay and of the rate by a parameter's name (20-wsod.md, section 3).
-
-    Where the refinement branches have a rate of their own, the released OICR's rule for them
-    replaces the rule for biases: theirs decay and are not doubled.
-    """
-
-    def refined(name: str) -> bool:
-        return settings.refine_rate != 1 and name.startswith(("refine", "deltas"))
-
-    def decayed(name: str) -> float:
-        return 0.0 if name.endswith("bias") and not refined(name) else 1.0
-
-    def rates(name: str) -> float:
-        if name.startswith(frozen_names(settings)):
-            return 0.0
-        return settings.refine_rate if refined(name) else 2.0 if name.endswith("bias") else 1.0
-
-    return decayed, rates
+    terms = {name: value.mean() for name, value in terms.items()}
+    if logits is None:  # a network without class maps
+        return losses.mean(), terms
+    terms["tags"] = _tag_entropy(logits, batch["tags"])
+    return losses.mean() + settings.tag_weight * terms["tags"], terms
 
 
 def _tag_entropy(logits: jax.Array, tags: jax.Array) -> jax.Array:
@@ -156,8 +121,9 @@ def _tag_entropy(logits: jax.Array, tags: jax.Array) -> jax.Array:
 
 
 def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
-    """Fresh parameters, of the shapes that the first sample gives."""
+    """Fresh parameters, of the shapes that the first sample gives, or those of `settings.init`."""
     view = View(0, False)
     batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
     images, inside = network_input(settings, batch)
-    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
+    params = jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
+    return load_init(settings, params)
