@@ -36,6 +36,7 @@ def test_tags_and_truth(tmp_path):
     assert tags.category_ids == tuple(range(1, 21))
     dog, cat = VOC_CLASSES.index("dog"), VOC_CLASSES.index("cat")
     assert [record.tags for record in tags.records] == [(dog,), (cat,), ()]
+    assert not any(record.uncertain for record in tags.records)
     assert [record.image_id for record in tags.records] == [1, 2, 5]
     assert tags.records[0].file_name == "000001.jpg"
     assert (tags.records[0].width, tags.records[0].height) == (20, 10)
@@ -73,6 +74,13 @@ def test_box_is_the_box_of_the_inclusive_pixels(tmp_path_factory, data):
     left, top, width, height = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask)))
     expected = [left, top, left + width, top + height]
     assert open_truth(root, "train").records[0].boxes[0].tolist() == expected
+
+
+def test_an_image_of_difficult_objects_alone_is_uncertain(tmp_path):
+    objects = {"000001": [voc_object("dog", difficult=1)], "000002": []}
+    write_voc(tmp_path / "VOC2007", {"trainval": objects, "test": {"000003": []}})
+    records = open_tags(tmp_path / "VOC2007", "trainval").records
+    assert [(r.tags, r.uncertain) for r in records] == [((), True), ((), False)]
 
 
 def test_tags_do_not_depend_on_boxes_or_masks(tmp_path):

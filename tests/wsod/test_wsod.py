@@ -125,6 +125,16 @@ def test_boxes_are_clean_and_sources_take_turns(world, tmp_path):
     assert alone.tolist() == [[0, 0, width, height]] and quality.tolist() == [0]
 
 
+def test_an_uncertain_image_has_no_valid_boxes_in_training_alone(world):
+    train, _, proposals = world
+    records = (dataclasses.replace(train.records[0], tags=(), uncertain=True), *train.records[1:])
+    samples = MilSamples(dataclasses.replace(train, records=records), proposals, TINY)
+    rng = np.random.default_rng(0)
+    assert not samples(0, (samples.groups[0], 0), rng)["valid"].any()
+    assert samples(1, (samples.groups[1], 0), rng)["valid"].any()
+    assert samples.show(0, slice(24), View(0, False))["valid"].any()  # at test it is as any other
+
+
 def test_missing_proposals_are_named(world, tmp_path):
     train, _, _ = world
     with pytest.raises(BadInput, match=str(train.records[0].image_id)):

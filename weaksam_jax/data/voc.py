@@ -67,29 +67,33 @@ def voc_split_names(root: Path) -> dict[str, str]:
 
 
 def voc_tags(root: Path, split: str) -> TagSplit:
-    """Images and tags of a split; a tag is a class with an object that is not difficult."""
+    """Images and tags of a split; a tag is a class with an object that is not difficult.
+
+    An image that has nothing but difficult objects is `uncertain`.
+    """
     classes = _classes(root)
     index = {name: i for i, name in enumerate(classes)}
 
-    def tags_of(name: str) -> tuple[int, ...]:
+    def tags_of(name: str) -> tuple[tuple[int, ...], bool]:
         annotation = root / "Annotations" / f"{name}.xml"
-        labels = [label for label, difficult, _ in _objects(annotation) if not difficult]
-        return tuple(sorted({_class_index(index, annotation, label) for label in labels}))
+        objects = [(label, difficult) for label, difficult, _ in _objects(annotation)]
+        labels = {_class_index(index, annotation, label) for label, hard in objects if not hard}
+        return tuple(sorted(labels)), bool(objects) and not labels
 
     return _tag_split(root, split, classes, tags_of)
 
 
 def voc_images(root: Path, split: str) -> TagSplit:
     """Images of a split, all without tags: its annotations need not exist (VOC2012's test set)."""
-    return _tag_split(root, split, _classes(root, VOC_CLASSES), lambda name: ())
+    return _tag_split(root, split, _classes(root, VOC_CLASSES), lambda name: ((), False))
 
 
 def _tag_split(root: Path, split: str, classes: tuple[str, ...], tags_of: Callable) -> TagSplit:
     names = _read_list(root, split)
     ids, records = _image_ids(root, names, split), []
     for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
-        tags, path = tags_of(name), _image_path(root, name)
-        records.append(TagRecord(ids[name], path.name, path, *image_size(path), tags))
+        path = _image_path(root, name)
+        records.append(TagRecord(ids[name], path.name, path, *image_size(path), *tags_of(name)))
     return TagSplit(root.name, split, classes, tuple(range(1, len(classes) + 1)), tuple(records))
 
 

@@ -130,6 +130,8 @@ class MilSamples:
             sample["image"] = hide_patches(image, self.settings.hide, rng)
         tags = np.zeros(len(self.split.classes), bool)
         tags[list(record.tags)] = True
+        if record.uncertain:  # teaches nothing: every loss passes over an image without valid boxes
+            sample["valid"] = np.zeros_like(sample["valid"])
         return sample | {"tags": tags, "image_id": np.int64(record.image_id)}
 
     def show(

@@ -83,7 +83,7 @@ def tag_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
     logits = model.apply(
         {"params": params}, images, inside, method=lambda m, x, i: m.tag_logits(m.features(x), i)
     )
-    return _tag_entropy(logits, batch["tags"]), {}
+    return _tag_entropy(logits, batch), {}
 
 
 def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
@@ -110,14 +110,14 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
     terms = {name: value.mean() for name, value in terms.items()}
     if logits is None:  # a network without class maps
         return losses.mean(), terms
-    terms["tags"] = _tag_entropy(logits, batch["tags"])
+    terms["tags"] = _tag_entropy(logits, batch)
     return losses.mean() + settings.tag_weight * terms["tags"], terms
 
 
-def _tag_entropy(logits: jax.Array, tags: jax.Array) -> jax.Array:
-    """Mean binary cross entropy; an image without tags is no negative (see `image_loss`)."""
-    entropy = optax.sigmoid_binary_cross_entropy(logits, tags)
-    return jnp.where(tags.any(1, keepdims=True), entropy, 0.0).mean()
+def _tag_entropy(logits: jax.Array, batch: dict) -> jax.Array:
+    """Mean binary cross entropy; 0 for an image that is an example of nothing (no valid boxes)."""
+    entropy = optax.sigmoid_binary_cross_entropy(logits, batch["tags"])
+    return jnp.where(batch["valid"].any(1, keepdims=True), entropy, 0.0).mean()
 
 
 def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
