@@ -44,11 +44,6 @@ class FakeClues:
         return Clues(maps, maps**2, np.stack([maps, maps]), ids, np.arange(3, dtype=np.float32))
 
 
-@pytest.fixture(scope="module")
-def sam():
-    return small_sam()
-
-
 @pytest.fixture
 def split(tmp_path):
     records = []
