@@ -5,7 +5,8 @@
 
 Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc, voc-segm (VOC AP of
 masks at IoU .25, .5, .7, .75), coco-segm, recall (of proposals: a proposal store or COCO results).
-Prints the figures and a table of classes; --json writes them.
+Prints the figures and a table of classes; --json writes them. AP ignores difficult objects; recall
+counts them, as the paper's tables do, and --no-difficult leaves them out.
 """
 
 import sys
@@ -46,6 +47,8 @@ class Evaluate:
     """The data set: VOCdevkit or COCO folder."""
     metric: Metric
     """Which figure."""
+    difficult: bool = True
+    """recall: count difficult objects, as the paper does."""
     split: str | None = None
     """The split that was detected on [test; for corloc and recall train]."""
     json: Path | None = None
@@ -64,6 +67,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(options: Evaluate) -> dict:
     """{"metric", "dataset", "split", and the metric's figures}; AP and CorLoc in percent."""
+    if not options.difficult and options.metric != "recall":
+        problem = f"has no meaning for --metric {options.metric}"
+        raise BadInput("--no-difficult", problem, "leave it out; it is for --metric recall")
     role = "train" if options.metric in ("corloc", "recall") else "test"
     split = options.split or split_names(options.data)[role]
     truth = open_truth(options.data, split)
@@ -75,12 +81,14 @@ def evaluate(options: Evaluate) -> dict:
     else:
         found = read_detections(options.detections, masks="segm" in options.metric)
         try:
-            figures = figures_of(options.metric, found, truth)
+            figures = figures_of(options.metric, found, truth, options.difficult)
         except BadInput as error:
             if error.path != "detections":
                 raise
             raise BadInput(options.detections, error.problem, error.cure) from error
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
+    if options.metric == "recall":
+        head["difficult"] = options.difficult
     return {**head, "images": len(truth.records), **figures}
 
 
@@ -101,8 +109,11 @@ def read_detections(path: Path, masks: bool) -> list[dict]:
     return found
 
 
-def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
-    """The figures of COCO results; those of masks on the images that have true masks."""
+def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool = True) -> dict:
+    """The figures of COCO results; those of masks on the images that have true masks.
+
+    difficult: whether such objects count in recall.
+    """
     if metric in ("voc-segm", "coco-segm"):
         found, truth = only_masked(found, truth)
         if not truth.records:
@@ -114,29 +125,35 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
         return {"masked_images": len(truth.records), **figures}
     if metric in ("voc07", "voc12"):
         return voc_ap(found, truth, rule=metric.removeprefix("voc"))
-    return {"coco": coco_ap, "corloc": corloc, "recall": results_recall}[metric](found, truth)
+    if metric == "recall":
+        return results_recall(found, truth, difficult)
+    return {"coco": coco_ap, "corloc": corloc}[metric](found, truth)
 
 
-def results_recall(found: list, truth: TruthSplit) -> dict:
+def results_recall(found: list, truth: TruthSplit, difficult: bool) -> dict:
     """Recall of COCO results as proposals: every class together, best score first."""
     arrays = as_arrays(found, truth)
     order = np.argsort(-arrays.scores, kind="stable")
     boxes = [
         arrays.boxes[order[arrays.image[order] == image]] for image in range(len(truth.records))
     ]
-    return {"per_image": len(found) / len(truth.records), "recall": proposal_recall(boxes, truth)}
+    recall = proposal_recall(boxes, truth, difficult=difficult)
+    return {"per_image": len(found) / len(truth.records), "recall": recall}
 
 
 def store_recall(options: Evaluate, split: str, truth: TruthSplit) -> dict:
     """Recall of a proposal store, at several numbers of boxes, and of its masks."""
     tags = open_tags(options.data, split)
-    return measure.proposals(options.detections, {"train": tags}, {"train": truth})
+    splits, truths = {"train": tags}, {"train": truth}
+    return measure.proposals(options.detections, splits, truths, options.difficult)
 
 
 def table(result: dict) -> str:
     """The figures one a line, then the classes."""
     head = "{metric} on {dataset}/{split}, {images} images".format(**result)
-    skipped = ("metric", "dataset", "split", "images", "per_class")
+    if "difficult" in result:
+        head += f", {measure.counted(result['difficult'])}"
+    skipped = ("metric", "dataset", "split", "images", "difficult", "per_class")
     figures = summary({name: value for name, value in result.items() if name not in skipped})
     classes = result.get("per_class", {})
     width = max(map(len, classes), default=0)
