@@ -67,17 +67,19 @@ def made(
     networks: Sequence[tuple[str, Path | None]],
     sam: str,
     preset: PresetName,
+    labels: str,
     root: Path,
 ) -> list[Stored]:
     """Exports with each clue network (None: the grid alone) what `root/<name>` lacks; reads it.
 
-    The decoded masks are kept, for `Stored.of`, without their pixels.
+    labels: as in `bridge.export.ExportSettings`. The decoded masks are kept for `Stored.of`,
+    without their pixels.
     """
     # Inside: torch takes seconds, and a table of finished stores does not need it.
     from bridge.export import ExportSettings, clue_network
     from bridge.sam import load_sam
 
-    settings = ExportSettings.preset(preset, labels=_labels(split))
+    settings = ExportSettings.preset(preset, labels=labels)
     kept = replace(settings.proposals, with_masks=False, keep_decoded=True)
     settings = replace(settings, proposals=kept)
     loaded = [None if path is None else clue_network(path, preset, split) for _, path in networks]
@@ -98,11 +100,6 @@ def searched(split: TagSplit, root: Path) -> Stored:
     seconds = _export(split, None, None, settings, place)
     how = {f.name: getattr(settings.search, f.name) for f in fields(settings.search)}
     return _read("selective search", place, split, seconds, how)
-
-
-def _labels(split: TagSplit) -> str:
-    """Tags on a training split, predicted classes elsewhere: the rule of `bridge.export`."""
-    return "tags" if split.split.startswith("train") else "predicted"
 
 
 def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None:

@@ -31,11 +31,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from bridge.presets import PresetName, preset_of_sam
+from bridge.presets import PRESETS, PresetName, preset_of_sam
 from experiments import measure, proposal_stores
 from experiments.proposal_stores import Stored
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import is_training, open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import SOURCES
 from weaksam_jax.errors import BadInput
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.table is None and options.figure is None:
         raise BadInput("--table", "is missing", "give --table 4, 6 or 8, or --figure")
     images = 4 if options.figure == "photos" and options.images is None else options.images
-    split = chosen(open_tags(options.data, _split_name(options)), images)
+    tags = open_tags(options.data, _split_name(options), PRESETS[_preset(options)].difficult_tags)
+    split = chosen(tags, images)
     stores = gather(options, split)
     if options.table is not None:
         result = tabulate(options, split, stores)
@@ -100,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _split_name(options: ProposalsOptions) -> str:
     return options.split or split_names(options.data)["train"]
+
+
+def _preset(options: ProposalsOptions) -> PresetName:
+    return preset_of_sam(options.sam) if options.preset == "auto" else options.preset
 
 
 def chosen(split: TagSplit, images: int | None) -> TagSplit:
@@ -121,10 +126,11 @@ def gather(options: ProposalsOptions, split: TagSplit) -> list[Stored]:
     if options.table == 8 and not (options.stores or options.clues):
         raise BadInput("--table 8", "has no clue network", "give --clues or --stores, see --help")
     if not found or options.clues:
-        preset = preset_of_sam(options.sam) if options.preset == "auto" else options.preset
         networks = [(name, Path(place)) for name, place in named(options.clues)]
         networks = networks or [("grid alone", None)]
-        found += proposal_stores.made(split, networks, options.sam, preset, options.out / "stores")
+        labels = "tags" if is_training(options.data, split.split) else "predicted"
+        where, preset = options.out / "stores", _preset(options)
+        found += proposal_stores.made(split, networks, options.sam, preset, labels, where)
     if options.selective_search and options.table in (4, 6):
         found.insert(0, proposal_stores.searched(split, options.out / "stores"))
     return found

@@ -37,12 +37,15 @@ class SplitCount:
     tags: int
 
 
-def open_tags(path: str | Path, split: str) -> TagSplit:
+def open_tags(path: str | Path, split: str, difficult: bool = False) -> TagSplit:
     """Images and image-level tags of a split; no box or mask is looked at.
 
+    difficult: objects that VOC calls difficult give tags, too (other layouts know no such).
     Raises `BadInput` when the path is no data set, and for every fault that the readers name.
     """
     reader = _reader(path)
+    if difficult and reader.tags is voc.voc_tags:
+        return voc.voc_tags(reader.root, split, difficult=True)
     return reader.tags(reader.root, split)
 
 
@@ -56,6 +59,11 @@ def split_names(path: str | Path) -> dict[str, str]:
     """Names of the training and test split, e.g. `{"train": "trainval", "test": "test"}`."""
     reader = _reader(path)
     return reader.split_names(reader.root)
+
+
+def is_training(path: str | Path, split: str) -> bool:
+    """Whether a split is for training, by its name or its layout: its tags are known then."""
+    return split.startswith("train") or split == split_names(path)["train"]
 
 
 def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
