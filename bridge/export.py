@@ -402,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
         if verify:
             count = verify_split(out, tags.split, images=[one.image_id for one in tags.records])
             return print(f"{count} images of {tags.split} are whole")
-        training = is_training(data, tags.split)
+        training = is_training(tags.split)
         if labels == "auto":
             labels = "tags" if training else "predicted"
         if labels == "tags" and not training:

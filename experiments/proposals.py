@@ -128,7 +128,7 @@ def gather(options: ProposalsOptions, split: TagSplit) -> list[Stored]:
     if not found or options.clues:
         networks = [(name, Path(place)) for name, place in named(options.clues)]
         networks = networks or [("grid alone", None)]
-        labels = "tags" if is_training(options.data, split.split) else "predicted"
+        labels = "tags" if is_training(split.split) else "predicted"
         where, preset = options.out / "stores", _preset(options)
         found += proposal_stores.made(split, networks, options.sam, preset, labels, where)
     if options.selective_search and options.table in (4, 6):

@@ -61,9 +61,12 @@ def split_names(path: str | Path) -> dict[str, str]:
     return reader.split_names(reader.root)
 
 
-def is_training(path: str | Path, split: str) -> bool:
-    """Whether a split is for training, by its name or its layout: its tags are known then."""
-    return split.startswith("train") or split == split_names(path)["train"]
+def is_training(split: str) -> bool:
+    """Whether a split is for training (its tags are known then): its name starts with train.
+
+    So do those of all layouts that `split_names` gives.
+    """
+    return split.startswith("train")
 
 
 def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
