@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.packed_masks import encode_rle, measure, pack_above
+from bridge.packed_masks import measure, rle_above
 from bridge.prompts import Prompts
 from bridge.sam import EncoderType, PromptedImage, Sam
 from bridge.torchvision_ops import nms
@@ -247,7 +247,7 @@ def _encode_masks(prompted: PromptedImage, logits: list[Tensor]) -> tuple[bytes,
     rles, step = (), prompted.upsample_step()
     for start in range(0, len(logits), step):
         full = prompted.upsample(torch.stack(logits[start : start + step]))
-        rles += encode_rle(pack_above(full, prompted.sam.mask_threshold), prompted.size[1])
+        rles += rle_above(full, prompted.sam.mask_threshold)
     return rles
 
 

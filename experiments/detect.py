@@ -34,7 +34,7 @@ import tyro
 
 import weaksam_jax.wsod.settings as wsod_settings
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_images, open_truth, split_names
+from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
@@ -108,7 +108,7 @@ def detect(options: Detect) -> list[dict]:
     from weaksam_jax.wsod.journal import Journal
 
     options = replace(options, split=options.split or split_names(options.data)["test"])
-    split = open_images(options.data, options.split)
+    split = open_tags(options.data, options.split)
     params = load_params(options.weights)
     backbone = None if options.backbone is None else load_params(options.backbone)
     write_json(options.out / "settings.json", describe(options), indent=1)

@@ -9,8 +9,9 @@ VOC server, which has the truth of the test sets.
 Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc (also by the
 released script's convention), voc-segm (VOC AP of masks at IoU .25, .5, .7, .75), coco-segm, recall
 (of proposals: a proposal store or COCO results). Prints the figures and a table of classes; --json
-writes them. --voc-files writes comp4_det_<split>_<class>.txt (pixels counted from 1, inclusive);
-the images of that split need no annotations.
+writes them. AP ignores difficult objects; recall counts them, as the paper's tables do, and
+--no-difficult leaves them out. --voc-files writes comp4_det_<split>_<class>.txt (pixels counted
+from 1, inclusive); the images of that split need no annotations.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import tyro
 from experiments import measure
 from experiments.road import summary
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_images, open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import (
@@ -54,6 +55,8 @@ class Evaluate:
     """The data set: VOCdevkit or COCO folder."""
     metric: Metric | None = None
     """Which figure; may be left out with --voc-files."""
+    difficult: bool = True
+    """recall: count difficult objects, as the paper does."""
     split: str | None = None
     """The split that was detected on [test; for corloc and recall train]."""
     json: Path | None = None
@@ -80,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def voc_files(options: Evaluate) -> list[Path]:
     """Writes the server's files; needs images and no truth."""
-    split = open_images(options.data, options.split or split_names(options.data)["test"])
+    split = open_tags(options.data, options.split or split_names(options.data)["test"])
     found = read_detections(options.detections, masks=False)
     with naming(options.detections):
         return write_comp4(found, split, options.voc_files)
@@ -88,6 +91,9 @@ def voc_files(options: Evaluate) -> list[Path]:
 
 def evaluate(options: Evaluate) -> dict:
     """{"metric", "dataset", "split", and the metric's figures}; AP and CorLoc in percent."""
+    if not options.difficult and options.metric != "recall":
+        problem = f"has no meaning for --metric {options.metric}"
+        raise BadInput("--no-difficult", problem, "leave it out; it is for --metric recall")
     role = "train" if options.metric in ("corloc", "recall") else "test"
     split = options.split or split_names(options.data)[role]
     truth = open_truth(options.data, split)
@@ -99,8 +105,10 @@ def evaluate(options: Evaluate) -> dict:
     else:
         found = read_detections(options.detections, masks="segm" in options.metric)
         with naming(options.detections):
-            figures = figures_of(options.metric, found, truth)
+            figures = figures_of(options.metric, found, truth, options.difficult)
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
+    if options.metric == "recall":
+        head["difficult"] = options.difficult
     return {**head, "images": len(truth.records), **figures}
 
 
@@ -132,8 +140,11 @@ def read_detections(path: Path, masks: bool) -> list[dict]:
     return found
 
 
-def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
-    """The figures of COCO results; those of masks on the images that have true masks."""
+def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool = True) -> dict:
+    """The figures of COCO results; those of masks on the images that have true masks.
+
+    difficult: whether such objects count in recall.
+    """
     if metric in ("voc-segm", "coco-segm"):
         found, truth = only_masked(found, truth)
         if not truth.records:
@@ -145,7 +156,9 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
         return {"masked_images": len(truth.records), **figures}
     if metric in ("voc07", "voc12"):
         return voc_ap(found, truth, rule=metric.removeprefix("voc"))
-    return {"coco": coco_ap, "corloc": both_corlocs, "recall": results_recall}[metric](found, truth)
+    if metric == "recall":
+        return results_recall(found, truth, difficult)
+    return {"coco": coco_ap, "corloc": both_corlocs}[metric](found, truth)
 
 
 def both_corlocs(found: list, truth: TruthSplit) -> dict:
@@ -155,26 +168,30 @@ def both_corlocs(found: list, truth: TruthSplit) -> dict:
     return {"corloc": ours["corloc"], "corloc_release": released, "per_class": ours["per_class"]}
 
 
-def results_recall(found: list, truth: TruthSplit) -> dict:
+def results_recall(found: list, truth: TruthSplit, difficult: bool) -> dict:
     """Recall of COCO results as proposals: every class together, best score first."""
     arrays = as_arrays(found, truth)
     order = np.argsort(-arrays.scores, kind="stable")
     boxes = [
         arrays.boxes[order[arrays.image[order] == image]] for image in range(len(truth.records))
     ]
-    return {"per_image": len(found) / len(truth.records), "recall": proposal_recall(boxes, truth)}
+    recall = proposal_recall(boxes, truth, difficult=difficult)
+    return {"per_image": len(found) / len(truth.records), "recall": recall}
 
 
 def store_recall(options: Evaluate, split: str, truth: TruthSplit) -> dict:
     """Recall of a proposal store, at several numbers of boxes, and of its masks."""
     tags = open_tags(options.data, split)
-    return measure.proposals(options.detections, {"train": tags}, {"train": truth})
+    splits, truths = {"train": tags}, {"train": truth}
+    return measure.proposals(options.detections, splits, truths, options.difficult)
 
 
 def table(result: dict) -> str:
     """The figures one a line, then the classes."""
     head = "{metric} on {dataset}/{split}, {images} images".format(**result)
-    skipped = ("metric", "dataset", "split", "images", "per_class")
+    if "difficult" in result:
+        head += f", {measure.counted(result['difficult'])}"
+    skipped = ("metric", "dataset", "split", "images", "difficult", "per_class")
     figures = summary({name: value for name, value in result.items() if name not in skipped})
     classes = result.get("per_class", {})
     width = max(map(len, classes), default=0)

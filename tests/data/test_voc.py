@@ -184,6 +184,35 @@ BAD = {
 }
 
 
+def test_difficult_objects_give_tags_when_asked_for(tmp_path):
+    objects = [voc_object("cat"), voc_object("dog", difficult=1)]
+    root = write_voc(tmp_path, {"trainval": {"000001": objects}, "test": {"000002": []}})
+    for asked, names in ((False, {"cat"}), (True, {"cat", "dog"})):
+        split = open_tags(root, "trainval", difficult=asked)
+        assert {split.classes[one] for one in split.records[0].tags} == names
+
+
+def test_a_test_split_of_unpublished_annotations_has_no_tags(tmp_path):
+    """As VOC2012's test: a list and photographs, not one annotation."""
+    splits = {"trainval": {"000001": [voc_object("cat")]}, "test": {"000002": [], "000003": []}}
+    root = write_voc(tmp_path, splits)
+    for name in ("000002", "000003"):
+        (root / "Annotations" / f"{name}.xml").unlink()
+    split = open_tags(root, "test")
+    assert [one.tags for one in split.records] == [(), ()] and split.records[0].width == 20
+    assert open_truth(root, "test") is None
+    (root / "Annotations" / "000001.xml").unlink()
+    with pytest.raises(BadInput, match=r"names no object at all; add annotations, or .*classes"):
+        open_tags(root, "test")
+    (root / "classes.txt").write_text("cat\n")
+    assert open_tags(root, "test").classes == ("cat",)
+    with pytest.raises(BadInput, match=r"000001\.xml: annotation does not exist"):
+        open_tags(root, "trainval")
+    (root / "Annotations" / "000003.xml").write_text("<annotation></annotation>")
+    with pytest.raises(BadInput, match=r"000002\.xml: annotation does not exist"):
+        open_tags(root, "test")
+
+
 @pytest.mark.parametrize("word", BAD)
 def test_bad_annotations(tmp_path, word):
     root = write_voc(tmp_path / "VOC2007", {"train": {"000001": BAD[word]}})

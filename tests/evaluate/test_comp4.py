@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.evaluate import main
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_images, open_tags, open_truth
+from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.voc import VOC_CLASSES
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import voc_ap, write_comp4
@@ -123,7 +123,7 @@ def test_images_are_opened_without_annotations_and_tags_are_not(data):
     tagged = open_tags(data, "test")
     assert all(record.tags for record in tagged.records)
     without_annotations(data)
-    images = open_images(data, "test")
+    images = open_tags(data, "test")
     assert [one.image_id for one in images.records] == [one.image_id for one in tagged.records]
     assert images.classes == tagged.classes and images.category_ids == tagged.category_ids
     assert not any(record.tags for record in images.records)
@@ -131,4 +131,4 @@ def test_images_are_opened_without_annotations_and_tags_are_not(data):
     with pytest.raises(BadInput, match="annotation does not exist"):
         open_tags(data, "test")  # nobody trains on images whose tags are lost
     shutil.rmtree(data / "Annotations")
-    assert open_images(data, "test").classes == VOC_CLASSES
+    assert open_tags(data, "test").classes == VOC_CLASSES

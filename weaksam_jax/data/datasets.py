@@ -20,10 +20,9 @@ from weaksam_jax.files import fingerprint
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layout found on disk: its folder and the four functions that read it."""
+    """A layout found on disk: its folder and the three functions that read it."""
 
     root: Path
-    images: Callable[[Path, str], TagSplit]
     tags: Callable[[Path, str], TagSplit]
     truth: Callable[[Path, str], TruthSplit | None]
     split_names: Callable[[Path], dict[str, str]]
@@ -38,21 +37,16 @@ class SplitCount:
     tags: int
 
 
-def open_images(path: str | Path, split: str) -> TagSplit:
-    """Images of a split to detect on; in a VOC folder they need no annotations (and have no tags).
-
-    Raises `BadInput` when the path is no data set, and for every fault that the readers name.
-    """
-    reader = _reader(path)
-    return reader.images(reader.root, split)
-
-
-def open_tags(path: str | Path, split: str) -> TagSplit:
+def open_tags(path: str | Path, split: str, difficult: bool = False) -> TagSplit:
     """Images and image-level tags of a split; no box or mask is looked at.
 
+    difficult: objects that VOC calls difficult give tags, too (other layouts know no such). In a
+    VOC folder a split for testing needs no annotations and has no tags then.
     Raises `BadInput` when the path is no data set, and for every fault that the readers name.
     """
     reader = _reader(path)
+    if difficult and reader.tags is voc.voc_tags:
+        return voc.voc_tags(reader.root, split, difficult=True)
     return reader.tags(reader.root, split)
 
 
@@ -67,6 +61,14 @@ def split_names(path: str | Path) -> dict[str, str]:
     """Names of the training and test split, e.g. `{"train": "trainval", "test": "test"}`."""
     reader = _reader(path)
     return reader.split_names(reader.root)
+
+
+def is_training(split: str) -> bool:
+    """Whether a split is for training (its tags are known then): its name starts with train.
+
+    So do those of all layouts that `split_names` gives.
+    """
+    return split.startswith("train")
 
 
 def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
@@ -119,13 +121,11 @@ def _reader(path: str | Path) -> _Reader:
     if not path.is_dir():
         raise BadInput(path, "is no folder", "give the folder of a data set")
     if (root := voc.find_voc(path)) is not None:
-        return _Reader(root, voc.voc_images, voc.voc_tags, voc.voc_truth, voc.voc_split_names)
+        return _Reader(root, voc.voc_tags, voc.voc_truth, voc.voc_split_names)
     if (root := coco.find_coco(path)) is not None:
-        return _Reader(root, coco.coco_tags, coco.coco_tags, coco.coco_truth, coco.coco_split_names)
+        return _Reader(root, coco.coco_tags, coco.coco_truth, coco.coco_split_names)
     if (root := tags_csv.find_tags_csv(path)) is not None:
-        return _Reader(
-            root, tags_csv.csv_tags, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names
-        )
+        return _Reader(root, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names)
     raise BadInput(
         path,
         "is no data set",

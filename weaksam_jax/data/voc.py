@@ -8,7 +8,7 @@ masks.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -66,31 +66,30 @@ def voc_split_names(root: Path) -> dict[str, str]:
     )
 
 
-def voc_tags(root: Path, split: str) -> TagSplit:
+def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
     """Images and tags of a split; a tag is a class with an object that is not difficult.
 
-    An image that has nothing but difficult objects is `uncertain`.
+    An image that has nothing but difficult objects is `uncertain`. difficult: difficult objects
+    give tags, too. A split whose annotations were never published (VOC2012's test: not one file is
+    there) has no tags; one for training is an error then.
     """
-    classes = _classes(root)
+    names = _read_list(root, split)
+    unpublished = _unpublished(root, split, names)
+    ids = _image_ids(root, names, split)
+    classes = _classes(root, VOC_CLASSES if unpublished else ())
     index = {name: i for i, name in enumerate(classes)}
 
     def tags_of(name: str) -> tuple[tuple[int, ...], bool]:
         annotation = root / "Annotations" / f"{name}.xml"
-        objects = [(label, difficult) for label, difficult, _ in _objects(annotation)]
-        labels = {_class_index(index, annotation, label) for label, hard in objects if not hard}
-        return tuple(sorted(labels)), bool(objects) and not labels
+        objects = () if unpublished else tuple(_objects(annotation))
+        found = {
+            _class_index(index, annotation, label)
+            for label, hard, _ in objects
+            if difficult or not hard
+        }
+        return tuple(sorted(found)), bool(objects) and not found
 
-    return _tag_split(root, split, classes, tags_of)
-
-
-def voc_images(root: Path, split: str) -> TagSplit:
-    """Images of a split, all without tags: its annotations need not exist (VOC2012's test set)."""
-    return _tag_split(root, split, _classes(root, VOC_CLASSES), lambda name: ((), False))
-
-
-def _tag_split(root: Path, split: str, classes: tuple[str, ...], tags_of: Callable) -> TagSplit:
-    names = _read_list(root, split)
-    ids, records = _image_ids(root, names, split), []
+    records = []
     for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
         path = _image_path(root, name)
         records.append(TagRecord(ids[name], path.name, path, *image_size(path), *tags_of(name)))
@@ -100,11 +99,11 @@ def _tag_split(root: Path, split: str, classes: tuple[str, ...], tags_of: Callab
 def voc_truth(root: Path, split: str) -> TruthSplit | None:
     """Boxes, difficult flags and (where `SegmentationObject` has the file) masks of a split.
 
-    None when no image of it has an annotation, or when annotations name objects and none of them
-    has a `<bndbox>`: tags, written as XML.
+    None when its annotations name objects and none of them has a `<bndbox>` (tags, written as XML),
+    and when they were never published, see `voc_tags`.
     """
     names = _read_list(root, split)
-    if _without_boxes(root, names):
+    if _unpublished(root, split, names) or _without_boxes(root, names):
         return None
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
@@ -180,7 +179,8 @@ def _classes(root: Path, default: tuple[str, ...] = ()) -> tuple[str, ...]:
         names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
     names = names or set(default)
     if not names:
-        raise BadInput(root / "Annotations", "names no object at all", "add annotations")
+        cure = f"add annotations, or {root / 'classes.txt'} with a class a line"
+        raise BadInput(root / "Annotations", "names no object at all", cure)
     return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
 
 
@@ -222,10 +222,14 @@ def _objects(annotation: Path) -> Iterator[tuple[str, bool, ElementTree.Element]
         yield name, (element.findtext("difficult") or "0").strip() == "1", element
 
 
+def _unpublished(root: Path, split: str, names: list[str]) -> bool:
+    """Whether it is no training split and not one of its images has an annotation."""
+    paths = (root / "Annotations" / f"{name}.xml" for name in names)
+    return not split.startswith("train") and not any(path.exists() for path in paths)
+
+
 def _without_boxes(root: Path, names: list[str]) -> bool:
-    """Whether there is no annotation, or objects but no `<bndbox>` (the first ends the search)."""
-    if not any((root / "Annotations" / f"{name}.xml").exists() for name in names):
-        return True
+    """Whether there are objects, but not one `<bndbox>` (the first one found ends the search)."""
     named = False
     for name in names:
         for _, _, element in _objects(root / "Annotations" / f"{name}.xml"):
