@@ -153,6 +153,13 @@ def test_parameters_of_another_network_are_refused(world, trained, tmp_path, cha
     assert caught.value.path == "weights"
 
 
+def test_parameters_without_a_place_are_refused(world, trained, tmp_path):
+    _, test, proposals = world
+    with pytest.raises(BadInput, match="has extra/kernel, for which VOC2007"):
+        params = {**trained, "extra": {"kernel": np.zeros(2)}}
+        detect_wsod(params, test, proposals, TINY, tmp_path)
+
+
 def test_parameters_for_other_classes_are_refused(world, trained, tmp_path):
     _, test, proposals = world
     more = dataclasses.replace(test, classes=(*test.classes, "unicorn"), category_ids=range(1, 99))

@@ -160,14 +160,13 @@ def check_params(params: dict, model, samples: MilSamples) -> None:
     classes = len(samples.split.classes)
     need = f"{samples.split.dataset} ({classes} classes) and these settings"
     cure = "give the preset and settings that it was trained with, on data of the same classes"
-    for name in sorted(wanted.keys() | given.keys()):
-        if name not in wanted or name not in given:
-            problem = f"has no {name}, which {need} need"
-            if name not in wanted:
-                problem = f"has {name}, for which {need} have no place"
-            raise BadInput("weights", problem, cure)
-        if wanted[name].shape != given[name].shape:
-            problem = f"{name} is {list(given[name].shape)}, {need} need {list(wanted[name].shape)}"
+    for name in sorted(wanted.keys() - given.keys()):
+        raise BadInput("weights", f"has no {name}, which {need} need", cure)
+    for name in sorted(given.keys() - wanted.keys()):
+        raise BadInput("weights", f"has {name}, for which {need} have no place", cure)
+    for name, shape in sorted((name, one.shape) for name, one in wanted.items()):
+        if shape != given[name].shape:
+            problem = f"{name} is {list(given[name].shape)}, {need} need {list(shape)}"
             raise BadInput("weights", problem, cure)
 
 
