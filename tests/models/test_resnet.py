@@ -10,7 +10,11 @@ from small_torchvision import SmallResNet, numpy_state, randomise
 
 from bridge.convert_detectors import to_ours
 from bridge.detector_names import RESNET_TORCHVISION
+from weaksam_jax.models.faster_rcnn import FasterRCNN
 from weaksam_jax.models.resnet import STRIDES, ResNet50, is_constant, resnet_input
+from weaksam_jax.retrain.network import build_model, normalise
+from weaksam_jax.retrain.settings import RetrainSettings
+from weaksam_jax.retrain.train import make_optimizer
 
 WIDTH = 4
 
@@ -108,3 +112,56 @@ def test_pixels_of_both_families():
     np.testing.assert_allclose(resnet_input(image, "msra"), bgr, atol=1e-4)
     expected = (rgb / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(resnet_input(image, "torchvision"), expected, atol=1e-5)
+
+
+def paper_settings(**changes):
+    return RetrainSettings(
+        backbone="resnet50_msra",
+        frozen=("stem", "res2"),
+        strides=(4, 8, 16, 32, 64),
+        anchor_sizes=((32,), (64,), (128,), (256,), (512,)),
+        channels=256,
+        extra_levels=1,
+        fc_width=1024,
+        canonical_size=224.0,
+        canonical_level=2,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(("classes", "millions"), [(20, 41.45), (80, 41.75)])
+def test_retraining_builds_the_published_detector(classes, millions):
+    model = build_model(paper_settings(), classes)
+    assert model == FasterRCNN(ResNet50(stride_in_1x1=True, frozen_stages=0), classes)
+    inputs = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 1, 4))
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(millions * 1e6, abs=1e4)
+    half = build_model(paper_settings(dtype="bfloat16"), classes)
+    assert half.dtype == half.backbone.dtype == jnp.bfloat16
+
+
+def test_pixels_of_the_padding_are_zero():
+    images = np.random.default_rng(0).integers(0, 256, (1, 6, 8, 3), dtype=np.uint8)
+    for name, family in (("resnet50", "torchvision"), ("resnet50_msra", "msra")):
+        expected = np.array(resnet_input(images, family))
+        expected[:, 4:], expected[:, :, 5:] = 0, 0
+        np.testing.assert_array_equal(normalise(images, np.float32([[4, 5]]), name), expected)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_optimizers_pass_over_frozen_norms_and_stages(optimizer):
+    """Weight decay would shrink the norms of a ResNet, which have no gradient, to nothing."""
+    network = ResNet50(1)
+    backbone = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = jax.tree.map(
+        lambda x: jnp.ones(x.shape), {"backbone": backbone, "rpn": {"norm": jnp.ones(1)}}
+    )
+    settings = paper_settings(optimizer=optimizer, learning_rate=0.1, warmup=0)
+    tx = make_optimizer(settings, params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    moved = {
+        path: bool(np.asarray(value).all())
+        for path, value in flax.traverse_util.flatten_dict(updates).items()
+    }
+    expected = {path: path[0] != "backbone" or not is_constant(path[1:], 2) for path in moved}
+    assert moved == expected and 0 < sum(moved.values()) < len(moved)
