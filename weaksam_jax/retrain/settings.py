@@ -12,7 +12,9 @@ from weaksam_jax.retrain.samples import Augmentation
 class RetrainSettings:
     """Everything that decides the retrained weights and detections, but for the seed and the data.
 
-    Detector: see `FasterRCNN`. frozen: names of backbone modules that keep their weights.
+    Detector: see `FasterRCNN`. resnet50: torchvision's weights and pixels, resnet50_msra: Caffe's.
+    frozen: names of backbone modules that keep their weights (the norms of a ResNet always do).
+    dtype: what a ResNet, the pyramid and the heads compute in.
     Optimizer: SGD with momentum 0.9 (or AdamW), linear warm-up, x0.1 at `milestones` (steps) or
     cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). batch:
     images a step, over all devices; a device takes its share in `accumulate` turns, and the RoIs
@@ -24,7 +26,7 @@ class RetrainSettings:
     this power (0: off, the paper).
     """
 
-    backbone: Literal["mini_cnn", "lite0"] = "mini_cnn"
+    backbone: Literal["mini_cnn", "lite0", "resnet50", "resnet50_msra"] = "mini_cnn"
     frozen: tuple[str, ...] = ()
     strides: tuple[int, ...] = (8, 16, 32)
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (56,), (96,))
@@ -34,6 +36,9 @@ class RetrainSettings:
     fc_width: int = 256
     canonical_size: float = 96.0
     canonical_level: int = 1
+    aligned: bool = True
+    round_anchors: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     drop: DropSettings | None = field(default_factory=DropSettings)
     optimizer: Literal["sgd", "adamw"] = "sgd"

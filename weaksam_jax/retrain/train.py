@@ -19,6 +19,7 @@ from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.detection import faster_rcnn_loss
 from weaksam_jax.models.faster_rcnn import FasterRCNN
+from weaksam_jax.models.resnet import is_constant
 from weaksam_jax.retrain.network import build_model, init_model, normalise
 from weaksam_jax.retrain.samples import PseudoSamples
 from weaksam_jax.retrain.settings import RetrainSettings
@@ -110,8 +111,6 @@ def make_optimizer(settings: RetrainSettings, params: dict) -> optax.GradientTra
         tx = optax.adamw(schedule, weight_decay=settings.weight_decay)
     if settings.clip is not None:
         tx = optax.chain(optax.clip_by_global_norm(settings.clip), tx)
-    if not settings.frozen:
-        return tx
     labels = jax.tree_util.tree_map_with_path(
         lambda path, _: "frozen" if _is_frozen(path, settings.frozen) else "free", params
     )
@@ -119,8 +118,8 @@ def make_optimizer(settings: RetrainSettings, params: dict) -> optax.GradientTra
 
 
 def _is_frozen(path: tuple, frozen: tuple[str, ...]) -> bool:
-    names = [entry.key for entry in path[:2]]
-    return names[0] == "backbone" and names[1] in frozen
+    names = [entry.key for entry in path]
+    return names[0] == "backbone" and (names[1] in frozen or is_constant(names[1:], 0))
 
 
 def _hold(params: dict, frozen: tuple[str, ...]) -> dict:
