@@ -19,6 +19,7 @@ from weaksam_jax.wsod.clue_evidence import box_cosine
 from weaksam_jax.wsod.detect import detect_wsod
 from weaksam_jax.wsod.samples import MilSamples, load_boxes
 from weaksam_jax.wsod.train import train_wsod
+from weaksam_jax.wsod.views import View
 
 
 def same_bits(one, other):
