@@ -75,8 +75,7 @@ def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
     """
     names = _read_list(root, split)
     unpublished = _unpublished(root, split, names)
-    ids = _image_ids(root, names, split)
-    classes = _classes(root, VOC_CLASSES if unpublished else ())
+    ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
 
     def tags_of(name: str) -> tuple[tuple[int, ...], bool]:
@@ -163,12 +162,11 @@ def _all_names(root: Path) -> list[str]:
     return sorted(names)
 
 
-def _classes(root: Path, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+def _classes(root: Path) -> tuple[str, ...]:
     """`classes.txt` if present, else VOC's twenty if all names are among them, else sorted names.
 
     Names are those of the per-class lists (`ImageSets/Main/<class>_<split>.txt`) where there are
-    any, else of the objects in all lists, so that every split has the same classes; `default` where
-    nothing is named.
+    any, else of the objects in all lists, so that every split has the same classes.
     """
     listed = read_classes(root / "classes.txt")
     if listed is not None:
@@ -177,7 +175,6 @@ def _classes(root: Path, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     if not names:
         annotations = (root / "Annotations" / f"{name}.xml" for name in _all_names(root))
         names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
-    names = names or set(default)
     if not names:
         cure = f"add annotations, or {root / 'classes.txt'} with a class a line"
         raise BadInput(root / "Annotations", "names no object at all", cure)
