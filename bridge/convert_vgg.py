@@ -18,9 +18,9 @@ No released file was at hand: names and shapes are those that the public sources
 **What shapes do not tell.** In both, class 0 of the refinement branches is the background.
 wetectron's box coder lets a box end at x2 + 1: its boxes are exactly
 `decode(deltas, boxes + (0, 0, 1, 1)) - (0, 0, 1, 1)` with `weaksam_jax.boxes.decode`, so ours are
-the same for deltas of 0 and otherwise up to |dx| / 10 + |exp(dw / 5) - 1| input pixels away.
-mmdet's coder is ours, but its RoIPool does not round a box to whole cells (it pools from x1 / 8 to
-(x2 + 1) / 8), which `weaksam_jax.ops.roi.roi_pool` does.
+the same for deltas of 0 and otherwise up to |dx| / 10 + |exp(dw / 5) - 1| / 2 pixels of the network
+input away. mmdet's coder is ours (method "mist" at test applies it), but its RoIPool does not round
+a box to whole cells: it pools from x1 / 8 to (x2 + 1) / 8, `weaksam_jax.ops.roi.roi_pool` does not.
 """
 
 from collections.abc import Mapping
