@@ -142,7 +142,7 @@ def detect(
 
     Returns (boxes `[B, D, 4]` in pixels of the canvas, clipped to the image; scores `[B, D]`;
     labels int32 `[B, D]`; valid bool `[B, D]`), best first: softmax scores above the threshold,
-    class-wise NMS, the best `max_detections` = D.
+    boxes not empty after clipping, class-wise NMS, the best `max_detections` = D.
     """
     variables = {"params": params}
     levels = model.apply(variables, images, method="pyramid")
@@ -181,6 +181,8 @@ def select_detections(
     scores = jax.nn.softmax(class_logits.astype(jnp.float32))[:, :-1]
     limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
     decoded = jnp.clip(decode(deltas, boxes[:, None]), 0, limit)
+    empty = jnp.any(decoded[..., 2:] <= decoded[..., :2], axis=-1)  # moved out of the image
+    scores = jnp.where(empty, -jnp.inf, scores)
     return multiclass_nms(
         decoded, scores, valid, score_threshold, iou_threshold, max_detections, boxes.shape[0]
     )
