@@ -14,12 +14,15 @@ import numpy as np
 import torch
 import tyro
 
-from bridge import convert_vgg
+from bridge import convert_detectors, convert_vgg
 from bridge.checkpoints import read_checkpoint
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, read_arrays, write_arrays
 
-Kind = Literal["efficientnet_lite0", "vgg16", "wetectron", "mmdet_oicr"]
+Kind = Literal[
+    *("efficientnet_lite0", "vgg16", "wetectron", "mmdet_oicr", "resnet50", "resnet50_msra"),
+    *("faster_rcnn_torchvision", "faster_rcnn_detectron2"),
+]
 BATCH_NORM_EPSILON = 1e-3  # of every EfficientNet
 LITE0_BLOCKS = 16
 # What the package's convolutions do, see `efficientnet_lite0_arrays`.
@@ -140,8 +143,9 @@ def main(argv: list[str] | None = None) -> None:
         """Published weights to arrays for weaksam_jax.
 
         Args:
-            kind: which network: efficientnet_lite0; vgg16 (ImageNet); the detectors of wetectron
-                (MIST) and mmdet_oicr (OICR).
+            kind: which network: of ImageNet efficientnet_lite0, vgg16, resnet50 (torchvision's)
+                or resnet50_msra (detectron2's R-50.pkl); the MIL detectors of wetectron (MIST) and
+                mmdet_oicr (OICR); a Faster R-CNN R50-FPN of torchvision or detectron2.
             to: the safetensors file to write; for a detector also a .pth: the published layout.
             source: the published file (with a .pth to write: the arrays' file); efficientnet_lite0
                 has that of the installed package.
@@ -149,12 +153,16 @@ def main(argv: list[str] | None = None) -> None:
         back = to.suffix == ".pth" and kind in convert_vgg.LAYOUTS
         if to.suffix != ".safetensors" and not back:
             raise BadInput(to, "does not end in .safetensors", "name the output F.safetensors")
-        if kind == "efficientnet_lite0":
-            print(convert_efficientnet_lite0(to, source))
-        elif source is None:
+        if source is None and kind != "efficientnet_lite0":
             raise BadInput("--from", "is missing", f"name the published file of {kind}")
+        if back:
+            print(publish_vgg16(kind, to, source))
+        elif kind in convert_vgg.LAYOUTS or kind == "vgg16":
+            print(convert_vgg16(kind, to, source))
+        elif kind == "efficientnet_lite0":
+            print(convert_efficientnet_lite0(to, source))
         else:
-            print((publish_vgg16 if back else convert_vgg16)(kind, to, source))
+            print(getattr(convert_detectors, f"convert_{kind}")(to, source))
 
     tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
 

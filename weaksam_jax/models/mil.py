@@ -69,7 +69,9 @@ class MilDetector(nn.Module):
 
     def features(self, images) -> jax.Array:
         """Images `[B, H, W, 3]` (or a tuple of cached maps) -> maps `[B, h, w, F]` to pool from."""
-        maps = images if self.backbone is None else (self.backbone(images),)
+        maps = images if self.backbone is None else self.backbone(images)
+        if self.backbone is not None:  # of several maps (ResNet) the last
+            maps = maps[-1:] if isinstance(maps, tuple) else (maps,)
         if self.neck is None:
             return maps[0].astype(jnp.float32)
         total = 0.0
