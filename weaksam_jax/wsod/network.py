@@ -57,7 +57,7 @@ def build_model(settings: WsodSettings, classes: int) -> MilDetector:
 
 def _backbone(settings: WsodSettings) -> MiniCnn | Vgg16 | ResNet50 | None:
     if settings.backbone == "mini_cnn":
-        return MiniCnn(name="backbone")
+        return MiniCnn(dtype=jnp.dtype(settings.dtype), name="backbone")
     if settings.backbone == "vgg16":
         return Vgg16(
             rectify_last=settings.rectify_last,

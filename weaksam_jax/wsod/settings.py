@@ -41,7 +41,8 @@ class WsodSettings:
     background: bool = True
     """WSDDN's two streams have a column for the background (MIST's release)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the convolutions of published networks and of both fully connected layers."""
+    """Of the backbone's convolutions and of both fully connected layers; weights, scores and losses
+    are float32."""
     neck: int | None = None
     """Channels of a trained 1x1 convolution on the maps."""
     pooling: Literal["align", "max"] = "align"

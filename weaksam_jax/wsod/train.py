@@ -48,7 +48,7 @@ def train_wsod(
     samples.features = leader_first(lambda: frozen_features(split, settings, folder, backbone))
     model = build_model(settings, len(split.classes))
     init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
-    params = _init(model, samples, settings, init_key)
+    params = init_params(model, samples, settings, init_key)
     for name, steps, rate, loss, key in (
         ("tags", settings.pretrain_steps, settings.pretrain_rate, tag_loss, tag_key),
         ("mil", settings.steps, settings.rate, detector_loss, mil_key),
@@ -120,7 +120,9 @@ def _tag_entropy(logits: jax.Array, batch: dict) -> jax.Array:
     return jnp.where(batch["valid"].any(1, keepdims=True), entropy, 0.0).mean()
 
 
-def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
+def init_params(
+    model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array
+) -> dict:
     """Fresh parameters, of the shapes that the first sample gives, or those of `settings.init`."""
     view = View(0, False)
     batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
