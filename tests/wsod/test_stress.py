@@ -1,10 +1,13 @@
 """Spoiled samples are what they say, and a training on nothing else stays finite."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from tiny_road import tiny_mini
+from tiny_wsod import TINY
 
 from experiments.stress import Stress, spoil, stress
+from weaksam_jax.errors import BadInput
 
 
 def test_faults_keep_shapes_and_types():
@@ -27,3 +30,19 @@ def test_faults_keep_shapes_and_types():
     assert (spoiled[2]["boxes"][:, 2:] - spoiled[2]["boxes"][:, :2] == 1).all()
     assert (spoiled[3]["boxes"] == sample["boxes"][0]).all()
     assert spoiled[5]["tags"].all() and not spoiled[6]["tags"].any()
+
+
+@pytest.mark.parametrize("method", ["mist", "oicr"])
+def test_a_training_on_spoiled_samples_alone_stays_finite(world, tmp_path, method):
+    settings = dataclasses.replace(TINY, method=method, steps=30, dtype="bfloat16")
+    found = stress(Stress(world[2].parent, tmp_path, share=1.0, settings=settings))
+    assert found["steps"] == 30 and 0 < found["largest_weight"] < 100
+
+
+def test_a_loss_that_is_not_finite_names_its_images(world, tmp_path, monkeypatch):
+    """Nothing defends against a prior that is no number."""
+    broken = lambda sample, *_: sample | {"prior": np.nan * sample["prior"]}  # noqa: E731
+    monkeypatch.setattr("experiments.stress.spoil", broken)
+    settings = dataclasses.replace(TINY, steps=2)
+    with pytest.raises(BadInput, match=r"is nan at step 1 \(images [0-9]+, [0-9]+\)"):
+        stress(Stress(world[2].parent, tmp_path, share=1.0, settings=settings))
