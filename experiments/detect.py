@@ -24,21 +24,19 @@ stopped goes on with the same command; a finished one is made anew, never reused
 """
 
 import argparse
-import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
 
-import weaksam_jax.wsod.settings as wsod_settings
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, write_json
+from weaksam_jax.wsod import recipes
 from weaksam_jax.wsod.settings import WsodSettings
 
 
@@ -77,7 +75,7 @@ def parse(argv: list[str] | None) -> Detect:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=Detect.preset)
     name = first.parse_known_args(argv)[0].preset
-    known = presets()
+    known = recipes.PRESETS
     if name not in known:
         raise BadInput("--preset", f"{name} is no preset", f"choose from {', '.join(known)}")
     missing = dict.fromkeys(("weights", "data", "proposals", "out"), tyro.MISSING)
@@ -89,16 +87,6 @@ def parse(argv: list[str] | None) -> Detect:
         default=Detect(**missing, preset=name, settings=known[name]()),
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
-
-
-def presets() -> dict[str, Callable[[], WsodSettings]]:
-    """The functions of `weaksam_jax.wsod.settings` that make settings, by name."""
-    functions = inspect.getmembers(wsod_settings, inspect.isfunction)
-    return {
-        name: one
-        for name, one in functions
-        if one.__annotations__.get("return") is WsodSettings and not name.startswith("_")
-    }
 
 
 def detect(options: Detect) -> list[dict]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments import measure
 from experiments.options import EXTRA_STAGES, STAGES, RoadOptions
 from experiments.road import Road, Stage, say
+from experiments.settings import check_weights
 from weaksam_jax.data.datasets import (
     dataset_fingerprint,
     open_tags,
@@ -36,6 +37,7 @@ def travel(options: RoadOptions) -> dict:
     """Runs the whole road (or the chosen stages); returns metrics.json's content."""
     journey = Journey(options)
     wanted = journey.wanted()
+    check_weights(options.settings, wanted or journey.usual())
     leads(journey.prepare)
     metrics = Road(options.out, options.seed).follow(journey.stages(), wanted)
     leads(lambda: say(f"finished: {options.out / 'report' / 'index.html'}"))
@@ -106,6 +108,13 @@ class Journey:
                 known = ", ".join(STAGES + EXTRA_STAGES)
                 raise BadInput("--stages", f"{name} is no stage", f"choose from {known}")
         return chosen
+
+    def usual(self) -> list[str]:
+        """The stages of the whole road that these options have work for."""
+        o = self.options
+        idle = {"clues", "proposals"} if self.proposal_root != self.out / "proposals" else set()
+        idle |= {"retrain"} if o.retrain == "none" else set()
+        return [name for name in STAGES if name not in idle]
 
     def describe(self) -> dict:
         """settings.json: every flag and setting as plain values."""
@@ -275,12 +284,15 @@ class Journey:
         return measure.pgt(made, self.truths["train"])
 
     def run_retrain(self, name: str, settings) -> dict:
-        """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone (or Lite0)."""
+        """Trains Faster R-CNN on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the
+        mini set, from the MIL detector's backbone."""
         from weaksam_jax.retrain.train import train_retrain
 
         folder = self.out / name
         backbone = self.frozen_backbone(settings.backbone)
-        if backbone is None:
+        if settings.init is not None:
+            backbone = load_params(settings.init)
+        elif backbone is None:
             backbone = load_params(self.out / "wsod" / "params.safetensors").get("backbone")
         params = train_retrain(
             read_json(self.out / "pgt" / "pgt.json"),

@@ -10,11 +10,12 @@ from tiny_wsod import TINY
 from experiments import detect
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_truth
+from weaksam_jax.data.scales import canvases_of
 from weaksam_jax.engine.checkpoint import save_params
 from weaksam_jax.evaluate import corloc, voc_ap
+from weaksam_jax.wsod import recipes
 from weaksam_jax.wsod.detect import detect_wsod
 from weaksam_jax.wsod.settings import WsodSettings
-from weaksam_jax.wsod.views import canvases_of
 
 
 def tiny() -> WsodSettings:
@@ -24,7 +25,7 @@ def tiny() -> WsodSettings:
 @pytest.fixture
 def flags(world, trained, tmp_path, monkeypatch):
     """The flags of a detection on the test split; the preset "tiny" is among the others."""
-    monkeypatch.setattr(detect.wsod_settings, "tiny", tiny, raising=False)
+    monkeypatch.setitem(recipes.PRESETS, "tiny", tiny)
     save_params(tmp_path / "weights.safetensors", trained)
     data = world[0].records[0].path.parents[1]
     paths = {"weights": tmp_path / "weights.safetensors", "data": data, "proposals": world[2]}
@@ -76,7 +77,7 @@ def test_an_unannotated_split_has_files_and_no_figures(world, flags, tmp_path, c
     ("change", "message"),
     [
         (["--settings.width", "32"], "these settings need [32, 8]"),
-        (["--preset", "other"], "error: --preset: other is no preset; choose from light, mini,"),
+        (["--preset", "other"], "error: --preset: other is no preset; choose from mini, light,"),
         (["--weights", "gone.safetensors"], "gone.safetensors: does not exist"),
         (["--proposals", "nowhere"], "does not exist"),
     ],
@@ -95,15 +96,12 @@ def test_what_does_not_fit_ends_in_one_line(flags, tmp_path, capsys, change, mes
     assert not (tmp_path / "out" / "detections.json").exists()
 
 
-def test_presets_are_the_functions_of_the_settings_module(flags, monkeypatch):
-    assert {"light", "mini", "tiny"} <= set(detect.presets())
+def test_a_preset_and_changes_of_it(flags, monkeypatch):
+    assert {"light", "mini", "voc07_mist", "coco14_oicr"} <= recipes.PRESETS.keys()
     sides = tuple(canvases_of(side, 2000) for side in (800, 480))
-
-    def views() -> WsodSettings:
-        return dataclasses.replace(TINY, test_scales=sides)
-
-    monkeypatch.setattr(detect.wsod_settings, "views", views, raising=False)
+    views = dataclasses.replace(TINY, test_scales=sides)
+    monkeypatch.setitem(recipes.PRESETS, "views", lambda: views)
     flags[flags.index("tiny")] = "views"
     options = detect.parse([*flags, "--settings.test-batch", "3", "--settings.every-class"])
-    assert options.settings == dataclasses.replace(views(), test_batch=3)
+    assert options.settings == dataclasses.replace(views, test_batch=3)
     assert np.shape(options.settings.test_scales) == (2, 6, 2)

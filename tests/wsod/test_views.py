@@ -10,18 +10,10 @@ from tiny_wsod import TINY
 
 from weaksam_jax.data.batches import choose_canvas, resize_to_canvas
 from weaksam_jax.data.records import TagRecord
+from weaksam_jax.data.scales import canvases_of, check_scales, shape_group
 from weaksam_jax.errors import BadInput
 from weaksam_jax.wsod.samples import MilSamples
-from weaksam_jax.wsod.views import (
-    View,
-    canvases_of,
-    check_scales,
-    fitted_size,
-    place_boxes,
-    restore_boxes,
-    shape_group,
-    views_of,
-)
+from weaksam_jax.wsod.views import View, fitted_size, place_boxes, restore_boxes, views_of
 
 PAPER = (480, 576, 688, 864, 1000, 1200)
 # (width, height) -> how many of 2000 photographs of VOC2007 have that size: the 20 most frequent

@@ -9,6 +9,7 @@ import pytest
 from tiny_wsod import TINY
 
 from weaksam_jax.boxes import decode, from_xywh, iou
+from weaksam_jax.data.scales import canvases_of
 from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.errors import BadInput
 from weaksam_jax.wsod import detect
@@ -16,7 +17,7 @@ from weaksam_jax.wsod.detect import detect_wsod
 from weaksam_jax.wsod.journal import Journal
 from weaksam_jax.wsod.network import build_model, network_input
 from weaksam_jax.wsod.samples import MilSamples
-from weaksam_jax.wsod.views import View, canvases_of
+from weaksam_jax.wsod.views import View
 
 VIEWS = dataclasses.replace(
     TINY,

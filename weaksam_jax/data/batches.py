@@ -14,9 +14,9 @@ import grain
 import numpy as np
 
 from weaksam_jax.boxes import flip as flip_boxes
+from weaksam_jax.data.scales import Canvas
 from weaksam_jax.errors import BadInput
 
-Canvas = tuple[int, int]  # height, width
 Sample = dict[str, np.ndarray]
 
 

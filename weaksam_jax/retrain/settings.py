@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from weaksam_jax.data.batches import Canvas
+from weaksam_jax.data.scales import Scale
 from weaksam_jax.losses.detection import DetectionSettings, DropSettings
 from weaksam_jax.retrain.samples import Augmentation
 
@@ -13,7 +13,8 @@ class RetrainSettings:
     """Everything that decides the retrained weights and detections, but for the seed and the data.
 
     Detector: see `FasterRCNN`. resnet50: torchvision's weights and pixels, resnet50_msra: Caffe's.
-    frozen: names of backbone modules that keep their weights (the norms of a ResNet always do).
+    init: a safetensors file of `bridge.convert` with ImageNet weights of a ResNet. frozen: names of
+    backbone modules that keep their weights (the norms of a ResNet always do).
     dtype: what a ResNet, the pyramid and the heads compute in.
     Optimizer: SGD with momentum 0.9 (or AdamW), linear warm-up, x0.1 at `milestones` (steps) or
     cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). batch:
@@ -27,6 +28,7 @@ class RetrainSettings:
     """
 
     backbone: Literal["mini_cnn", "lite0", "resnet50", "resnet50_msra"] = "mini_cnn"
+    init: str | None = None
     frozen: tuple[str, ...] = ()
     strides: tuple[int, ...] = (8, 16, 32)
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (56,), (96,))
@@ -50,10 +52,10 @@ class RetrainSettings:
     steps: int = 1000
     batch: int = 8
     accumulate: int = 1
-    canvases: tuple[Canvas, ...] = ((192, 192),)
+    scales: tuple[Scale, ...] = (((192, 192),),)
     augmentation: Augmentation = field(default_factory=Augmentation)
     checkpoint_every: int = 200
-    views: tuple[tuple[Canvas, ...], ...] = (((192, 192),),)
+    views: tuple[Scale, ...] = (((192, 192),),)
     mirrored: bool = True
     test_batch: int = 8
     test_pre_nms: int = 300
@@ -73,7 +75,7 @@ def mini() -> RetrainSettings:
     return RetrainSettings(
         detection=DetectionSettings(rpn_batch=64, pre_nms=200, post_nms=100, roi_batch=64),
         drop=DropSettings(start=600, tau_reg=6.0),
-        canvases=((160, 160),),
+        scales=(((160, 160),),),
         augmentation=Augmentation(scale=(0.7, 1.4), colour=0.2),
         optimizer="adamw",
         learning_rate=1e-3,
@@ -106,7 +108,7 @@ def light() -> RetrainSettings:
         clip=5.0,
         steps=2000,
         batch=4,
-        canvases=canvases,
+        scales=(canvases,),
         augmentation=Augmentation(scale=(0.75, 1.25), colour=0.2),
         views=(canvases, ((384, 512), (512, 384))),
         test_batch=4,

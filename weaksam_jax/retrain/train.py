@@ -42,11 +42,13 @@ def train_retrain(
     folder. Raises `BadInput` when pgt or init_params do not fit.
     """
     check_batch(settings.batch, mesh.size, settings.accumulate)
-    samples = PseudoSamples(pgt, images, settings.canvases, settings.augmentation)
-    batches = make_batches(samples, samples.groups, settings.batch, seed, process=process())
+    samples = PseudoSamples(pgt, images, settings.scales, settings.augmentation)
+    batches = make_batches(
+        samples, samples.groups, settings.batch, seed, draw=samples.draw, process=process()
+    )
     model = build_model(settings, len(images.classes))
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    params = init_model(model, settings.canvases[0], init_key, init_params)
+    params = init_model(model, settings.scales[0][0], init_key, init_params)
     tx = make_optimizer(settings, params)
     state = create_state(params, tx, train_key, mesh)
     state = train(

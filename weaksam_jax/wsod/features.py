@@ -12,12 +12,13 @@ from tqdm import tqdm
 from weaksam_jax.data.batches import resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.scales import Scale, shape_group
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
 from weaksam_jax.models.lite0 import Lite0, lite0_input
 from weaksam_jax.wsod.network import MAPS, inside_mask
 from weaksam_jax.wsod.settings import WsodSettings
-from weaksam_jax.wsod.views import Scale, View, shape_group, views_of
+from weaksam_jax.wsod.views import View, views_of
 
 
 class FeatureCache:

@@ -6,11 +6,13 @@ an image; Concrete DropBlock is off (`drop_block`). OICR: the paper's rule of 20
 release's (`oicr_rule`), and 8 images a step instead of 4, for the same number of epochs.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
-from weaksam_jax.wsod.settings import WsodSettings
-from weaksam_jax.wsod.views import canvases_of
+from weaksam_jax.data.scales import canvases_of
+from weaksam_jax.wsod.settings import WsodSettings, light, mini
 
 Method = Literal["mist", "oicr"]
 LONG_SIDE = 2000  # pixels
@@ -104,3 +106,15 @@ def coco14(method: Method = "mist") -> WsodSettings:
             min_side=2.0,
         )
     return replace(_mist(), steps=125_000, milestones=(82_500, 115_000), warmup=500, min_side=2.0)
+
+
+# All settings by name, for commands.
+PRESETS: dict[str, Callable[[], WsodSettings]] = {
+    "mini": mini,
+    "light": light,
+    **{
+        f"{recipe.__name__}_{method}": partial(recipe, method)
+        for recipe in (voc07, voc12, coco14)
+        for method in ("mist", "oicr")
+    },
+}

@@ -10,18 +10,12 @@ from weaksam_jax.boxes import clip
 from weaksam_jax.data.batches import pad_boxes, resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.scales import Scale, check_scales, shape_group
 from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.errors import BadInput
 from weaksam_jax.wsod.augment import hide_patches, jitter_colour, light_noise
 from weaksam_jax.wsod.clue_evidence import clue_evidence
-from weaksam_jax.wsod.views import (
-    Scale,
-    View,
-    check_scales,
-    fitted_size,
-    place_boxes,
-    shape_group,
-)
+from weaksam_jax.wsod.views import View, fitted_size, place_boxes
 
 if TYPE_CHECKING:
     from weaksam_jax.wsod.features import FeatureCache

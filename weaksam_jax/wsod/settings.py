@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from weaksam_jax.data.scales import Scale
 from weaksam_jax.losses.mil import Method, Reduction
 from weaksam_jax.losses.mining import OicrRule
-from weaksam_jax.wsod.views import Scale
 
 
 @dataclass(frozen=True)
