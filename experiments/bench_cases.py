@@ -5,13 +5,14 @@ item, when there is one, makes a text from both results: what they agree on.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments import bench_sam
+from experiments import bench_mil, bench_sam
 
 Case = Callable[[], tuple]
 
@@ -23,41 +24,51 @@ def random_boxes(rng: np.random.Generator, count: int, width: float, height: flo
     return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
 
 
-def roi_align() -> tuple[str, Callable, str, Callable]:
+# A view of 480 x 640 through VGG16: what the MIL detector pools from.
+MAP, STRIDE = (60, 80, 512), 8
+
+
+def _roi_inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal(MAP, dtype=np.float32)
+    return features, random_boxes(rng, count, MAP[1] * STRIDE, MAP[0] * STRIDE)
+
+
+def roi_align(count: int) -> tuple[str, Callable, str, Callable]:
     from weaksam_jax.ops.roi import roi_align as ours
 
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((50, 75, 256), dtype=np.float32)
-    boxes = random_boxes(rng, 256, 1200, 800)
-    work = "RoIAlign 7x7 forward + backward, 256 boxes, 50x75x256"
-    step = jax.jit(jax.value_and_grad(lambda f, b: ours(f, b, 1 / 16).sum()))
+    features, boxes = _roi_inputs(count)
+    work = f"RoIAlign 7x7 forward + backward, {count} boxes, {'x'.join(map(str, MAP))}"
+    step = jax.jit(jax.grad(lambda f, b: (ours(f, b, 1 / STRIDE) ** 2).sum()))
     on_device = jnp.asarray(features), jnp.asarray(boxes)
-    grid = _sampling_grid(boxes, 50, 75)
+    grid = _sampling_grid(boxes)
 
     def with_grid_sample():
-        maps = torch.from_numpy(features).permute(2, 0, 1)[None].requires_grad_()
+        maps = torch.from_numpy(features).permute(2, 0, 1)[None].contiguous().requires_grad_()
         sampled = torch.nn.functional.grid_sample(
             maps, grid, align_corners=False, padding_mode="border"
         )
         pooled = torch.nn.functional.avg_pool2d(
-            sampled[0].unflatten(1, (256, 14)).transpose(0, 1), 2
+            sampled[0].unflatten(1, (count, 14)).transpose(0, 1), 2
         )
-        pooled.sum().backward()
-        return maps.grad
+        pooled.square().sum().backward()
+        return maps.grad[0].permute(1, 2, 0).numpy()
 
-    return (
-        work,
-        lambda: jax.block_until_ready(step(*on_device)),
-        "torch grid_sample",
-        with_grid_sample,
-    )
+    ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
+    return work, ours_call, "torch grid_sample", with_grid_sample, _difference
 
 
-def _sampling_grid(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """grid_sample coordinates `[1, 256 * 14, 14, 2]` of 2 x 2 samples in each of 7 x 7 bins."""
+def _difference(ours, other) -> str:
+    error = np.abs(np.asarray(ours) - other).max() / np.abs(other).max()
+    return f"gradients differ by {error:.1e}"
+
+
+def _sampling_grid(boxes: np.ndarray) -> torch.Tensor:
+    """grid_sample coordinates `[1, n * 14, 14, 2]` of 2 x 2 samples in each of 7 x 7 bins; with
+    those of RoIAlign aligned to pixel centres, as grid_sample has them."""
     steps = (np.arange(14) + 0.5) / 14
-    x = (boxes[:, :1] + steps * (boxes[:, 2:3] - boxes[:, :1])) / 16 / width * 2 - 1
-    y = (boxes[:, 1:2] + steps * (boxes[:, 3:] - boxes[:, 1:2])) / 16 / height * 2 - 1
+    x = (boxes[:, :1] + steps * (boxes[:, 2:3] - boxes[:, :1])) / STRIDE / MAP[1] * 2 - 1
+    y = (boxes[:, 1:2] + steps * (boxes[:, 3:] - boxes[:, 1:2])) / STRIDE / MAP[0] * 2 - 1
     shape = (len(boxes), 14, 14)
     grid = np.stack(
         [np.broadcast_to(x[:, None, :], shape), np.broadcast_to(y[:, :, None], shape)], axis=-1
@@ -65,58 +76,42 @@ def _sampling_grid(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(grid.reshape(1, -1, 14, 2).astype(np.float32))
 
 
-def roi_pool() -> tuple[str, Callable, str, Callable]:
+def roi_pool(count: int) -> tuple[str, Callable, str, Callable]:
+    from experiments.plain_mil_step import pooled
     from weaksam_jax.ops.roi import roi_pool as ours
 
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((50, 75, 256), dtype=np.float32)
-    boxes = random_boxes(rng, 256, 1200, 800)
-    step = jax.jit(jax.value_and_grad(lambda f, b: ours(f, b, 1 / 16).sum()))
+    features, boxes = _roi_inputs(count)
+    step = jax.jit(jax.grad(lambda f, b: (ours(f, b, 1 / STRIDE) ** 2).sum()))
     on_device = jnp.asarray(features), jnp.asarray(boxes)
-    corners = np.floor(boxes / 16 + 0.5).astype(int)
 
     def with_adaptive_pool():
         maps = torch.from_numpy(features).permute(2, 0, 1).contiguous().requires_grad_()
-        pooled = [
-            torch.nn.functional.adaptive_max_pool2d(maps[:, y1 : y2 + 1, x1 : x2 + 1], 7)
-            for x1, y1, x2, y2 in corners
-        ]
-        torch.stack(pooled).sum().backward()
-        return maps.grad
+        pooled(maps, torch.from_numpy(boxes)).square().sum().backward()
+        return maps.grad.permute(1, 2, 0).numpy()
 
-    work = "RoIPool 7x7 forward + backward, 256 boxes, 50x75x256"
+    work = f"RoIPool 7x7 forward + backward, {count} boxes, {'x'.join(map(str, MAP))}"
     ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
-    return work, ours_call, "torch adaptive_max_pool2d loop", with_adaptive_pool
+    return work, ours_call, "torch adaptive_max_pool2d loop", with_adaptive_pool, _difference
 
 
-def mining() -> tuple[str, Callable, str, Callable]:
-    from weaksam_jax.boxes import iou
+def mining(count: int) -> tuple[str, Callable, str, Callable]:
+    from experiments.plain_mil_step import mine
     from weaksam_jax.losses.mil import mine_mist
 
     rng = np.random.default_rng(0)
-    boxes, scores = random_boxes(rng, 213, 500, 375), rng.random((213, 20), dtype=np.float32)
+    boxes, scores = random_boxes(rng, count, 500, 375), rng.random((count, 20), dtype=np.float32)
     tags = np.isin(np.arange(20), (3, 7, 14))
-    mine = jax.jit(mine_mist)
-    inputs = tuple(map(jnp.asarray, (boxes, np.ones(213, bool), scores, tags)))
+    step = jax.jit(mine_mist)
+    inputs = tuple(map(jnp.asarray, (boxes, np.ones(count, bool), scores, tags)))
+    tensors = tuple(map(torch.from_numpy, (boxes, scores, tags)))
 
-    def loop():
-        kept, labels, values = [], [], []
-        for label in np.flatnonzero(tags):
-            order = np.argsort(-scores[:, label], kind="stable")[: int(0.15 * 213)]
-            overlap = iou(boxes[order], boxes[order])
-            for rank, index in enumerate(order):
-                if rank == 0 or overlap[rank, :rank].max() < 0.2:
-                    kept.append(index)
-                    labels.append(label + 1)
-                    values.append(scores[index, label])
-        overlap = iou(boxes, boxes[kept])
-        best = overlap.argmax(1)
-        return np.where(overlap.max(1) >= 0.5, np.asarray(labels)[best], 0), np.asarray(values)[
-            best
-        ]
+    def same(ours, other) -> str:
+        equal = (np.asarray(ours.labels) == other[0].numpy()).sum()
+        return f"{equal} of {count} labels equal"
 
-    work = "MIST mining, 213 proposals, 3 of 20 classes"
-    return work, lambda: jax.block_until_ready(mine(*inputs)), "NumPy loop", loop
+    work = f"MIST mining, {count} proposals, 3 of 20 classes"
+    ours_call = lambda: jax.block_until_ready(step(*inputs))  # noqa: E731
+    return work, ours_call, "torch, a class at a time", lambda: mine(*tensors), same
 
 
 def peaks() -> tuple[str, Callable, str, Callable, Callable]:
@@ -179,8 +174,14 @@ def proposals() -> tuple[str, Callable, str, Callable]:
 
 
 _SAM = (bench_sam.sam_predictor, bench_sam.sam_grid, bench_sam.sam_half, bench_sam.sam_export)
+COUNTS = (213, 2001)  # proposals of an image: SAM's and selective search's (Table 6)
 CASES: dict[str, Case] = {
-    case.__name__: case
-    for case in (roi_align, roi_pool, mining, peaks, proposals, bench_sam.sam_decoder, *_SAM)
+    **{
+        f"{case.__name__}_{count}": partial(case, count)
+        for case in (roi_align, roi_pool, mining)
+        for count in COUNTS
+    },
+    **{case.__name__: case for case in (peaks, proposals, bench_sam.sam_decoder, *_SAM)},
+    **{f"mil_step_{count}": bench_mil.step_case(count) for count in COUNTS},
 }
-SLOW = ("peaks", *(case.__name__ for case in _SAM))
+SLOW = ("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS))

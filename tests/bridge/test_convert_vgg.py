@@ -12,8 +12,6 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from plain_mil import CONVOLUTIONS, random_state
-
 from bridge.checkpoints import read_checkpoint
 from bridge.convert import main
 from bridge.convert_vgg import (
@@ -22,6 +20,7 @@ from bridge.convert_vgg import (
     vgg16_arrays,
     wetectron_arrays,
 )
+from experiments.plain_mil import CONVOLUTIONS, random_state
 from weaksam_jax.boxes import decode
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays

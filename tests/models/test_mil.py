@@ -8,11 +8,11 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_mil
 import pytest
 import torch
 
 from bridge.convert_vgg import mmdet_oicr_arrays, wetectron_arrays
+from experiments import plain_mil
 from weaksam_jax.losses.mil import wsddn_scores
 from weaksam_jax.models.mil import MilDetector, class_evidence
 from weaksam_jax.models.mini_cnn import MiniCnn

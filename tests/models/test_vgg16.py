@@ -6,11 +6,11 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_mil
 import pytest
 import torch
 
 from bridge.convert_vgg import vgg16_arrays
+from experiments import plain_mil
 from weaksam_jax.models.vgg16 import Vgg16, vgg_input
 from weaksam_jax.wsod.network import build_model, is_frozen, network_input
 from weaksam_jax.wsod.settings import WsodSettings
