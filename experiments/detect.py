@@ -192,4 +192,7 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
+    from weaksam_jax.engine.programs import keep_programs
+
+    keep_programs()
     sys.exit(entry_point(main))

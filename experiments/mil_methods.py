@@ -128,4 +128,7 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
+    from weaksam_jax.engine.programs import keep_programs
+
+    keep_programs()
     sys.exit(entry_point(main))

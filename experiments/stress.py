@@ -121,4 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    from weaksam_jax.engine.programs import keep_programs
+
+    keep_programs()
     sys.exit(entry_point(main))

@@ -42,7 +42,7 @@ def _mist() -> WsodSettings:
         colour=0.0,
         lighting=0.1,
         hide=0.0,
-        max_proposals=512,
+        max_proposals=4096,  # more than anyone has: the padding is that of the largest image
         min_side=20.0,
         pretrain_steps=0,
         batch=8,
@@ -55,6 +55,7 @@ def _mist() -> WsodSettings:
         tag_weight=0.0,
         checkpoint_every=1000,
         test_batch=4,
+        every_class=False,
     )
 
 
