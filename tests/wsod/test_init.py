@@ -6,7 +6,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
-from test_wsod import TINY, write_random
+from tiny_wsod import TINY, write_random
 
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini import write_mini
