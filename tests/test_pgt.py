@@ -160,7 +160,7 @@ def test_make_pgt_is_a_coco_file(tmp_path):
     ]
     assert len(coco.getAnnIds([9], [18])) == 1 and len(coco.getAnnIds([3])) == 1
     assert not coco.getAnnIds([7])
-    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top1"))
+    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top_k"))
     assert len(top1["annotations"]) == 3
 
 
@@ -171,7 +171,7 @@ def test_boxes_are_cut_to_the_image_before_the_choice(tmp_path):
         detection(3, 1, [40, 30, 30, 30], 0.8),
         detection(3, 1, [-5, -5, 15, 25], 0.7),
     ]
-    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top1"))["annotations"]
+    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top_k"))["annotations"]
     assert [(one["bbox"], one["area"], one["score"]) for one in top1] == [
         ([40, 30, 10, 10], 100, 0.8)
     ]
@@ -183,3 +183,52 @@ def test_foreign_detections_are_refused(tmp_path):
     for image, category in ((4, 1), (3, 2)):
         with pytest.raises(BadInput, match="does not have"):
             make_pgt([detection(image, category, [0, 0, 1, 1], 1.0)], split(tmp_path))
+
+
+def released_loop(boxes, scores, labels, tags, keep, contain, normalise, as_xywh, nested):
+    """The released script, written out: no minimum taken off, the first of a class stays."""
+
+    def corners(box):
+        return (*box[:2], box[0] + box[2], box[1] + box[3]) if as_xywh else tuple(box)
+
+    def size(box):
+        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+    kept = []
+    for label in tags:
+        mine = [i for i in range(len(boxes)) if labels[i] == label]
+        spread = max(scores[mine]) - min(scores[mine]) + 1e-8 if mine and normalise else 1
+        chosen = [i for place, i in enumerate(mine) if place == 0 or scores[i] / spread >= keep]
+        for i in chosen:
+            a, falls = corners(boxes[i]), False
+            for j in chosen:
+                b = corners(boxes[j])
+                both = (*np.maximum(a[:2], b[:2]), *np.minimum(a[2:], b[2:]))
+                falls |= i != j and size(both) / (size(a) + 1e-6) >= contain
+            if not falls or label in nested:
+                kept.append(i)
+    return sorted(kept)
+
+
+@pytest.mark.parametrize(
+    ("rule", "normalise", "as_xywh"),
+    [("release", True, False), ("release_voc", True, True), ("pgf", False, False)],
+)
+@given(image=images(), nested=st.sets(st.integers(0, 2)), keep=st.sampled_from([0.2, 0.5]))
+def test_released_rules_equal_the_loop(rule, normalise, as_xywh, image, nested, keep):
+    expected = released_loop(*image, keep, 0.85, normalise, as_xywh, nested)
+    found = adaptive_pgt(*image, keep, 0.85, rule=rule, nested=sorted(nested))
+    assert found.tolist() == expected
+
+
+def test_pgf_lets_bottles_lie_in_one_another(tmp_path):
+    """SoS-WSOD's filter on names: a small box of the same class inside a large one."""
+    record = TagRecord(1, "1.jpg", tmp_path / "1.jpg", 100, 100, (0, 1))
+    train = TagSplit("VOC", "train", ("bottle", "dog"), (1, 2), (record,))
+    found = [
+        {"image_id": 1, "category_id": category, "bbox": box, "score": score}
+        for category in (1, 2)
+        for box, score in (([0, 0, 90, 90], 0.9), ([10, 10, 20, 20], 0.5), ([60, 60, 9, 9], 0.1))
+    ]
+    made = make_pgt(found, train, PgtSettings.pgf())["annotations"]
+    assert [(one["category_id"], one["score"]) for one in made] == [(1, 0.9), (1, 0.5), (2, 0.9)]

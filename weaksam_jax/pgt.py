@@ -14,16 +14,30 @@ from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
 
+Rule = Literal["paper", "release", "release_voc", "pgf"]
+# Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's code empties the list).
+PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
+
+
 @dataclass(frozen=True)
 class PgtSettings:
-    """rule: "paper" or "release" (Algorithm 2 and its released variant) or "top1".
+    """Which detections become pseudo boxes."""
 
-    score_threshold, overlap_threshold: tau_s and tau_o of Algorithm 2.
-    """
-
-    rule: Literal["paper", "release", "top1"] = "paper"
+    rule: Literal["paper", "release", "release_voc", "pgf", "top_k"] = "paper"
+    """paper: Algorithm 2; release, release_voc: its released variants; pgf: SoS-WSOD's; top_k: the
+    `k` best of each class."""
     score_threshold: float = 0.3
+    """tau_s of Algorithm 2 (pgf: 0.2, of the scores as they are)."""
     overlap_threshold: float = 0.85
+    """tau_o: a box with so much of it in another goes."""
+    k: int = 1
+    nested: tuple[str, ...] = ()
+    """Classes without the overlap test (pgf: `PGF_NESTED`)."""
+
+    @classmethod
+    def pgf(cls) -> "PgtSettings":
+        """Pseudo ground-truth filtering as SoS-WSOD runs it."""
+        return cls(rule="pgf", score_threshold=0.2, nested=PGF_NESTED)
 
 
 def adaptive_pgt(
@@ -33,7 +47,8 @@ def adaptive_pgt(
     image_labels: Sequence[int] | np.ndarray,
     score_threshold: float = 0.3,
     overlap_threshold: float = 0.85,
-    rule: Literal["paper", "release"] = "paper",
+    rule: Rule = "paper",
+    nested: Sequence[int] = (),
 ) -> np.ndarray:
     """Indices, ascending, of the detections that Algorithm 2 keeps.
 
@@ -47,17 +62,18 @@ def adaptive_pgt(
 
     rule="release": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
     class in the given order is always kept (its best, as test output is sorted); the containment
-    test is simultaneous, with area + 1e-6. (The released VOC code also misreads xyxy as xywh
-    there; that fault is not reproduced.)
+    test is simultaneous, with area + 1e-6. rule="release_voc": the same as run on VOC, where the
+    script takes x2 and y2 for width and height in that test. rule="pgf": as "release" with s' = s
+    (SoS-WSOD's filter). nested: class indices whose boxes are not tested for containment.
     """
     boxes, scores, labels = np.asarray(boxes, np.float64), np.asarray(scores), np.asarray(labels)
-    choose = {"paper": _paper, "release": _release}[rule]
     kept = [np.zeros(0, np.int64)]
     for label in _classes(image_labels):
         index = np.flatnonzero(labels == label)
         if len(index):
-            chosen = choose(boxes[index], scores[index], score_threshold, overlap_threshold)
-            kept.append(index[chosen])
+            limit = np.inf if label in nested else overlap_threshold
+            own = boxes[index], scores[index], score_threshold, limit
+            kept.append(index[_paper(*own) if rule == "paper" else _release(*own, rule)])
     return np.sort(np.concatenate(kept))
 
 
@@ -94,10 +110,11 @@ def make_pgt(
             problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
             raise BadInput("detections", problem, "use detections made on this split")
         by_image[found["image_id"]].append(found)
+    nested = [label for label, name in enumerate(train.classes) if name in settings.nested]
     annotations = []
     for record in train.records:
         found, boxes = _inside(by_image[record.image_id], record)
-        for index in _choose(found, boxes, class_of, record.tags, settings):
+        for index in _choose(found, boxes, class_of, record.tags, settings, nested):
             x, y, width, height = to_xywh(boxes[index]).tolist()
             annotations.append(
                 {
@@ -132,16 +149,16 @@ def _inside(found: list[Mapping], record: TagRecord) -> tuple[list[Mapping], np.
     return [one for one, keep in zip(found, whole, strict=True) if keep], boxes[whole]
 
 
-def _choose(found, boxes, class_of, tags, settings: PgtSettings) -> np.ndarray:
+def _choose(found, boxes, class_of, tags, settings: PgtSettings, nested) -> np.ndarray:
     """Kept indices of one image's detections."""
     if not found:
         return np.zeros(0, np.int64)
     scores = np.asarray([one["score"] for one in found])
     labels = np.asarray([class_of[one["category_id"]] for one in found])
-    if settings.rule == "top1":
-        return top_k_pgt(boxes, scores, labels, tags)
+    if settings.rule == "top_k":
+        return top_k_pgt(boxes, scores, labels, tags, settings.k)
     thresholds = settings.score_threshold, settings.overlap_threshold
-    return adaptive_pgt(boxes, scores, labels, tags, *thresholds, settings.rule)
+    return adaptive_pgt(boxes, scores, labels, tags, *thresholds, settings.rule, nested)
 
 
 def _classes(image_labels) -> np.ndarray:
@@ -170,11 +187,14 @@ def _paper(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
     return index[kept]
 
 
-def _release(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
-    normalised = scores / (scores.max() - scores.min() + 1e-8)
-    candidate = normalised >= score_threshold
+def _release(boxes, scores, score_threshold, overlap_threshold, rule: Rule) -> np.ndarray:
+    if rule != "pgf":
+        scores = scores / (scores.max() - scores.min() + 1e-8)
+    candidate = scores >= score_threshold
     candidate[0] = True
     index = np.flatnonzero(candidate)
+    if rule == "release_voc":
+        boxes = from_xywh(boxes)
     shared = intersection(boxes[index], boxes[index]) / (area(boxes[index]) + 1e-6)[:, None]
     np.fill_diagonal(shared, 0.0)
     return index[~(shared >= overlap_threshold).any(axis=1)]
