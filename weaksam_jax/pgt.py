@@ -13,7 +13,6 @@ from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection, 
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
-
 Rule = Literal["paper", "release", "release_voc", "pgf"]
 # Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's code empties the list).
 PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")

@@ -57,31 +57,42 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
     precision50: pseudo boxes matched one-to-one to an object of their class with IoU >= `iou`, over
     all that are not on a difficult object or crowd. recall50: matched objects over all that are
     neither. part_only: objects not matched, but holding a pseudo box of their class (75 % of its
-    area inside); missed: the other unmatched ones. per_image: pseudo boxes an image.
+    area inside); missed: the other unmatched ones. per_image: pseudo boxes an image. per_class: the
+    same (but for per_image) of each class that has a box or an object.
     """
     found = as_arrays(pgt["annotations"], truth)
-    right = boxes = objects = part_only = 0
+    counts = np.zeros((len(truth.classes), 4), np.int64)  # right, boxes, objects, part_only
     for image, record in enumerate(truth.records):
-        for label in np.union1d(record.labels, found.labels[found.image == image]):
-            mine = found.boxes[(found.image == image) & (found.labels == label)]
+        here = found.image == image
+        for label in np.union1d(record.labels, found.labels[here]):
             own = record.labels == label
             ignored = (record.difficult | record.crowd)[own]
-            theirs = record.boxes[own].astype(np.float64)
-            overlap = box_iou(mine, theirs)
-            pairs = greedy_matches(overlap[:, ~ignored], iou)
-            on_ignored = (overlap[:, ignored] >= iou).any(1)
-            on_ignored[[row for row, _ in pairs]] = False
-            right += len(pairs)
-            boxes += int((~on_ignored).sum())
-            objects += int((~ignored).sum())
-            left = np.setdiff1d(np.arange((~ignored).sum()), [column for _, column in pairs])
-            part_only += int((containment(mine, theirs[~ignored][left]) >= 0.75).any(0).sum())
+            mine = found.boxes[here & (found.labels == label)]
+            counts[label] += _judge(mine, record.boxes[own].astype(np.float64), ignored, iou)
+    some = {
+        name: _shares(*row) for name, row in zip(truth.classes, counts, strict=True) if row.any()
+    }
+    per_image = len(pgt["annotations"]) / max(len(truth.records), 1)
+    return {"per_image": per_image, **_shares(*counts.sum(0)), "per_class": some}
+
+
+def _judge(mine: np.ndarray, theirs: np.ndarray, ignored: np.ndarray, iou: float) -> np.ndarray:
+    """(right, boxes, objects, part_only) of one class in one image."""
+    overlap = box_iou(mine, theirs)
+    pairs = greedy_matches(overlap[:, ~ignored], iou)
+    on_ignored = (overlap[:, ignored] >= iou).any(1)
+    on_ignored[[row for row, _ in pairs]] = False
+    left = np.setdiff1d(np.arange((~ignored).sum()), [column for _, column in pairs])
+    part_only = (containment(mine, theirs[~ignored][left]) >= 0.75).any(0).sum()
+    return np.asarray([len(pairs), (~on_ignored).sum(), (~ignored).sum(), part_only])
+
+
+def _shares(right: int, boxes: int, objects: int, part_only: int) -> dict:
     return {
-        "per_image": len(pgt["annotations"]) / max(len(truth.records), 1),
-        "precision50": right / max(boxes, 1),
-        "recall50": right / max(objects, 1),
-        "objects": objects,
-        "found": right,
-        "part_only": part_only,
-        "missed": objects - right - part_only,
+        "precision50": float(right / max(boxes, 1)),
+        "recall50": float(right / max(objects, 1)),
+        "objects": int(objects),
+        "found": int(right),
+        "part_only": int(part_only),
+        "missed": int(objects - right - part_only),
     }

@@ -1,0 +1,152 @@
+"""Pseudo ground truth from any detections of a training split.
+
+    python -m experiments.pgt --detections runs/voc07/wsod/detections_train.json \\
+        --data /path/to/VOCdevkit/VOC2007 --out pgt.json
+    python -m experiments.pgt --detections bbox.json --data VOC2012 --out voc_2012_trainval.json \\
+        --settings.rule release --format voc-dict
+
+--detections: COCO results; image ids may also be the names of VOC ("000005", "2008_000008"), as in
+wetectron's bbox.json. Boxes of classes that an image has no tag of are dropped; nothing but tags is
+read from the data set to make pseudo boxes.
+
+--settings.rule: paper (Algorithm 2), release and release_voc (what the released script does), pgf
+(SoS-WSOD; use --settings.score-threshold 0.2), top_k. --format: coco (an annotation file that
+pycocotools loads) or voc-dict, which the released VOC loaders read: {"<id>": [{image_id,
+category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every image.
+
+Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes a tag, tags without
+a box and the spread of scores, and where the data set has boxes precision and recall at IoU .5,
+objects of which only a part was found and objects missed, in all and by class.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from experiments.evaluate import read_detections
+from weaksam_jax.boxes import from_xywh
+from weaksam_jax.cli import entry_point
+from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.voc import voc_image_id
+from weaksam_jax.errors import BadInput
+from weaksam_jax.evaluate import pgt_quality
+from weaksam_jax.files import write_json
+from weaksam_jax.pgt import PgtSettings, make_pgt
+
+
+@dataclass(frozen=True)
+class Pgt:
+    """Makes pseudo ground truth of detections and tags, and says how good it is."""
+
+    detections: Path
+    """COCO results of a detector on the split."""
+    data: str
+    """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
+    out: Path
+    """The file that is written."""
+    split: str | None = None
+    """The split that was detected on [the data set's training split]."""
+    format: Literal["coco", "voc-dict"] = "coco"
+    """Layout of the output."""
+    settings: PgtSettings = field(default_factory=PgtSettings)
+    """Which detections become pseudo boxes."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = tyro.cli(Pgt, args=argv, description=__doc__, prog="python -m experiments.pgt")
+    name = options.split or split_names(options.data)["train"]
+    train, truth = open_tags(options.data, name), open_truth(options.data, name)
+    found = [numbered(one) for one in read_detections(options.detections, masks=False)]
+    try:
+        made = make_pgt(found, train, options.settings)
+    except BadInput as error:
+        raise BadInput(options.detections, error.problem, error.cure) from error
+    sheet = {"rule": asdict(options.settings), "tags": tag_sheet(made, train)}
+    if truth is not None:
+        sheet["truth"] = pgt_quality(made, truth)
+    write_json(options.out, voc_dict(made, train) if options.format == "voc-dict" else made)
+    path = options.out.with_suffix(".sheet.json")
+    write_json(path, sheet, indent=1)
+    print(table(sheet))
+    print(f"{len(made['annotations'])} boxes: {options.out}, sheet: {path}", file=sys.stderr)
+
+
+def numbered(found: Mapping) -> Mapping:
+    """The detection with VOC's number for an image id that is a name."""
+    if not isinstance(found["image_id"], str):
+        return found
+    number = voc_image_id(found["image_id"])
+    return {**found, "image_id": found["image_id"] if number is None else number}
+
+
+def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
+    """Pseudo ground truth as the released VOC loaders read it; ids without their underscore."""
+    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    entries: dict[str, list[dict]] = {str(record.image_id): [] for record in train.records}
+    for one in made["annotations"]:
+        box = from_xywh(np.asarray(one["bbox"], np.float64)).tolist()
+        entry = {"image_id": one["image_id"], "category_id": class_of[one["category_id"]]}
+        entries[str(one["image_id"])].append({**entry, "bbox": box, "score": one["score"]})
+    return entries
+
+
+def tag_sheet(made: Mapping, train: TagSplit) -> dict:
+    """What tags alone tell of pseudo boxes, in all and by class.
+
+    tags: (image, class) pairs; boxes; boxes_per_tag; without_box: tags that no box answers; score:
+    the 5th, 50th and 95th percentile (None without boxes).
+    """
+    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    labels = np.asarray([class_of[one["category_id"]] for one in made["annotations"]], np.int64)
+    images = np.asarray([one["image_id"] for one in made["annotations"]], np.int64)
+    scores = np.asarray([one["score"] for one in made["annotations"]], np.float64)
+
+    def row(chosen: Sequence[int]) -> dict:
+        own = np.isin(labels, chosen)
+        tags = {(r.image_id, tag) for r in train.records for tag in r.tags if tag in chosen}
+        answered = set(zip(images[own].tolist(), labels[own].tolist(), strict=True))
+        spread = np.percentile(scores[own], (5, 50, 95)).tolist() if own.any() else None
+        return {
+            "tags": len(tags),
+            "boxes": int(own.sum()),
+            "boxes_per_tag": float(own.sum() / max(len(tags), 1)),
+            "without_box": len(tags - answered),
+            "score": spread,
+        }
+
+    everything = range(len(train.classes))
+    each = {name: row([label]) for label, name in enumerate(train.classes)}
+    return {**row(everything), "per_class": {k: v for k, v in each.items() if v["tags"]}}
+
+
+def table(sheet: Mapping) -> str:
+    """The sheet as text: a row for all classes together and one for each."""
+    head = (
+        f"{'class':16} {'tags':>6} {'boxes':>6} {'a tag':>6} {'no box':>6} {'score 5-50-95 %':>18}"
+    )
+    truth = sheet.get("truth")
+    if truth:
+        head += f" {'prec.':>6} {'recall':>6} {'part':>6} {'missed':>6}"
+    lines = [head]
+    rows = [("all", sheet["tags"], truth)]
+    for name, own in sheet["tags"]["per_class"].items():
+        rows.append((name, own, truth and truth["per_class"].get(name)))
+    for name, own, judged in rows:
+        spread = "-" if own["score"] is None else "-".join(f"{one:.2f}" for one in own["score"])
+        line = f"{name:16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_tag']:6.2f}"
+        line += f" {own['without_box']:6} {spread:>16}"
+        if judged:
+            line += f" {100 * judged['precision50']:6.1f} {100 * judged['recall50']:6.1f}"
+            line += f" {judged['part_only']:6} {judged['missed']:6}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))
