@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,10 +162,7 @@ def faster_rcnn_loss(
     dropped shares of foreground and background RoIs. No gradient flows through the proposals.
     """
     images = batch["image"].shape[0]
-    variables = {"params": params}
-    levels = model.apply(variables, batch["image"], method="pyramid")
-    logits, deltas = model.apply(variables, levels, method="propose")
-    anchors = [jnp.asarray(one) for one in model.anchors(levels)]
+    levels, logits, deltas, anchors = _propose(model, params, batch["image"])
     every_anchor = jnp.concatenate(anchors)
     keys = jax.random.split(rng, images)
     truth = (batch["boxes"], batch["valid"])
@@ -177,6 +174,52 @@ def faster_rcnn_loss(
 
     flat = (jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1))
     rpn_cls, rpn_box = jax.vmap(rpn_one)(keys, *flat, *truth)
+
+    rois = _score_rois(model, params, (levels, logits, deltas, anchors), keys, batch, settings)
+    flat = [x.reshape(-1) for x in (rois.cls, rois.reg, rois.foreground, rois.valid)]
+    roi_terms, metrics = roi_objective(*flat, step, drop, axis_name)
+    terms = {
+        "rpn_cls": jnp.sum(rpn_cls) / (settings.rpn_batch * images),
+        "rpn_box": jnp.sum(rpn_box) / (settings.rpn_batch * images),
+        **roi_terms,
+    }
+    return sum(terms.values()), {**terms, **metrics}
+
+
+class RoiLosses(NamedTuple):
+    """Raw losses of the RoIs sampled from each image, `[B, R]`, and the box each was assigned.
+
+    cls, reg: float32 (`roi_losses`); foreground, valid: bool; labels: int32, the background last;
+    targets: `[B, R, 4]`, pixels of the canvas.
+    """
+
+    cls: jax.Array
+    reg: jax.Array
+    foreground: jax.Array
+    valid: jax.Array
+    labels: jax.Array
+    targets: jax.Array
+
+
+def sampled_roi_losses(
+    model, params: dict, batch: dict[str, jax.Array], rng: jax.Array, settings: DetectionSettings
+) -> RoiLosses:
+    """The RoIs that `faster_rcnn_loss` would train on with these arguments, and their losses."""
+    keys = jax.random.split(rng, batch["image"].shape[0])
+    found = _propose(model, params, batch["image"])
+    return _score_rois(model, params, found, keys, batch, settings)
+
+
+def _propose(model, params, images):
+    """(pyramid levels, RPN logits, RPN deltas, anchors), a list over the levels each."""
+    levels = model.apply({"params": params}, images, method="pyramid")
+    logits, deltas = model.apply({"params": params}, levels, method="propose")
+    return levels, logits, deltas, [jnp.asarray(one) for one in model.anchors(levels)]
+
+
+def _score_rois(model, params, proposed, keys, batch, settings) -> RoiLosses:
+    levels, logits, deltas, anchors = proposed
+    truth = (batch["boxes"], batch["valid"])
 
     def sample_one(key, logits, deltas, size, boxes, valid, labels):
         proposals, _, proposal_valid = select_proposals(
@@ -192,17 +235,10 @@ def faster_rcnn_loss(
     rois, targets, labels, valid = jax.vmap(sample_one)(
         keys, logits, deltas, batch["size"], *truth, batch["labels"]
     )
-    class_logits, box_deltas = model.apply(variables, levels, rois, method="classify")
+    scored = model.apply({"params": params}, levels, rois, method="classify")
     per_image = jax.vmap(functools.partial(roi_losses, beta=settings.smooth_l1_beta))
-    cls_loss, reg_loss = per_image(class_logits, box_deltas, labels, rois, targets)
-    flat = [x.reshape(-1) for x in (cls_loss, reg_loss, labels < model.classes, valid)]
-    roi_terms, metrics = roi_objective(*flat, step, drop, axis_name)
-    terms = {
-        "rpn_cls": jnp.sum(rpn_cls) / (settings.rpn_batch * images),
-        "rpn_box": jnp.sum(rpn_box) / (settings.rpn_batch * images),
-        **roi_terms,
-    }
-    return sum(terms.values()), {**terms, **metrics}
+    cls_loss, reg_loss = per_image(*scored, labels, rois, targets)
+    return RoiLosses(cls_loss, reg_loss, labels < model.classes, valid, labels, targets)
 
 
 def roi_objective(

@@ -33,13 +33,15 @@ def train_retrain(
     mesh: Mesh,
     seed: int,
     init_params: Mapping[str, Any] | None = None,
+    until: int | None = None,
 ) -> dict:
     """Trains on pseudo boxes only and returns the parameters; resumes from `folder/checkpoints`.
 
     pgt: COCO dictionary for `images`; images without a box are left out. init_params: backbone
     parameters to start from (those of the MIL detector, which saw tags only, or ImageNet's);
     modules the backbone does not have are passed over. The log's name of the stage is that of the
-    folder. Raises `BadInput` when pgt or init_params do not fit.
+    folder. until: stop after so many steps of the schedule. Raises `BadInput` when pgt or
+    init_params do not fit.
     """
     check_batch(settings.batch, mesh.size, settings.accumulate)
     samples = PseudoSamples(pgt, images, settings.scales, settings.augmentation)
@@ -55,7 +57,7 @@ def train_retrain(
         state,
         make_step(model, settings, tx, mesh),
         batches,
-        settings.steps,
+        settings.steps if until is None else min(until, settings.steps),
         folder,
         mesh,
         checkpoint_every=settings.checkpoint_every,
