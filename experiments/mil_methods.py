@@ -8,23 +8,22 @@ the training, too). Everything else is the preset's. Writes OUT/table.json (all 
 and commit) and OUT/table.md, and prints the table; finished trainings are not repeated.
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from experiments import measure
+from experiments.seed_tables import markdown, run_cells
 from experiments.settings import mini
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_json, write_json, write_text
 from weaksam_jax.wsod.settings import WsodSettings
+
+FIGURES = ("corloc", "ap50")  # percent, on the training and the test split
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(
         MilMethods, args=argv, description=__doc__, prog="python -m experiments.mil_methods"
     )
-    rows = compare(options)
-    print(table(rows))
+    print(markdown(compare(options), FIGURES))
 
 
 def compare(options: MilMethods) -> list[dict]:
@@ -65,66 +63,21 @@ def compare(options: MilMethods) -> list[dict]:
     truths = {role: open_truth(data, name) for role, name in names.items()}
     if None in truths.values():
         raise BadInput(data, "has no boxes to measure with", "give a data set with truth")
-    rows = []
-    for method in options.methods:
-        settings = replace(options.settings, method=method)
-        for seed, run in enumerate(options.runs):
-            folder = options.out / f"{method}-{seed}"
-            row = read_json(folder / "row.json") if (folder / "row.json").exists() else None
-            if row is None or row["settings"] != plain(settings):
-                print(f"{method}, seed {seed}: training in {folder}", file=sys.stderr)
-                roots = run / "proposals", run / "clues"
-                params = train_wsod(
-                    splits["train"], roots[0], settings, folder, data_mesh(), seed, None, roots[1]
-                )
-                found = {
-                    role: detect_wsod(
-                        params, split, roots[0], settings, folder, clues_root=roots[1]
-                    )
-                    for role, split in splits.items()
-                }
-                figures = measure.wsod(found, splits, truths, roots[1])["wsod"]
-                row = {"method": method, "seed": seed, **figures, "settings": plain(settings)}
-                write_json(folder / "row.json", row, indent=1)
-            rows.append(row)
-    note = {"command": " ".join(sys.argv), "commit": commit(), "rows": rows}
-    write_json(options.out / "table.json", note, indent=1)
-    write_text(options.out / "table.md", table(rows) + "\n")
-    return rows
 
+    def work(method: str, seed: int, folder: Path) -> dict:
+        settings, run = methods[method], options.runs[seed]
+        roots = run / "proposals", run / "clues"
+        params = train_wsod(
+            splits["train"], roots[0], settings, folder, data_mesh(), seed, None, roots[1]
+        )
+        found = {
+            role: detect_wsod(params, split, roots[0], settings, folder, clues_root=roots[1])
+            for role, split in splits.items()
+        }
+        return measure.wsod(found, splits, truths, roots[1])["wsod"]
 
-def table(rows: Sequence[dict]) -> str:
-    """Markdown: a row a method, mean and deviation over its seeds."""
-    lines = ["| method | CorLoc (train) | AP50 (test) | AP50 of each seed |", "|---|---|---|---|"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        each = ", ".join(f"{row['ap50']:.1f}" for row in own)
-        cells = [spread([row[key] for row in own]) for key in ("corloc", "ap50")]
-        lines.append(f"| {method} | {cells[0]} | {cells[1]} | {each} |")
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several values, the deviation of the sample."""
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
-
-
-def plain(settings: WsodSettings) -> dict:
-    """The settings as JSON gives them back."""
-    return json.loads(json.dumps(asdict(settings)))
-
-
-def commit() -> str:
-    """Short hash of the code's commit, "unknown" outside a repository."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+    methods = {name: replace(options.settings, method=name) for name in options.methods}
+    return run_cells(methods, range(len(options.runs)), options.out, work, FIGURES)
 
 
 if __name__ == "__main__":
