@@ -44,6 +44,8 @@ class BenchMil:
     """(height, width); all but the first with the first number of proposals."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of our convolutions and fully connected layers."""
+    precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"
+    """Of our float32 products on a GPU (on a CPU both are float32)."""
     batch: int = 1
     """Images a step of ours (the other form has one)."""
     width: int = 4096
@@ -58,14 +60,16 @@ class BenchMil:
 
 @dataclass(frozen=True)
 class Measured:
-    """One form at one size. seconds: of a step; peak_mb: of the process; loss: of the first step,
-    after_loss: of the second; flops: of a step, None where nobody counts them."""
+    """One form at one size. seconds: of a step; peak_mb: of the process on the host; loss: of the
+    first step, after_loss: of the second; flops: of a step, program_mb: XLA's plan of the device's
+    memory (the state and the batch, and what the step needs beside them); None for PyTorch."""
 
     seconds: float
     peak_mb: float
     loss: float
     after_loss: float
     flops: float | None = None
+    program_mb: float | None = None
     device: str = "cpu"
 
 
@@ -112,8 +116,8 @@ def settings_of(job: dict):
     )
 
 
-def our_step(job: dict) -> tuple[Callable[[], float], float | None, str]:
-    """(a step that returns its loss, flops, device)."""
+def our_step(job: dict) -> tuple[Callable[[], float], dict]:
+    """(a step that returns its loss, the fields of `Measured` that its program knows)."""
     import jax
 
     from weaksam_jax.engine.checkpoint import load_params
@@ -129,17 +133,22 @@ def our_step(job: dict) -> tuple[Callable[[], float], float | None, str]:
     state = [create_state(load_params(job["weights"]), tx, jax.random.key(0), mesh)]
     batch = put_batch(inputs(job["proposals"], tuple(job["canvas"]), job["batch"]), mesh)
     loss_fn = lambda *args: detector_loss(model, settings, *args)  # noqa: E731
-    compiled = make_train_step(loss_fn, tx, mesh).lower(state[0], batch).compile()
-    flops = (compiled.cost_analysis() or {}).get("flops")
+    with jax.default_matmul_precision(job["precision"]):
+        compiled = make_train_step(loss_fn, tx, mesh).lower(state[0], batch).compile()
+    known = {"flops": (compiled.cost_analysis() or {}).get("flops")}
+    if plan := compiled.memory_analysis():
+        beside = plan.output_size_in_bytes - plan.alias_size_in_bytes  # the state is donated
+        program = plan.argument_size_in_bytes + beside + plan.temp_size_in_bytes
+        known["program_mb"] = round(program / 2**20)
 
     def step() -> float:
         state[0], metrics = compiled(state[0], batch)
         return float(metrics["loss"])
 
-    return step, flops, jax.devices()[0].platform
+    return step, {**known, "device": jax.devices()[0].platform}
 
 
-def torch_step(job: dict) -> tuple[Callable[[], float], None, str]:
+def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
     """As `our_step`, in plain PyTorch on a CPU."""
     import torch
 
@@ -161,19 +170,19 @@ def torch_step(job: dict) -> tuple[Callable[[], float], None, str]:
         adam.step()
         return loss.item()
 
-    return step, None, "cpu"
+    return step, {}
 
 
 def work(job: dict) -> Measured:
     """Builds one form in this process and times it."""
-    step, flops, device = {"ours": our_step, "torch": torch_step}[job["form"]](job)
+    step, known = {"ours": our_step, "torch": torch_step}[job["form"]](job)
     losses, seconds = [step()], []
     for _ in range(job["repeats"]):
         start = time.perf_counter()
         losses.append(step())
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Measured(min(seconds), round(peak), losses[0], losses[1], flops, device)
+    return Measured(min(seconds), round(peak), losses[0], losses[1], **known)
 
 
 def write_weights(path: Path, width: int) -> Path:
@@ -198,12 +207,14 @@ def step_case(proposals: int, canvas: tuple[int, int] = (480, 640)) -> Callable[
         folder = tempfile.TemporaryDirectory()
         weights = write_weights(Path(folder.name) / "weights.safetensors", BenchMil.width)
         more = {"dtype": "float32", "width": BenchMil.width, "batch": 1, "repeats": 2}
+        more |= {"precision": "float32"}  # as the other form
 
         def agree(ours: Measured, other: Measured) -> str:
             folder.cleanup()
             return (
                 f"losses {ours.loss:.5f}, {ours.after_loss:.5f} and {other.loss:.5f}, "
-                f"{other.after_loss:.5f}; peak memory {ours.peak_mb:.0f} and {other.peak_mb:.0f} MB"
+                f"{other.after_loss:.5f}; peak memory {ours.peak_mb:.0f} and {other.peak_mb:.0f} "
+                f"MB, XLA's plan of ours {ours.program_mb} MB"
             )
 
         what = f"MIST step, VGG16, one image of {canvas[0]}x{canvas[1]}, {proposals} proposals"
@@ -226,10 +237,12 @@ def grow(options: BenchMil) -> list[dict]:
             for form in options.forms:
                 more = {"dtype": options.dtype, "width": options.width}
                 more |= {"batch": options.batch, "repeats": options.repeats}
+                more |= {"precision": options.precision}
                 found = measure(form, proposals, canvas, weights, **more)
                 images = options.batch if form == "ours" else 1
                 row = {"form": form, "proposals": proposals, "canvas": list(canvas)}
                 row |= {"seconds": round(found.seconds, 3), "peak_mb": found.peak_mb}
+                row |= {"program_mb": found.program_mb}
                 row |= {"losses": [round(found.loss, 5), round(found.after_loss, 5)]}
                 row |= {"images_per_s": round(images / found.seconds, 3)}
                 if found.flops and options.peak_tflops:
