@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments import bench_mil, bench_sam
+from experiments import bench_mil, bench_rcnn, bench_sam
 
 Case = Callable[[], tuple]
 
@@ -183,5 +183,9 @@ CASES: dict[str, Case] = {
     },
     **{case.__name__: case for case in (peaks, proposals, bench_sam.sam_decoder, *_SAM)},
     **{f"mil_step_{count}": bench_mil.step_case(count) for count in COUNTS},
+    **bench_rcnn.CASES,
 }
-SLOW = ("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS))
+SLOW = (
+    *("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS)),
+    *bench_rcnn.CASES,
+)
