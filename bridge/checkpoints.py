@@ -30,13 +30,15 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(path, "does not exist", "check the path of the weights")
+        problem = "is no file" if path.exists() else "does not exist"
+        raise BadInput(path, problem, "check the path of the weights")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         # torch's first line advises to switch the safe reading off: it must not be passed on.
         first = (str(error).splitlines() or [""])[0].split(" In PyTorch 2.6")[0]
-        first = first.split(". ")[0] or type(error).__name__
+        first = first.split(". ")[0]
+        first = first if " " in first else type(error).__name__  # a bare key or byte says nothing
         cure = "download it again; files that hold more than tensors are refused"
         raise BadInput(path, f"is no whole PyTorch checkpoint ({first})", cure) from error
     for key in ("model", "state_dict"):

@@ -54,7 +54,10 @@ def minmax(maps: np.ndarray) -> np.ndarray:
     maps = np.asarray(maps, np.float32)
     low = maps.min(axis=(-2, -1), keepdims=True)
     span = maps.max(axis=(-2, -1), keepdims=True) - low
-    return np.where(span > 0, (maps - low) / np.where(span > 0, span, 1), 0).astype(np.float32)
+    scaled = maps - low  # the one copy: maps of many classes are gigabytes
+    np.divide(scaled, np.where(span > 0, span, 1), out=scaled)
+    np.copyto(scaled, 0, where=~(span > 0))
+    return scaled
 
 
 def cam_boxes(

@@ -1,6 +1,7 @@
 """Published PyTorch weights to safetensors that `weaksam_jax` reads.
 
 `python -m bridge.convert KIND [--from F] --to F.safetensors`
+`python -m bridge.convert {wetectron,mmdet_oicr} --from F.safetensors --to F.pth` (the way back)
 
 Names are those of the Flax modules joined by "/", layouts are Flax's: convolution kernels HWIO,
 depthwise kernels `[k, k, 1, C]`.
@@ -13,10 +14,15 @@ import numpy as np
 import torch
 import tyro
 
+from bridge import convert_detectors, convert_vgg
 from bridge.checkpoints import read_checkpoint
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import write_arrays
+from weaksam_jax.files import atomic_path, read_arrays, write_arrays
 
+Kind = Literal[
+    *("efficientnet_lite0", "vgg16", "wetectron", "mmdet_oicr", "resnet50", "resnet50_msra"),
+    *("faster_rcnn_torchvision", "faster_rcnn_detectron2"),
+]
 BATCH_NORM_EPSILON = 1e-3  # of every EfficientNet
 LITE0_BLOCKS = 16
 # What the package's convolutions do, see `efficientnet_lite0_arrays`.
@@ -88,6 +94,26 @@ def convert_efficientnet_lite0(to: str | Path, source: str | Path | None = None)
     return to
 
 
+def convert_vgg16(kind: str, to: str | Path, source: str | Path) -> Path:
+    """Writes VGG16's arrays ("vgg16", "wetectron" or "mmdet_oicr", see `bridge.convert_vgg`) to a
+    safetensors file; returns its path."""
+    readers = {
+        "vgg16": convert_vgg.vgg16_arrays,
+        "wetectron": convert_vgg.wetectron_arrays,
+        "mmdet_oicr": convert_vgg.mmdet_oicr_arrays,
+    }
+    write_arrays(to, *readers[kind](source))
+    return Path(to)
+
+
+def publish_vgg16(kind: str, to: str | Path, source: str | Path) -> Path:
+    """Writes a detector's arrays as a checkpoint of "wetectron" or "mmdet_oicr", the way back."""
+    tensors = convert_vgg.published_tensors(source, read_arrays(source)[0], kind)
+    with atomic_path(to) as temporary:
+        torch.save({{"wetectron": "model", "mmdet_oicr": "state_dict"}[kind]: tensors}, temporary)
+    return Path(to)
+
+
 def _tensor(tensors: dict[str, torch.Tensor], name: str, path: Path) -> np.ndarray:
     if name not in tensors:
         raise BadInput(path, f"has no tensor {name}", "give weights of EfficientNet-Lite0")
@@ -110,21 +136,33 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: see the head of this file."""
 
     def command(
-        kind: Annotated[Literal["efficientnet_lite0"], tyro.conf.Positional],
+        kind: Annotated[Kind, tyro.conf.Positional],
         to: Path,
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
     ) -> None:
         """Published weights to arrays for weaksam_jax.
 
         Args:
-            kind: which network.
-            to: the safetensors file to write.
-            source: the published file; without it the installed package's.
+            kind: which network: of ImageNet efficientnet_lite0, vgg16, resnet50 (torchvision's)
+                or resnet50_msra (detectron2's R-50.pkl); the MIL detectors of wetectron (MIST) and
+                mmdet_oicr (OICR); a Faster R-CNN R50-FPN of torchvision or detectron2.
+            to: the safetensors file to write; for a detector also a .pth: the published layout.
+            source: the published file (with a .pth to write: the arrays' file); efficientnet_lite0
+                has that of the installed package.
         """
-        if to.suffix != ".safetensors":
+        back = to.suffix == ".pth" and kind in convert_vgg.LAYOUTS
+        if to.suffix != ".safetensors" and not back:
             raise BadInput(to, "does not end in .safetensors", "name the output F.safetensors")
-        converters = {"efficientnet_lite0": convert_efficientnet_lite0}
-        print(converters[kind](to, source))
+        if source is None and kind != "efficientnet_lite0":
+            raise BadInput("--from", "is missing", f"name the published file of {kind}")
+        if back:
+            print(publish_vgg16(kind, to, source))
+        elif kind in convert_vgg.LAYOUTS or kind == "vgg16":
+            print(convert_vgg16(kind, to, source))
+        elif kind == "efficientnet_lite0":
+            print(convert_efficientnet_lite0(to, source))
+        else:
+            print(getattr(convert_detectors, f"convert_{kind}")(to, source))
 
     tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
 

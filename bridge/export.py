@@ -7,6 +7,14 @@ all, and a killed process goes on where it stopped. The files do not depend on t
 Without --shard, the ranks of torchrun (RANK, WORLD_SIZE) and Slurm (SLURM_PROCID, SLURM_NTASKS) are
 taken: `torchrun --nproc-per-node 4 -m bridge.export ...`, `srun --ntasks 4 python -m ...`.
 `python -m bridge.pack` makes a finished split a few large files.
+
+Memory of a process, beside the networks: that of one image (`bridge.workers` says when of several),
+at most the sum of these. The clue network: 1.0 GB for 375 x 500 pixels at WeakTr's published size,
+and 3.1 GB of attention for the largest it sees, 640 x 640; its maps: 0.08 GB a class for 375 x 500
+pixels, 0.4 GB for 1000 x 1000, the largest they are (`WeakTrClues`). SAM's image encoder, whatever
+the size of the image: 2.5 GB for ViT-B (measured on a CPU), a third more for L and H by their
+number of heads. Decoded masks: 0.84 GB with the paper's prompts (`propose`), and a few full-size
+ones (`bridge.sam_decoder.numbers_at_once`).
 """
 
 import os
@@ -34,7 +42,7 @@ from bridge.sam import EncoderType, Sam, load_sam
 from bridge.selective_search import SelectiveSearchSettings, selective_search
 from bridge.verify import verify_split
 from bridge.workers import for_images
-from weaksam_jax.data.datasets import open_tags, split_names
+from weaksam_jax.data.datasets import is_training, open_tags
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import (
@@ -51,7 +59,11 @@ FORMAT = 2
 # Temporary files of killed processes are removed when they are older than this, in seconds: a
 # living one is there for milliseconds.
 LEFTOVER_AGE = 600
-_PACKAGES = ("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm")
+# Same settings and versions, same files: cluster centres are scikit-learn's, resizing is Pillow's.
+_PACKAGES = (
+    *("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm"),
+    *("scikit-learn", "pillow"),
+)
 
 
 @dataclass(frozen=True)
@@ -385,19 +397,18 @@ def main(argv: list[str] | None = None) -> None:
             verify: check what OUT holds of the split, write nothing; 2 names the first bad file.
         """
         part = shard_of_process(os.environ) if shard is None else parse_shard(shard)
-        tags = open_tags(data, split)
+        preset = preset_of_sam(sam) if preset == "auto" else preset
+        tags = open_tags(data, split, PRESETS[preset].difficult_tags)
         if verify:
             count = verify_split(out, tags.split, images=[one.image_id for one in tags.records])
             return print(f"{count} images of {tags.split} are whole")
-        training = tags.split.startswith("train") or split == split_names(data)["train"]
+        training = is_training(tags.split)
         if labels == "auto":
             labels = "tags" if training else "predicted"
         if labels == "tags" and not training:
             problem = f"tags: {split} is no training split, its tags are unknown at test time"
             cure = "give --labels predicted, or tags_at_test_time to use them all the same"
             raise BadInput("--labels", problem, cure)
-        if preset == "auto":
-            preset = preset_of_sam(sam)
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
         decoding = {"keep_decoded": keep_decoded, "encoder_dtype": encoder_dtype}
         settings = replace(settings, proposals=replace(settings.proposals, **decoding))

@@ -89,6 +89,31 @@ def measure_tensors(
     return boxes.cpu().numpy(), (core.float() / reach.float()).cpu().numpy()
 
 
+def rle_above(logits: Tensor, threshold: float) -> tuple[bytes, ...]:
+    """COCO compressed RLE (`counts`) of the masks logits `[n, H, W]` > threshold.
+
+    Runs are found where the logits are: of packed bits on a CPU, by tensor operations on a GPU.
+    """
+    if logits.device.type == "cpu":
+        return encode_rle(pack_above(logits, threshold), logits.shape[-1])
+    return encode_rle_tensors(logits > threshold)
+
+
+def encode_rle_tensors(masks: Tensor) -> tuple[bytes, ...]:
+    """`encode_rle` of bool masks `[n, H, W]`; only the places where a run begins leave the GPU."""
+    count, height, width = masks.shape
+    columns = masks.mT.flatten(1)  # COCO counts down the columns, first the zeros
+    before = torch.cat([columns.new_zeros(count, 1), columns[:, :-1]], 1)
+    row, place = (one.cpu().numpy() for one in (columns ^ before).nonzero(as_tuple=True))
+    begins = np.split(place, np.searchsorted(row, np.arange(1, count)))
+    rles = []
+    for own in begins[:count]:
+        runs = np.diff(own, prepend=0, append=height * width)
+        plain = {"size": [height, width], "counts": runs.tolist()}
+        rles.append(coco_mask.frPyObjects(plain, height, width)["counts"])
+    return tuple(rles)
+
+
 def encode_rle(packed: np.ndarray, width: int) -> tuple[bytes, ...]:
     """COCO compressed RLE (`counts`) of packed masks `[n, H, ceil(W / 8)]`."""
     return tuple(

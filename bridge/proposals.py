@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.packed_masks import encode_rle, measure, pack_above
+from bridge.packed_masks import measure, rle_above
 from bridge.prompts import Prompts
 from bridge.sam import EncoderType, PromptedImage, Sam
 from bridge.torchvision_ops import nms
@@ -166,27 +166,27 @@ def _decode_all(
 ) -> tuple[dict[str, np.ndarray], list[Tensor]]:
     """Columns of all decoded masks, by source in prompt order; `with_masks`: logits `[h, w]` too.
 
-    A pass takes prompts of one source with equally many points (SAM has no padding that changes
-    nothing). Sources are not mixed so that the bits of one do not depend on the others: on what
-    `rederive` relies. Without `keep_decoded`, masks that cannot be chosen are not looked at.
+    A pass takes prompts with equally many points (SAM has no padding that changes nothing), those
+    of one point whatever their source. Without `keep_decoded`, masks that cannot be chosen are not
+    looked at.
     """
-    batches = defaultdict(list)  # (source, points a prompt) -> (coordinates [n, 2], point index)
-    for point in prompts.grid:
-        batches[GRID, 1].append((point[None], -1))
-    for index, point in enumerate(prompts.points):
-        batches[int(point[4]), 1].append((point[None, :2], index))
+    singles = [(point[None], GRID, -1) for point in prompts.grid]
+    singles += [(p[None, :2], int(p[4]), index) for index, p in enumerate(prompts.points)]
+    batches = defaultdict(list, {1: singles})  # points a prompt -> [(coordinates, source, index)]
     for _, source, members in prompts.groups:
-        batches[source, len(members)].append((prompts.points[members, :2], -1))
-    table, logits = [_empty()], []
-    for (source, _), batch in sorted(batches.items()):
+        batches[len(members)].append((prompts.points[members, :2], source, -1))
+    parts, logits = [_empty()], []
+    for _, batch in sorted(batches.items()):
         for start in range(0, len(batch), settings.chunk):
-            coordinates, index = zip(*batch[start : start + settings.chunk], strict=True)
             columns, chosen = _decode(
-                prompted, np.stack(coordinates), source, np.asarray(index), settings
-            )
-            table.append(columns)
+                prompted, *map(np.stack, zip(*batch[start : start + settings.chunk], strict=True)),
+                settings,
+            )  # fmt: skip
+            parts.append(columns)
             logits += chosen if settings.with_masks else []
-    return {name: np.concatenate([part[name] for part in table]) for name in table[0]}, logits
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(table["source"], kind="stable")
+    return _select(table, order), [logits[i] for i in order] if settings.with_masks else []
 
 
 def _empty() -> dict[str, np.ndarray]:
@@ -207,11 +207,11 @@ def _select(table: dict[str, np.ndarray], index: np.ndarray) -> dict[str, np.nda
 def _decode(
     prompted: PromptedImage,
     points: np.ndarray,
-    source: int,
+    source: np.ndarray,
     index: np.ndarray,
     settings: ProposalSettings,
 ) -> tuple[dict[str, np.ndarray], Tensor]:
-    """Columns and logits of the masks of prompts `[B, n, 2]`.
+    """Columns and logits of the masks of prompts `[B, n, 2]` of sources `[B]`.
 
     Unless all are to be kept, only masks that may be chosen are upsampled. (All three are decoded
     all the same: it costs next to nothing, and other shapes would have other last bits.)
@@ -220,10 +220,9 @@ def _decode(
     scores = predicted_iou.cpu().numpy()
     if settings.keep_decoded:
         wanted = np.ones(scores.shape, bool)
-    elif source == GRID:
-        wanted = scores > settings.t_iou
     else:
-        wanted = np.broadcast_to(np.isin(range(3), settings.peak_tokens), scores.shape)
+        asked = np.isin(range(3), settings.peak_tokens)
+        wanted = np.where(source[:, None] == GRID, scores > settings.t_iou, asked)
     row, column = np.nonzero(wanted)
     chosen = logits[torch.from_numpy(row), torch.from_numpy(column)]
     measured = [
@@ -233,7 +232,7 @@ def _decode(
     boxes, stability = (np.concatenate(values) for values in zip(*measured, strict=True))
     columns = {
         "boxes": boxes,
-        "source": np.full(len(row), source, np.uint8),
+        "source": source[row].astype(np.uint8),
         "prompt": index[row].astype(np.int32),
         "token": (column + 1).astype(np.uint8),
         "predicted_iou": scores[row, column],
@@ -247,7 +246,7 @@ def _encode_masks(prompted: PromptedImage, logits: list[Tensor]) -> tuple[bytes,
     rles, step = (), prompted.upsample_step()
     for start in range(0, len(logits), step):
         full = prompted.upsample(torch.stack(logits[start : start + step]))
-        rles += encode_rle(pack_above(full, prompted.sam.mask_threshold), prompted.size[1])
+        rles += rle_above(full, prompted.sam.mask_threshold)
     return rles
 
 

@@ -384,7 +384,8 @@ def main(argv: list[str] | None = None) -> None:
             workers: processes that decode and augment.
             seed: of the order, the augmentation and the new weights.
         """
-        tags = open_tags(data, split or split_names(data)["train"])
+        # The released labels have the classes of difficult objects, too.
+        tags = open_tags(data, split or split_names(data)["train"], difficult=True)
         settings = WeakTrSettings.paper(deit, lr, batch_size, epochs, workers)
         print(train_weaktr(tags, settings, out / "clues", seed))
 

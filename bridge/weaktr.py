@@ -21,6 +21,8 @@ __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_t
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_LONG = 640
+# Of maps that are enlarged together (more at a time would not be faster).
+PIXELS_AT_ONCE = 2**22
 FUSION_PREFIX = "adaptive_attention_fusion."
 PUBLISHED_DEPTH = 12
 RELEASED_LAYERS = (8, 9)  # whose cross-attention the released code looks at: the 9th and 10th
@@ -145,7 +147,10 @@ class WeakTrClues:
 
     Memory: a scale and its mirrored twin are one batch, and the largest scale decides. Measured at
     the published size on a CPU beyond weights: 1.0 GB for 375 x 500 pixels, of which the attention
-    maps are 0.64 GB; the maps of a square of 640 pixels are 3.1 GB (`WeakTr.maps`).
+    maps are 0.64 GB; the maps of a square of 640 pixels are 3.1 GB (`WeakTr.maps`). The clues need
+    8 (2 + M) c h w bytes for c present classes, M cross maps of each, h x w pixels of `map_size`,
+    half of it while the views are computed: 0.15 GB in all for two classes, 375 x 500 pixels and
+    the 48 cross maps of layers 5 to 12.
     """
 
     def __init__(
@@ -175,7 +180,7 @@ class WeakTrClues:
         """
         size, map_scale = map_size(*image.shape[:2])
         device = self.model.cls_token.device
-        total: list[Tensor] = []
+        total: list[Tensor] = []  # coarse, fine, cross
         slots, logits = np.asarray(self.slots), None
         ids = None if class_ids is None else np.asarray(sorted(class_ids), np.int64)
         for scale in self.views:
@@ -190,8 +195,11 @@ class WeakTrClues:
                 ids = predicted_classes(logits)
                 present = torch.as_tensor(ids, device=device)
                 kinds = [kind.index_select(-3, present) for kind in kinds]
-            summed = [_at_size(kind, size) for kind in kinds]
-            total = [a + b for a, b in zip(total, summed, strict=True)] if total else summed
+            if not total:
+                shapes = [(*kind.shape[1:-2], *size) for kind in kinds]
+                total = [torch.zeros(shape, device=device) for shape in shapes]
+            for maps, kind in zip(total, kinds, strict=True):
+                _add_at_size(maps, kind)
         coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)
         return Clues(coarse, fine, cross, ids, logits, map_scale)
 
@@ -217,10 +225,16 @@ def at_depth(layers: Sequence[int], depth: int) -> tuple[int, ...]:
     return tuple(sorted({round(layer * scale) for layer in layers}))
 
 
-def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sum of a view's maps and its mirrored twin's, `[2, ..., h, w]` -> `[..., *size]`."""
-    if not maps.numel():  # an image without tags
-        return maps.new_zeros(*maps.shape[1:-2], *size)
-    flat = maps.float().flatten(1, -3)
-    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-    return (flat[0] + flat[1].flip(-1)).unflatten(0, maps.shape[1:-2])
+def _add_at_size(total: Tensor, maps: Tensor) -> None:
+    """Adds a view's maps and its mirrored twin's, `[2, ..., h, w]`, to `total` `[..., H, W]`."""
+    size = total.shape[-2:]
+    flat, sums = maps.float().flatten(1, -3), total.flatten(0, -3)
+    if not len(sums):  # an image without tags
+        return
+    # At least four, so that no part is one map alone: torch would take another kernel for it, of
+    # other last bits than those of all maps together.
+    step = max(4, PIXELS_AT_ONCE // (size[0] * size[1]))
+    parts = -(-len(sums) // step)
+    for part, own in zip(flat.tensor_split(parts, 1), sums.tensor_split(parts), strict=True):
+        full = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        own += full[0] + full[1].flip(-1)

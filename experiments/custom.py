@@ -23,8 +23,11 @@ def main(argv: list[str] | None = None) -> None:
     # Inside, so that Ctrl-C during these imports (both worlds, seconds) ends in one line.
     from experiments.options import parse
     from experiments.stages import travel
+    from weaksam_jax.engine.distributed import start
 
-    travel(parse(argv, __doc__, "python -m experiments.custom"))
+    options = parse(argv, __doc__, "python -m experiments.custom")
+    start()
+    travel(options)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,22 @@
-"""A metric of stored detections, masks or proposals against a data set's truth.
+"""A metric of stored detections, masks or proposals against a data set's truth, or files for the
+VOC server, which has the truth of the test sets.
 
     python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \
         --data /path/to/VOCdevkit/VOC2007 --metric voc07
+    python -m experiments.evaluate --detections detections.json --split test \
+        --data /path/to/VOCdevkit/VOC2012 --voc-files results/VOC2012/Main
 
-Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc, voc-segm (VOC AP of
-masks at IoU .25, .5, .7, .75), coco-segm, recall (of proposals: a proposal store or COCO results).
-Prints the figures and a table of classes; --json writes them.
+Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc (also by the
+released script's convention), voc-segm (VOC AP of masks at IoU .25, .5, .7, .75), coco-segm, recall
+(of proposals: a proposal store or COCO results). Prints the figures and a table of classes; --json
+writes them. AP ignores difficult objects; recall counts them, as the paper's tables do, and
+--no-difficult leaves them out. --voc-files writes comp4_det_<split>_<class>.txt (pixels counted
+from 1, inclusive); the images of that split need no annotations.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +37,7 @@ from weaksam_jax.evaluate import (
     proposal_recall,
     voc_ap,
     voc_mask_ap,
+    write_comp4,
 )
 from weaksam_jax.evaluate.detections import as_arrays
 from weaksam_jax.files import read_json, write_json
@@ -44,26 +53,47 @@ class Evaluate:
     """COCO results, a COCO annotation file (pgt.json), or a proposal store (recall)."""
     data: Path
     """The data set: VOCdevkit or COCO folder."""
-    metric: Metric
-    """Which figure."""
+    metric: Metric | None = None
+    """Which figure; may be left out with --voc-files."""
+    difficult: bool = True
+    """recall: count difficult objects, as the paper does."""
     split: str | None = None
     """The split that was detected on [test; for corloc and recall train]."""
     json: Path | None = None
     """Where the figures are written as JSON."""
+    voc_files: Path | None = None
+    """Folder for the files of the VOC evaluation server."""
 
 
 def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(
         Evaluate, args=argv, description=__doc__, prog="python -m experiments.evaluate"
     )
-    result = evaluate(options)
-    if options.json is not None:
-        write_json(options.json, result, indent=1)
-    print(table(result))
+    if options.metric is None and options.voc_files is None:
+        raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
+    if options.voc_files is not None:
+        paths = voc_files(options)
+        print(f"{len(paths)} files such as {paths[0]}")
+    if options.metric is not None:
+        result = evaluate(options)
+        if options.json is not None:
+            write_json(options.json, result, indent=1)
+        print(table(result))
+
+
+def voc_files(options: Evaluate) -> list[Path]:
+    """Writes the server's files; needs images and no truth."""
+    split = open_tags(options.data, options.split or split_names(options.data)["test"])
+    found = read_detections(options.detections, masks=False)
+    with naming(options.detections):
+        return write_comp4(found, split, options.voc_files)
 
 
 def evaluate(options: Evaluate) -> dict:
     """{"metric", "dataset", "split", and the metric's figures}; AP and CorLoc in percent."""
+    if not options.difficult and options.metric != "recall":
+        problem = f"has no meaning for --metric {options.metric}"
+        raise BadInput("--no-difficult", problem, "leave it out; it is for --metric recall")
     role = "train" if options.metric in ("corloc", "recall") else "test"
     split = options.split or split_names(options.data)[role]
     truth = open_truth(options.data, split)
@@ -74,14 +104,23 @@ def evaluate(options: Evaluate) -> dict:
         figures = store_recall(options, split, truth)
     else:
         found = read_detections(options.detections, masks="segm" in options.metric)
-        try:
-            figures = figures_of(options.metric, found, truth)
-        except BadInput as error:
-            if error.path != "detections":
-                raise
-            raise BadInput(options.detections, error.problem, error.cure) from error
+        with naming(options.detections):
+            figures = figures_of(options.metric, found, truth, options.difficult)
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
+    if options.metric == "recall":
+        head["difficult"] = options.difficult
     return {**head, "images": len(truth.records), **figures}
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Faults of "detections" become faults of that file."""
+    try:
+        yield
+    except BadInput as error:
+        if error.path != "detections":
+            raise
+        raise BadInput(path, error.problem, error.cure) from error
 
 
 def read_detections(path: Path, masks: bool) -> list[dict]:
@@ -101,8 +140,11 @@ def read_detections(path: Path, masks: bool) -> list[dict]:
     return found
 
 
-def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
-    """The figures of COCO results; those of masks on the images that have true masks."""
+def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool = True) -> dict:
+    """The figures of COCO results; those of masks on the images that have true masks.
+
+    difficult: whether such objects count in recall.
+    """
     if metric in ("voc-segm", "coco-segm"):
         found, truth = only_masked(found, truth)
         if not truth.records:
@@ -114,29 +156,42 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit) -> dict:
         return {"masked_images": len(truth.records), **figures}
     if metric in ("voc07", "voc12"):
         return voc_ap(found, truth, rule=metric.removeprefix("voc"))
-    return {"coco": coco_ap, "corloc": corloc, "recall": results_recall}[metric](found, truth)
+    if metric == "recall":
+        return results_recall(found, truth, difficult)
+    return {"coco": coco_ap, "corloc": both_corlocs}[metric](found, truth)
 
 
-def results_recall(found: list, truth: TruthSplit) -> dict:
+def both_corlocs(found: list, truth: TruthSplit) -> dict:
+    """CorLoc, beside it that of the released script, and the classes of the first."""
+    released = corloc(found, truth, convention="release")["corloc"]
+    ours = corloc(found, truth)
+    return {"corloc": ours["corloc"], "corloc_release": released, "per_class": ours["per_class"]}
+
+
+def results_recall(found: list, truth: TruthSplit, difficult: bool) -> dict:
     """Recall of COCO results as proposals: every class together, best score first."""
     arrays = as_arrays(found, truth)
     order = np.argsort(-arrays.scores, kind="stable")
     boxes = [
         arrays.boxes[order[arrays.image[order] == image]] for image in range(len(truth.records))
     ]
-    return {"per_image": len(found) / len(truth.records), "recall": proposal_recall(boxes, truth)}
+    recall = proposal_recall(boxes, truth, difficult=difficult)
+    return {"per_image": len(found) / len(truth.records), "recall": recall}
 
 
 def store_recall(options: Evaluate, split: str, truth: TruthSplit) -> dict:
     """Recall of a proposal store, at several numbers of boxes, and of its masks."""
     tags = open_tags(options.data, split)
-    return measure.proposals(options.detections, {"train": tags}, {"train": truth})
+    splits, truths = {"train": tags}, {"train": truth}
+    return measure.proposals(options.detections, splits, truths, options.difficult)
 
 
 def table(result: dict) -> str:
     """The figures one a line, then the classes."""
     head = "{metric} on {dataset}/{split}, {images} images".format(**result)
-    skipped = ("metric", "dataset", "split", "images", "per_class")
+    if "difficult" in result:
+        head += f", {measure.counted(result['difficult'])}"
+    skipped = ("metric", "dataset", "split", "images", "difficult", "per_class")
     figures = summary({name: value for name, value in result.items() if name not in skipped})
     classes = result.get("per_class", {})
     width = max(map(len, classes), default=0)

@@ -26,8 +26,11 @@ Truths = Mapping[str, TruthSplit | None]
 RECALL_LIMITS = (25, 50, 100, 150, 200, 250, 400, 800)
 
 
-def proposals(root: Path, splits: Splits, truths: Truths) -> dict:
-    """Number of boxes and recall on the training split, its curve, and recall of masks."""
+def proposals(root: Path, splits: Splits, truths: Truths, difficult: bool = True) -> dict:
+    """Number of boxes and recall on the training split, its curve, and recall of masks.
+
+    difficult: whether such objects count in the recall of boxes (in that of masks they always do).
+    """
     split, truth = splits["train"], truths["train"]
     bar = tqdm(split.records, desc="recall", unit="images")
     stored = [read_proposals(root, split.split, record.image_id) for record in bar]
@@ -35,10 +38,10 @@ def proposals(root: Path, splits: Splits, truths: Truths) -> dict:
     result = {"per_image": float(np.mean([len(one) for one in boxes]))}
     if truth is None:
         return result
-    result["recall"] = proposal_recall(boxes, truth)
+    result["recall"] = proposal_recall(boxes, truth, difficult=difficult)
     most = max(map(len, boxes))
     result["recall_at"] = {
-        str(limit): proposal_recall(boxes, truth, limit=limit)
+        str(limit): proposal_recall(boxes, truth, limit=limit, difficult=difficult)
         for limit in RECALL_LIMITS
         if limit < most
     }
@@ -51,6 +54,11 @@ def proposals(root: Path, splits: Splits, truths: Truths) -> dict:
         if with_masks is not None:
             result["mask_recall"] = with_masks
     return result
+
+
+def counted(difficult: bool) -> str:
+    """What a table of recall says of the objects that it counts."""
+    return f"difficult objects {'count' if difficult else 'do not count'}"
 
 
 def wsod(found: Mapping[str, list], splits: Splits, truths: Truths, clue_root: Path) -> dict:

@@ -33,8 +33,9 @@ class RoadOptions:
     """The detector that is retrained on the pseudo boxes."""
     segment: Literal["none"] = "none"
     """The instance segmenter trained on the pseudo masks (later issues)."""
-    preset: Literal["auto", "mini", "light"] = "auto"
-    """mini: small networks for the mini set; light: photographs on a CPU [by the data]."""
+    preset: Literal["auto", "mini", "light", "voc07", "voc12", "coco14"] = "auto"
+    """mini: small networks for the mini set; light: photographs on a CPU; voc07, voc12, coco14: the
+    paper's networks and schedules, for GPUs, from published weights [mini or light by the data]."""
     seed: int = 0
     settings: RoadSettings = field(default_factory=RoadSettings)
     """Every setting of every stage; the defaults are the preset's."""
@@ -53,6 +54,7 @@ def parse(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--data", default="auto")
     first.add_argument("--preset", default="auto")
+    first.add_argument("--wsod", default="mist")
     known, _ = first.parse_known_args(argv)
     data = known.data
     if data == "auto" and find_data:
@@ -62,7 +64,8 @@ def parse(
     preset = known.preset
     if preset == "auto":
         preset = "mini" if data == "mini" else "light"
-    settings = PRESETS.get(preset, RoadSettings)()
+    make = PRESETS.get(preset, lambda method: RoadSettings())
+    settings = make("oicr" if known.wsod == "oicr" else "mist")
     options = tyro.cli(
         RoadOptions,
         args=argv,

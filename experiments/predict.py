@@ -35,9 +35,12 @@ class Predict:
 
 
 def main(argv: list[str] | None = None) -> None:
+    from weaksam_jax.engine.programs import keep_programs
+
     options = tyro.cli(
         Predict, args=argv, description=__doc__, prog="python -m experiments.predict"
     )
+    keep_programs()
     results = predict(options)
     write_json(options.out / "predictions.json", results, indent=1)
     print(f"{len(results)} objects on {len(options.images)} photos: {options.out}")

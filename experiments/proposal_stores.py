@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bridge.presets import PresetName
-from bridge.proposals import ProposalSettings, reduce_boxes
-from weaksam_jax.data.records import TagSplit, TruthRecord
+from bridge.proposals import ProposalSettings, rederive
+from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import SOURCES, Proposals, read_manifest, read_proposals
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json, write_json
@@ -18,14 +18,14 @@ from weaksam_jax.files import read_json, write_json
 class Stored:
     """The proposals of the chosen images, in their order.
 
-    reduction: settings of the measures that act on all sources together and are still to be applied
-    (`reduce_boxes`); None: they were. seconds: of generation, an image; None: not measured.
-    made_with: what the table says of the store.
+    settings: those that the proposals were made with, for `rederive`; None: not every image has its
+    decoded masks. seconds: of generation, an image; None: not measured. made_with: what the table
+    says of the store.
     """
 
     name: str
     proposals: list[Proposals]
-    reduction: ProposalSettings | None
+    settings: ProposalSettings | None
     seconds: float | None
     made_with: dict
 
@@ -36,12 +36,16 @@ class Stored:
         return tuple(name for name, count in zip(SOURCES, counts, strict=True) if count)
 
     def of(self, sources: Sequence[str]) -> list[Proposals]:
-        """The proposals that SAM prompted by these sources alone gives, an entry an image."""
+        """The proposals that SAM prompted by these sources alone gives, an entry an image.
+
+        Without `settings`: those of the stored ones that are of these sources.
+        """
+        if set(sources) == set(SOURCES):
+            return self.proposals
+        if self.settings is not None:
+            return [rederive(one, self.settings, sources) for one in self.proposals]
         wanted = [SOURCES.index(name) for name in sources]
-        chosen = [one.select(np.isin(one.source, wanted)) for one in self.proposals]
-        if self.reduction is None:
-            return chosen
-        return [one.select(reduce_boxes(vars(one), self.reduction)) for one in chosen]
+        return [one.select(np.isin(one.source, wanted)) for one in self.proposals]
 
     def boxes(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Boxes `[n, 4]` an image of `of(sources)`."""
@@ -55,7 +59,7 @@ def given(name: str, root: Path, split: TagSplit) -> Stored:
         path = root / split.split / "manifest.json"
         cure = f"finish python -m bridge.export --split {split.split} --out {root}"
         raise BadInput(path, "does not exist", cure)
-    return _read(name, root, split, None, None, {"store": str(root)})
+    return _read(name, root, split, None, {"store": str(root)})
 
 
 def made(
@@ -63,25 +67,27 @@ def made(
     networks: Sequence[tuple[str, Path | None]],
     sam: str,
     preset: PresetName,
+    labels: str,
     root: Path,
 ) -> list[Stored]:
     """Exports with each clue network (None: the grid alone) what `root/<name>` lacks; reads it.
 
-    What acts on all sources together is left to `Stored.of`, and no masks are stored.
+    labels: as in `bridge.export.ExportSettings`. The decoded masks are kept for `Stored.of`,
+    without their pixels.
     """
     # Inside: torch takes seconds, and a table of finished stores does not need it.
     from bridge.export import ExportSettings, clue_network
     from bridge.sam import load_sam
 
-    settings = ExportSettings.preset(preset, labels=_labels(split))
-    whole, reduction = settings.proposals, settings.proposals
-    whole = replace(whole, min_side=0, dedupe_nms=None, max_boxes=None, with_masks=False)
+    settings = ExportSettings.preset(preset, labels=labels)
+    kept = replace(settings.proposals, with_masks=False, keep_decoded=True)
+    settings = replace(settings, proposals=kept)
     loaded = [None if path is None else clue_network(path, preset, split) for _, path in networks]
     model, found = load_sam(sam), []
     for (name, path), network in zip(networks, loaded, strict=True):
-        seconds = _export(split, network, model, replace(settings, proposals=whole), root / name)
+        seconds = _export(split, network, model, settings, root / name)
         how = {"sam": sam, "preset": preset, "clues": None if path is None else str(path)}
-        found.append(_read(name, root / name, split, reduction, seconds, how))
+        found.append(_read(name, root / name, split, seconds, how))
     return found
 
 
@@ -93,21 +99,7 @@ def searched(split: TagSplit, root: Path) -> Stored:
     place = root / "selective_search"
     seconds = _export(split, None, None, settings, place)
     how = {f.name: getattr(settings.search, f.name) for f in fields(settings.search)}
-    return _read("selective search", place, split, None, seconds, how)
-
-
-def only(record: TruthRecord, keep: np.ndarray) -> TruthRecord:
-    """A record with the objects where `keep` (bool `[n]`) is set."""
-    columns = ("boxes", "labels", "difficult", "crowd")
-    masks = record.masks
-    if masks is not None:
-        masks = tuple(mask for mask, kept in zip(masks, keep, strict=True) if kept)
-    return replace(record, masks=masks, **{name: getattr(record, name)[keep] for name in columns})
-
-
-def _labels(split: TagSplit) -> str:
-    """Tags on a training split, predicted classes elsewhere: the rule of `bridge.export`."""
-    return "tags" if split.split.startswith("train") else "predicted"
+    return _read("selective search", place, split, seconds, how)
 
 
 def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None:
@@ -130,18 +122,25 @@ def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None
     return known["seconds"] / known["images"] if known["images"] else None
 
 
-def _read(
-    name: str,
-    root: Path,
-    split: TagSplit,
-    reduction: ProposalSettings | None,
-    seconds: float | None,
-    made_with: dict,
-) -> Stored:
+def _read(name: str, root: Path, split: TagSplit, seconds: float | None, made_with: dict) -> Stored:
     found = [read_proposals(root, split.split, record.image_id) for record in split.records]
     for record, one in zip(split.records, found, strict=True):
         if (one.width, one.height) != (record.width, record.height):
             problem = f"image {record.image_id} is {one.width} x {one.height} in the store"
             cure = f"give the store of {split.dataset} ({record.width} x {record.height} there)"
             raise BadInput(root, problem, cure)
-    return Stored(name, found, reduction, seconds, made_with)
+    settings = None
+    if found and all(one.decoded is not None for one in found):
+        settings = export_settings(root, split)
+    return Stored(name, found, settings, seconds, made_with)
+
+
+def export_settings(root: Path, split: TagSplit) -> ProposalSettings:
+    """The settings of the proposals that an export wrote into its manifest."""
+    try:
+        values = read_manifest(root, split.split)["settings"]["proposals"]
+        return ProposalSettings(**{**values, "peak_tokens": tuple(values["peak_tokens"])})
+    except (KeyError, TypeError) as error:
+        path = root / split.split / "manifest.json"
+        problem = f"does not say with which settings its masks were chosen ({error})"
+        raise BadInput(path, problem, "export the store again") from error

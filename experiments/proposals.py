@@ -12,12 +12,14 @@ the colour of their source, and prompt points. --figure similarity: Fig. 4, cosi
 the RoI features of 200 proposals of every source.
 
 What is not given as a store (--stores) is made by bridge.export, without masks, below --out, and
-resumes there. Settings that act on all sources together (least side, near duplicates, most boxes)
-are applied to the sources of each row, as if SAM had been run for that row; a store that is given
-had them applied before, so its rows are parts of one whole.
+resumes there. Every row is what SAM prompted by the sources of that row alone gives, from the
+decoded masks that were kept; so it is for a given store that was exported with --keep-decoded. Of
+another one the rows are parts of one whole: settings that act on all sources together (least side,
+near duplicates, most boxes) were applied before.
 
 Recall counts an object as found when a box has that IoU with it, one box an object. Difficult
-objects do not count; with --difficult they do, as in the paper's tables.
+objects count, as in the paper's tables and in `experiments.evaluate --metric recall`; with
+--no-difficult they do not.
 """
 
 import sys
@@ -29,11 +31,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from bridge.presets import PresetName, preset_of_sam
-from experiments import proposal_stores
+from bridge.presets import PRESETS, PresetName, preset_of_sam
+from experiments import measure, proposal_stores
 from experiments.proposal_stores import Stored
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import is_training, open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import SOURCES
 from weaksam_jax.errors import BadInput
@@ -68,7 +70,7 @@ class ProposalsOptions:
     """Settings of the export [those meant for the SAM]."""
     selective_search: bool = True
     """Selective search as a baseline."""
-    difficult: bool = False
+    difficult: bool = True
     """Count difficult objects, as the paper does."""
     out: Path = Path("runs/proposals")
     """Where stores, tables (table4.json, ...) and pictures are written."""
@@ -81,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.table is None and options.figure is None:
         raise BadInput("--table", "is missing", "give --table 4, 6 or 8, or --figure")
     images = 4 if options.figure == "photos" and options.images is None else options.images
-    split = chosen(open_tags(options.data, _split_name(options)), images)
+    tags = open_tags(options.data, _split_name(options), PRESETS[_preset(options)].difficult_tags)
+    split = chosen(tags, images)
     stores = gather(options, split)
     if options.table is not None:
         result = tabulate(options, split, stores)
@@ -98,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _split_name(options: ProposalsOptions) -> str:
     return options.split or split_names(options.data)["train"]
+
+
+def _preset(options: ProposalsOptions) -> PresetName:
+    return preset_of_sam(options.sam) if options.preset == "auto" else options.preset
 
 
 def chosen(split: TagSplit, images: int | None) -> TagSplit:
@@ -119,10 +126,11 @@ def gather(options: ProposalsOptions, split: TagSplit) -> list[Stored]:
     if options.table == 8 and not (options.stores or options.clues):
         raise BadInput("--table 8", "has no clue network", "give --clues or --stores, see --help")
     if not found or options.clues:
-        preset = preset_of_sam(options.sam) if options.preset == "auto" else options.preset
         networks = [(name, Path(place)) for name, place in named(options.clues)]
         networks = networks or [("grid alone", None)]
-        found += proposal_stores.made(split, networks, options.sam, preset, options.out / "stores")
+        labels = "tags" if is_training(split.split) else "predicted"
+        where, preset = options.out / "stores", _preset(options)
+        found += proposal_stores.made(split, networks, options.sam, preset, labels, where)
     if options.selective_search and options.table in (4, 6):
         found.insert(0, proposal_stores.searched(split, options.out / "stores"))
     return found
@@ -143,7 +151,7 @@ def named(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 def tabulate(options: ProposalsOptions, split: TagSplit, stores: Sequence[Stored]) -> dict:
     """The table as plain values: its rows, and what they were measured on."""
-    truth = truth_of(options.data, split, options.difficult)
+    truth = truth_of(options.data, split)
     rows = []
     for stored in stores:
         groups = [("", SOURCES)]
@@ -152,7 +160,10 @@ def tabulate(options: ProposalsOptions, split: TagSplit, stores: Sequence[Stored
         elif options.table == 8 and stored is stores[0] and "grid" in stored.sources:
             groups = [("grid alone", ("grid",)), ("", SOURCES)]
         for name, sources in groups:
-            rows.append(measured(stored, name, sources, truth, seconds=options.table == 6))
+            row = measured(stored, name, sources, truth, options.difficult)
+            if options.table == 6 and stored.seconds is not None:
+                row["seconds_per_image"] = stored.seconds
+            rows.append(row)
     return {
         "table": options.table,
         "dataset": split.dataset,
@@ -164,16 +175,13 @@ def tabulate(options: ProposalsOptions, split: TagSplit, stores: Sequence[Stored
     }
 
 
-def truth_of(data: Path, split: TagSplit, difficult: bool) -> TruthSplit | None:
-    """The truth of the chosen images, without difficult objects unless they are to count."""
+def truth_of(data: Path, split: TagSplit) -> TruthSplit | None:
+    """The truth of the chosen images; None where there are tags alone."""
     truth = open_truth(data, split.split)
     if truth is None:
         return None
     by_id = {record.image_id: record for record in truth.records}
-    records = [by_id[record.image_id] for record in split.records]
-    if not difficult:
-        records = [proposal_stores.only(record, ~record.difficult) for record in records]
-    return replace(truth, records=tuple(records))
+    return replace(truth, records=tuple(by_id[record.image_id] for record in split.records))
 
 
 def groups_of(stored: Stored) -> list[tuple[str, tuple[str, ...]]]:
@@ -188,16 +196,14 @@ def groups_of(stored: Stored) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def measured(
-    stored: Stored, name: str, sources: Sequence[str], truth: TruthSplit | None, seconds: bool
+    stored: Stored, name: str, sources: Sequence[str], truth: TruthSplit | None, difficult: bool
 ) -> dict:
-    """One row: boxes an image, recall where there is a truth, seconds an image where measured."""
+    """One row: boxes an image, and recall where there is a truth."""
     boxes = stored.boxes(sources)
     row = {"store": stored.name, "name": name or stored.name}
     row["per_image"] = float(np.mean([len(own) for own in boxes]))
     if truth is not None:
-        row["recall"] = proposal_recall(boxes, truth)
-    if seconds and stored.seconds is not None:
-        row["seconds_per_image"] = stored.seconds
+        row["recall"] = proposal_recall(boxes, truth, difficult=difficult)
     return row
 
 
@@ -219,9 +225,8 @@ def text(result: dict) -> str:
             seconds = row.get("seconds_per_image")
             cells.append("–" if seconds is None else f"{seconds:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    counted = "with" if result["difficult"] else "without"
     end = f"{result['dataset']}/{result['split']}, {result['images']} images"
-    return "\n".join([*lines, f"{end}, {counted} difficult objects"])
+    return "\n".join([*lines, f"{end}, {measure.counted(result['difficult'])}"])
 
 
 if __name__ == "__main__":

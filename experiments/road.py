@@ -4,9 +4,13 @@ A stage is done when `<out>/stages/<name>.json` carries its key: the fingerprint
 the seed and the keys of the stages before it that it reads. A stage that was interrupted has its
 key in `<out>/stages/<name>.started`; it goes on from what it left when the key is still the same,
 and starts from an empty folder when it is not.
+
+Several processes (`weaksam_jax.engine.distributed`) walk the road together: process 0 alone knows
+what is done and does the stages, all join in those that are done `together` (training).
 """
 
 import contextlib
+import functools
 import shutil
 import sys
 import time
@@ -15,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weaksam_jax.engine.distributed import leads
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json, write_text
 
@@ -27,6 +32,7 @@ class Stage:
     results it uses. run: does the work and returns its part of metrics.json. owns_folder: whether
     `<out>/<name>` is its work, deleted when the stage must start afresh. optional: runs only when
     it is asked for by name. shows: names of optional stages whose results it uses where they are.
+    together: every process runs it, and returns the metrics that process 0 has.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Stage:
     owns_folder: bool = True
     optional: bool = False
     shows: tuple[str, ...] = ()
+    together: bool = False
 
 
 @dataclass
@@ -56,24 +63,20 @@ class Road:
         """Runs the stages in order (only the `wanted` ones, if given); returns all metrics."""
         wanted = None if wanted is None else set(wanted)
         for stage in stages:
-            self.keys[stage.name] = self.key(stage)
-            if stage.name in wanted if wanted is not None else not stage.optional:
-                self._require(stage)
+            if leads(functools.partial(self._prepare, stage, wanted)):
                 self._advance(stage)
-        return self.write_metrics()
+        return leads(self.write_metrics)
 
-    def _require(self, stage: Stage) -> None:
-        for name in stage.reads:
-            if name in self.keys and not self.done(name):
-                problem = f"stage {stage.name} reads stage {name}, which is not finished here"
-                raise BadInput(self.out, problem, f"add {name} to --stages, or leave --stages out")
-
-    def _advance(self, stage: Stage) -> None:
+    def _prepare(self, stage: Stage, wanted: set[str] | None) -> bool:
+        """Whether the stage is to run now; its folder is then ready for it."""
+        self.keys[stage.name] = key = self.key(stage)
+        if stage.optional if wanted is None else stage.name not in wanted:
+            return False
+        self._require(stage)
         done, started = self._marker(stage.name, "json"), self._marker(stage.name, "started")
-        key = self.keys[stage.name]
         if self.done(stage.name):
             say(f"{stage.name}: done before, skipped")
-            return
+            return False
         if done.exists() or (started.exists() and started.read_text() != key):
             # No stage has the empty key: killed from here on, the next call deletes again.
             write_text(started, "")
@@ -82,17 +85,30 @@ class Road:
                 shutil.rmtree(self.out / stage.name, ignore_errors=True)
         write_text(started, key)
         say(f"{stage.name}: running")
+        return True
+
+    def _advance(self, stage: Stage) -> None:
         begin = time.monotonic()
         try:
-            metrics = stage.run()
+            metrics = stage.run() if stage.together else leads(stage.run)
         except BadInput as error:
             self._doubt(error.path)
             raise
         seconds = round(time.monotonic() - begin, 2)
+        leads(functools.partial(self._finish, stage, seconds, metrics))
+
+    def _finish(self, stage: Stage, seconds: float, metrics: dict) -> None:
+        key, done = self.keys[stage.name], self._marker(stage.name, "json")
         write_json(done, {"key": key, "seconds": seconds, "metrics": metrics}, indent=1)
-        started.unlink()
+        self._marker(stage.name, "started").unlink()
         self.write_metrics()
         say(f"{stage.name}: {seconds:.1f} s  {summary(metrics)}")
+
+    def _require(self, stage: Stage) -> None:
+        for name in stage.reads:
+            if name in self.keys and not self.done(name):
+                problem = f"stage {stage.name} reads stage {name}, which is not finished here"
+                raise BadInput(self.out, problem, f"add {name} to --stages, or leave --stages out")
 
     def _doubt(self, path: str) -> None:
         """A file of an earlier stage is bad: that stage and those after it are not done.

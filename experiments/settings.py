@@ -1,11 +1,15 @@
 """Settings of the whole road, and the presets that fill them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import weaksam_jax.retrain.recipes as retrain_recipes
 import weaksam_jax.retrain.settings as retraining
 import weaksam_jax.wsod.settings as detection
+from bridge import presets as bridge_presets
 from bridge.clue_networks import ClueSettings
 from bridge.export import ExportSettings
 from bridge.lite_cam import LiteSettings
@@ -13,6 +17,7 @@ from bridge.masks import MaskSettings
 from bridge.train_weaktr import WeakTrSettings
 from weaksam_jax.errors import BadInput
 from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.wsod import recipes
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,57 @@ def light() -> RoadSettings:
     )
 
 
-PRESETS = {"mini": mini, "light": light}
+def published(data: str, method: recipes.Method = "mist") -> RoadSettings:
+    """The paper's networks, schedules and sizes for "voc07", "voc12" or "coco14", for GPUs or TPUs.
+
+    They start from published weights in the folder `weights` (`WEIGHTS` says which, and how to make
+    them); `--settings.*` names others.
+    """
+    preset = bridge_presets.PRESETS[f"{data}-paper"]
+    return replace(
+        RoadSettings(),
+        clues="weights/WeakTr_CAM_Generation" + ("_COCO.pth" if data == "coco14" else ".pth"),
+        clue_use=preset.clue_use,
+        sam="weights/sam_vit_h_4b8939.pth",
+        export=ExportSettings.preset(f"{data}-paper"),
+        wsod=replace(getattr(recipes, data)(method), init="weights/vgg16.safetensors"),
+        retrain=replace(getattr(retrain_recipes, data)(), init="weights/R-50.safetensors"),
+    )
+
+
+# What each file of `weights` is, for whom it is missing.
+WEIGHTS = {
+    "WeakTr_CAM_Generation.pth": "put WeakTr's published checkpoint there, or train it: "
+    "python -m bridge.train_weaktr --help",
+    "WeakTr_CAM_Generation_COCO.pth": "put WeakTr's published COCO checkpoint there, or train it: "
+    "python -m bridge.train_weaktr --help",
+    "sam_vit_h_4b8939.pth": "put SAM's published checkpoint there, or name another: --settings.sam",
+    "vgg16.safetensors": "python -m bridge.convert vgg16 --from vgg16-00b39a1b.pth "
+    "--to weights/vgg16.safetensors",
+    "R-50.safetensors": "python -m bridge.convert resnet50_msra --from R-50.pkl "
+    "--to weights/R-50.safetensors",
+}
+PRESETS: dict[str, Callable[[recipes.Method], RoadSettings]] = {
+    "mini": lambda method: mini(),
+    "light": lambda method: light(),
+    **{name: partial(published, name) for name in ("voc07", "voc12", "coco14")},
+}
+
+
+def check_weights(settings: RoadSettings, stages: Sequence[str]) -> None:
+    """`BadInput` when a file of `weights` that one of the stages reads is missing: at once, and not
+    after hours."""
+    readers = {
+        "clues": settings.clues,
+        "proposals": settings.sam,
+        "wsod": settings.wsod.init,
+        "retrain": settings.retrain.init,
+        "masks": settings.sam,
+    }
+    for stage, name in readers.items():
+        path = Path(name or "")
+        if stage in stages and path.name in WEIGHTS and not path.exists():
+            raise BadInput(path, "does not exist", WEIGHTS[path.name])
 
 
 def restore(kind: type, value: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments import measure
 from experiments.options import EXTRA_STAGES, STAGES, RoadOptions
 from experiments.road import Road, Stage, say
+from experiments.settings import check_weights
 from weaksam_jax.data.datasets import (
     dataset_fingerprint,
     open_tags,
@@ -23,6 +24,7 @@ from weaksam_jax.data.mini import write_mini
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.engine.checkpoint import load_params, save_params
+from weaksam_jax.engine.distributed import leads
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
@@ -35,12 +37,10 @@ def travel(options: RoadOptions) -> dict:
     """Runs the whole road (or the chosen stages); returns metrics.json's content."""
     journey = Journey(options)
     wanted = journey.wanted()
-    if options.data == "mini":
-        say("the embedded mini set is used (give --data for VOC2007 or your own photos)")
-        journey.write_mini()
-    write_json(options.out / "settings.json", journey.describe(), indent=1)
+    check_weights(options.settings, wanted or journey.usual())
+    leads(journey.prepare)
     metrics = Road(options.out, options.seed).follow(journey.stages(), wanted)
-    say(f"finished: {options.out / 'report' / 'index.html'}")
+    leads(lambda: say(f"finished: {options.out / 'report' / 'index.html'}"))
     return metrics
 
 
@@ -55,10 +55,13 @@ class Journey:
 
     # The data set
 
-    def write_mini(self) -> None:
-        """Writes the embedded set once; it is small, seeded and not a stage of its own."""
-        if not self.data.exists():
-            write_mini(self.data.parent, MINI_SEED)
+    def prepare(self) -> None:
+        """Writes settings.json and, once, the embedded set; it is small, seeded and no stage."""
+        if self.options.data == "mini":
+            say("the embedded mini set is used (give --data for VOC2007 or your own photos)")
+            if not self.data.exists():
+                write_mini(self.data.parent, MINI_SEED)
+        write_json(self.out / "settings.json", self.describe(), indent=1)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -106,6 +109,13 @@ class Journey:
                 raise BadInput("--stages", f"{name} is no stage", f"choose from {known}")
         return chosen
 
+    def usual(self) -> list[str]:
+        """The stages of the whole road that these options have work for."""
+        o = self.options
+        idle = {"clues", "proposals"} if self.proposal_root != self.out / "proposals" else set()
+        idle |= {"retrain"} if o.retrain == "none" else set()
+        return [name for name in STAGES if name not in idle]
+
     def describe(self) -> dict:
         """settings.json: every flag and setting as plain values."""
         return jsonable(asdict(self.options) | {"data": str(self.data)})
@@ -128,7 +138,7 @@ class Journey:
                 ("data", "clues"),
                 lambda: self.run_proposals(export),
             ),
-            self.stage("wsod", [wsod], ("proposals",), lambda: self.run_wsod(wsod)),
+            self.training("wsod", [wsod], ("proposals",), lambda: self.run_wsod(wsod)),
             self.stage("pgt", [s.pgt], ("wsod",), self.run_pgt),
         ]
         extra = []
@@ -142,7 +152,11 @@ class Journey:
 
     def retraining(self, name: str, settings) -> Stage:
         """A stage that retrains on the pseudo boxes."""
-        return self.stage(name, [settings], ("pgt",), lambda: self.run_retrain(name, settings))
+        return self.training(name, [settings], ("pgt",), lambda: self.run_retrain(name, settings))
+
+    def training(self, *stage) -> Stage:
+        """A stage in which all processes join."""
+        return replace(self.stage(*stage), together=True)
 
     def stage(self, name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
         """A `Stage` whose settings are plain values, so that their fingerprint is stable."""
@@ -218,7 +232,6 @@ class Journey:
 
     def run_wsod(self, settings) -> dict:
         """Trains the MIL detector on tags and proposals; detects on both splits."""
-        from weaksam_jax.wsod.detect import detect_wsod
         from weaksam_jax.wsod.train import train_wsod
 
         folder = self.out / "wsod"
@@ -233,6 +246,13 @@ class Journey:
             backbone,
             self.clue_root,
         )
+        return leads(lambda: self.finish_wsod(params, settings, backbone))
+
+    def finish_wsod(self, params: dict, settings, backbone: dict | None) -> dict:
+        """Writes the detector and its detections on both splits."""
+        from weaksam_jax.wsod.detect import detect_wsod
+
+        folder = self.out / "wsod"
         save_params(folder / "params.safetensors", params)
         found = {}
         for role, split in self.splits.items():
@@ -249,8 +269,7 @@ class Journey:
         from bridge.convert import convert_efficientnet_lite0
 
         path = self.out / "backbone" / "lite0.safetensors"
-        if not path.exists():
-            convert_efficientnet_lite0(path)
+        leads(lambda: path.exists() or bool(convert_efficientnet_lite0(path)))
         return load_params(path)
 
     def run_pgt(self) -> dict:
@@ -265,14 +284,15 @@ class Journey:
         return measure.pgt(made, self.truths["train"])
 
     def run_retrain(self, name: str, settings) -> dict:
-        """Trains Faster R-CNN on the pseudo boxes, from the MIL detector's backbone (or Lite0)."""
-        from experiments.clues import stored_logits
-        from weaksam_jax.retrain.detect import detect_retrain
+        """Trains Faster R-CNN on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the
+        mini set, from the MIL detector's backbone."""
         from weaksam_jax.retrain.train import train_retrain
 
-        folder, test = self.out / name, self.splits["test"]
+        folder = self.out / name
         backbone = self.frozen_backbone(settings.backbone)
-        if backbone is None:
+        if settings.init is not None:
+            backbone = load_params(settings.init)
+        elif backbone is None:
             backbone = load_params(self.out / "wsod" / "params.safetensors").get("backbone")
         params = train_retrain(
             read_json(self.out / "pgt" / "pgt.json"),
@@ -283,6 +303,14 @@ class Journey:
             self.options.seed,
             backbone,
         )
+        return leads(lambda: self.finish_retrain(name, params, settings))
+
+    def finish_retrain(self, name: str, params: dict, settings) -> dict:
+        """Writes the detector and its detections on the test split."""
+        from experiments.clues import stored_logits
+        from weaksam_jax.retrain.detect import detect_retrain
+
+        folder, test = self.out / name, self.splits["test"]
         save_params(folder / "params.safetensors", params)
         logits = stored_logits(self.clue_root, test) if settings.tag_power else None
         found = detect_retrain(params, test, settings, tag_logits=logits)

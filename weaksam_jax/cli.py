@@ -1,7 +1,7 @@
 """How every command ends: exit status and one line on stderr, whatever happened inside.
 
-0 success; 2 wrong arguments, bad input or a full disk; 130 Ctrl-C; 143 SIGTERM. Imports neither jax
-nor torch, so `bridge`'s commands use it too.
+0 success; 2 wrong arguments, bad input, a path that cannot be used or a full disk; 130 Ctrl-C; 143
+SIGTERM. Imports neither jax nor torch, so `bridge`'s commands use it too.
 """
 
 import contextlib
@@ -16,6 +16,12 @@ from tqdm import tqdm
 
 from weaksam_jax.errors import BadInput
 
+# What a path of the user's can be that no program can mend.
+_UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    errno.ENAMETOOLONG,
+)
+
 
 class Terminated(BaseException):
     """SIGTERM arrived. As KeyboardInterrupt, it is no `Exception`: only clean-up sees it."""
@@ -26,8 +32,9 @@ def entry_point(
 ) -> int:
     """Runs `main(argv)` and returns the exit status: `sys.exit(entry_point(main))`.
 
-    `BadInput` and a full disk become one line on stderr and 2, Ctrl-C 130, SIGTERM 143, a closed
-    pipe (`--help | head`) 141 without a word, as a shell counts SIGPIPE. SIGTERM is raised as
+    `BadInput`, a full disk and a path without access or in place of a folder become one line on
+    stderr and 2, Ctrl-C 130, SIGTERM 143, a closed pipe (`--help | head`) 141 without a word, as a
+    shell counts SIGPIPE. SIGTERM is raised as
     `Terminated` in the main thread, so that context managers (atomic files, checkpoints) clean up.
     The `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for
     --help). Any other exception is a fault of the program and keeps its stack trace.
@@ -48,6 +55,9 @@ def entry_point(
         return 141
     except Exception as error:
         full = _full_disk(error)
+        if full is None and isinstance(error, OSError) and error.errno in _UNUSABLE:
+            cure = "give another path, or make it accessible"
+            return _fail(f"{error.filename}: cannot be used ({error.strerror}); {cure}", 2)
         if full is None:
             raise
         return _fail(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_sam import HEIGHT, WIDTH, blocky_image, small_sam
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -10,3 +11,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def sam():
+    """The random SAM of `small_sam`; a module's own fixture of this name goes before."""
+    return small_sam()
+
+
+@pytest.fixture(scope="module")
+def image():
+    """uint8 RGB `[HEIGHT, WIDTH, 3]`."""
+    return blocky_image(3, HEIGHT, WIDTH)

@@ -17,7 +17,8 @@ from segment_anything.modeling import (
 
 from experiments.bench_sam import random_image as blocky_image  # for the tests beside this
 
-__all__ = ["blocky_image", "small_sam"]
+__all__ = ["HEIGHT", "WIDTH", "blocky_image", "small_sam"]
+HEIGHT, WIDTH = 75, 110  # of the fixture `image`
 MASK_THRESHOLD = 4.0
 
 

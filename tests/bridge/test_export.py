@@ -44,11 +44,6 @@ class FakeClues:
         return Clues(maps, maps**2, np.stack([maps, maps]), ids, np.arange(3, dtype=np.float32))
 
 
-@pytest.fixture(scope="module")
-def sam():
-    return small_sam()
-
-
 @pytest.fixture
 def split(tmp_path):
     records = []
@@ -245,3 +240,8 @@ def test_command_line(tmp_path, capsys):
     assert entry_point(main, ["--data", str(tmp_path / "none"), *search[2:]]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3 and "2/2" in lines[0] and "no.pth" in lines[1] and "none" in lines[2]
+    taken = tmp_path / "file"
+    taken.touch()
+    assert entry_point(main, [*search, "--out", str(taken)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {taken}/train/manifest.json: cannot be used (Not a directory)")

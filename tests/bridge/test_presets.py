@@ -215,6 +215,38 @@ def test_tags_of_a_test_split_are_used_only_by_the_option_that_says_so(
     assert "tags_at_test_time takes the tags of a test split" in said
 
 
+def test_classes_of_difficult_objects_are_asked_for_as_released(tmp_path):
+    """And VOC2012's test split, whose annotations nobody has, is asked for predictions."""
+    root = tmp_path / "VOC2012"
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for name, split in (("2008_000001", "trainval"), ("2008_000002", "test")):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(name)
+        Image.fromarray(blocky_image(1, 48, 64)).save(root / "JPEGImages" / f"{name}.jpg")
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{hard}</difficult></object>"
+        for name, hard in (("cat", 0), ("dog", 1))
+    )
+    path = root / "Annotations" / "2008_000001.xml"
+    path.write_text(f"<annotation>{objects}</annotation>")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("2008_000001")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("2008_000001")
+    weights = weaktr_file(tmp_path / "w.safetensors", 20)
+    flags = ["--data", str(root), "--clues", str(weights), "--proposals", "selective_search"]
+    for preset, split, image, ids in (
+        ("voc12-paper", "trainval", 2008000001, [7, 11]),
+        ("voc12-release", "trainval", 2008000001, [7, 11]),
+        ("light", "trainval", 2008000001, [7]),
+        ("voc12-paper", "test", 2008000002, None),
+    ):
+        out = tmp_path / f"{preset}-{split}"
+        more = ["--preset", preset, "--split", split, "--out", str(out)]
+        assert entry_point(main, [*flags, *more]) == 0
+        stored, metadata = read_arrays(proposal_path(out / "clues", split, image))
+        assert metadata["labels"] == ("predicted" if ids is None else "tags")
+        assert len(stored["class_ids"]) if ids is None else stored["class_ids"].tolist() == ids
+
+
 def test_absent_classes_have_no_maps_and_nothing_is_nan(coco, weights, tmp_path):
     """Released code keeps a map of every class; those of absent ones became 0/0 in half floats."""
     network = clue_network(weights, "light", open_tags(coco, "train"))

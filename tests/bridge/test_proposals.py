@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from small_sam import blocky_image, small_sam
+from small_sam import HEIGHT, WIDTH, blocky_image
 
 from bridge.export import ExportSettings
 from bridge.prompts import Prompts, dense_grid
@@ -21,21 +21,10 @@ from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 
 GRID, COARSE, FINE, CROSS = range(4)
 NONE = np.zeros((0, 5), np.float32)
-HEIGHT, WIDTH = 75, 110
 OFFSET = 0.2
 ALL = ProposalSettings(
     t_iou=-100.0, t_stab=0.0, stability_offset=OFFSET, grid_nms=1.0, cross_nms=None
 )
-
-
-@pytest.fixture(scope="module")
-def sam():
-    return small_sam()
-
-
-@pytest.fixture(scope="module")
-def image():
-    return blocky_image(3, HEIGHT, WIDTH)
 
 
 def clue_points(count, sources=(COARSE, FINE, CROSS)):

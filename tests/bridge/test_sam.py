@@ -135,6 +135,9 @@ def test_packed_masks_are_the_plain_ones(logits):
         assert boxes.dtype == stability.dtype == np.float32
         np.testing.assert_array_equal(boxes, expected)
         np.testing.assert_array_equal(stability, expected_stability)
-    for rle, mask in zip(packed_masks.encode_rle(packed, width), masks, strict=True):
+    rles = packed_masks.encode_rle(packed, width)
+    for rle, mask in zip(rles, masks, strict=True):
         decoded = coco_mask.decode({"size": list(mask.shape), "counts": rle})
         np.testing.assert_array_equal(decoded, mask)
+    assert packed_masks.encode_rle_tensors(tensor > 0) == rles == packed_masks.rle_above(tensor, 0)
+    assert packed_masks.encode_rle_tensors(tensor[:0] > 0) == ()

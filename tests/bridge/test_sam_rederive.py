@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from small_sam import blocky_image, small_sam
+from small_sam import HEIGHT, WIDTH
 
 from bridge.clues import Clues, minmax
 from bridge.prompts import PromptSettings, prompt_points
@@ -12,7 +12,6 @@ from bridge.proposals import ProposalSettings, propose, rederive
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput
 
-HEIGHT, WIDTH = 75, 110
 # The paper's Table 4: prompt sources added one after the other.
 TABLE_4 = (
     ("grid",),
@@ -26,16 +25,6 @@ PROMPTS = PromptSettings(
 # A random SAM is stable only at a small offset.
 BASE = ProposalSettings(t_iou=7.2, t_stab=0.05, stability_offset=0.2, chunk=16)
 KEPT = replace(BASE, keep_decoded=True)
-
-
-@pytest.fixture(scope="module")
-def sam():
-    return small_sam()
-
-
-@pytest.fixture(scope="module")
-def image():
-    return blocky_image(3, HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """WeakTr against a second, step-by-step form written from the notes; checkpoints; views."""
 
 import dataclasses
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -181,6 +182,11 @@ def test_unreadable_files(tmp_path):
         (tmp_path / name).write_bytes(b"\x80\x02}q\x00(X")
         with pytest.raises(BadInput, match=name):
             load_weaktr(tmp_path / name)
+    with pytest.raises(BadInput, match="is no file"):
+        load_weaktr(tmp_path)
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(BadInput, match=r"no whole PyTorch checkpoint \([A-Za-z ]{4,}\)"):
+        load_weaktr(tmp_path / "text.pth")
     torch.save({"model": {"cls_token": Image.new("RGB", (2, 2))}}, tmp_path / "objects.pth")
     with pytest.raises(BadInput):  # other classes than tensors are not unpickled
         load_weaktr(tmp_path / "objects.pth")
@@ -325,6 +331,29 @@ def test_attention_maps_are_never_stacked(published, fusion):
         out = model.maps(images, torch.tensor([3]))
     assert largest.elements == 2 * 4 * 265**2
     assert out.cross.shape == (2, 16, 1, 13, 20)
+
+
+def test_maps_are_enlarged_a_few_at_a_time(monkeypatch):
+    """No tensor is larger than the sums of a kind, and the sums do not depend on the step."""
+    image = np.random.default_rng(4).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    network = WeakTrClues(small_model(), cross_layers=(0, 1, 2, 3), resize_long=64)
+    found = network(image, (0, 1, 3))  # 2 heads: 24 cross maps
+    monkeypatch.setattr("bridge.weaktr.PIXELS_AT_ONCE", 2 * 120 * 160)
+    with Largest() as largest:
+        few = network(image, (0, 1, 3))
+    assert largest.elements == found.cross.size == few.cross.size
+    for name in ("coarse", "fine", "cross"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(found, name))
+
+
+def test_minmax_makes_one_copy():
+    maps = np.random.default_rng(5).random((20, 100, 100), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        minmax(maps)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * maps.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_layers_at_another_depth_exist():

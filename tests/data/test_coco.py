@@ -18,10 +18,18 @@ def test_tags_and_truth(tmp_path):
     assert tags.split == truth.split == "train2017"
     assert tags.classes == truth.classes == ("cat", "dog") and tags.category_ids == (4, 9)
     assert [(r.image_id, r.tags) for r in tags.records] == [(7, (1,)), (3, ())]  # crowd: no tag
+    assert not any(r.uncertain for r in tags.records)
     first, second = truth.records
     assert first.boxes.tolist() == [[2, 1, 8, 5], [2, 5, 4, 10], [0, 0, 20, 10]]
     assert first.labels.tolist() == [1, 0, 1] and first.crowd.tolist() == [False, True, False]
     assert first.masks[2] is None and second.masks is None and second.boxes.shape == (0, 4)
+
+
+def test_an_image_of_crowds_alone_is_uncertain(tmp_path):
+    data = coco_json()
+    data["annotations"] = data["annotations"][1:2]
+    records = open_tags(write_coco(tmp_path / "coco", data), "train").records
+    assert [(r.tags, r.uncertain) for r in records] == [((), True), ((), False)]
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -7,6 +7,7 @@ from PIL import Image
 from weaksam_jax.data.datasets import (
     SplitCount,
     dataset_fingerprint,
+    is_training,
     open_tags,
     open_truth,
     split_names,
@@ -37,6 +38,17 @@ def test_layouts_are_told_apart(tmp_path, root):
     assert open_tags(root, "train").dataset == "VOC2007"
     assert open_tags(write_coco(tmp_path / "coco"), "train").dataset == "COCO"
     assert open_tags(write_csv(tmp_path / "csv", ["a.jpg,cat,train"]), "train").dataset == "tags"
+
+
+def test_training_splits_of_every_layout(tmp_path):
+    roots = [write_voc(tmp_path / "a", {"trainval": {"1": []}, "test": {"2": []}})]
+    roots += [write_voc(tmp_path / "b", {"train": {"1": []}, "val": {"2": []}})]
+    roots += [write_csv(tmp_path / "c", ["a.jpg,cat,train", "b.jpg,cat,test"])]
+    write_coco(tmp_path / "d", name="instances_train2014")
+    roots += [write_coco(tmp_path / "d", name="instances_val2014")]
+    for root in roots:
+        names = split_names(root)
+        assert is_training(names["train"]) and not is_training(names["test"])
 
 
 def test_verify_counts_negatives(root):

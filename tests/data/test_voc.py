@@ -36,6 +36,7 @@ def test_tags_and_truth(tmp_path):
     assert tags.category_ids == tuple(range(1, 21))
     dog, cat = VOC_CLASSES.index("dog"), VOC_CLASSES.index("cat")
     assert [record.tags for record in tags.records] == [(dog,), (cat,), ()]
+    assert not any(record.uncertain for record in tags.records)
     assert [record.image_id for record in tags.records] == [1, 2, 5]
     assert tags.records[0].file_name == "000001.jpg"
     assert (tags.records[0].width, tags.records[0].height) == (20, 10)
@@ -73,6 +74,13 @@ def test_box_is_the_box_of_the_inclusive_pixels(tmp_path_factory, data):
     left, top, width, height = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask)))
     expected = [left, top, left + width, top + height]
     assert open_truth(root, "train").records[0].boxes[0].tolist() == expected
+
+
+def test_an_image_of_difficult_objects_alone_is_uncertain(tmp_path):
+    objects = {"000001": [voc_object("dog", difficult=1)], "000002": []}
+    write_voc(tmp_path / "VOC2007", {"trainval": objects, "test": {"000003": []}})
+    records = open_tags(tmp_path / "VOC2007", "trainval").records
+    assert [(r.tags, r.uncertain) for r in records] == [((), True), ((), False)]
 
 
 def test_tags_do_not_depend_on_boxes_or_masks(tmp_path):
@@ -174,6 +182,35 @@ BAD = {
     "is no XML": ["<object>"],
     "is outside|inverted": [voc_object("cat", ("nan", 1, 5, 5))],
 }
+
+
+def test_difficult_objects_give_tags_when_asked_for(tmp_path):
+    objects = [voc_object("cat"), voc_object("dog", difficult=1)]
+    root = write_voc(tmp_path, {"trainval": {"000001": objects}, "test": {"000002": []}})
+    for asked, names in ((False, {"cat"}), (True, {"cat", "dog"})):
+        split = open_tags(root, "trainval", difficult=asked)
+        assert {split.classes[one] for one in split.records[0].tags} == names
+
+
+def test_a_test_split_of_unpublished_annotations_has_no_tags(tmp_path):
+    """As VOC2012's test: a list and photographs, not one annotation."""
+    splits = {"trainval": {"000001": [voc_object("cat")]}, "test": {"000002": [], "000003": []}}
+    root = write_voc(tmp_path, splits)
+    for name in ("000002", "000003"):
+        (root / "Annotations" / f"{name}.xml").unlink()
+    split = open_tags(root, "test")
+    assert [one.tags for one in split.records] == [(), ()] and split.records[0].width == 20
+    assert open_truth(root, "test") is None
+    (root / "Annotations" / "000001.xml").unlink()
+    with pytest.raises(BadInput, match=r"names no object at all; add annotations, or .*classes"):
+        open_tags(root, "test")
+    (root / "classes.txt").write_text("cat\n")
+    assert open_tags(root, "test").classes == ("cat",)
+    with pytest.raises(BadInput, match=r"000001\.xml: annotation does not exist"):
+        open_tags(root, "trainval")
+    (root / "Annotations" / "000003.xml").write_text("<annotation></annotation>")
+    with pytest.raises(BadInput, match=r"000002\.xml: annotation does not exist"):
+        open_tags(root, "test")
 
 
 @pytest.mark.parametrize("word", BAD)

@@ -1,6 +1,7 @@
-"""A small training run as a program, for tests that kill it: `python loop_job.py FOLDER STEPS`.
+"""A small training run as a program, for tests that kill it, in one process or several:
+`python loop_job.py FOLDER STEPS PAUSE [BAD]`.
 
-Prints the final parameters. The step is slowed down, so that a signal arrives in the middle.
+Prints the final parameters. A step takes PAUSE seconds, so that a signal arrives in the middle.
 """
 
 import sys
@@ -14,6 +15,7 @@ import optax
 
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.batches import make_batches
+from weaksam_jax.engine.distributed import process, start
 from weaksam_jax.engine.loop import train
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import create_state, make_train_step
@@ -39,15 +41,16 @@ def run(folder, steps, pause=0.0, bad=None):
         one = sample(index, canvas, rng)
         return one if index != bad else one | {"x": np.full(4, np.nan, np.float32)}
 
-    batches = make_batches(slow, [0] * 10, 4, seed=0)
+    batches = make_batches(slow, [0] * 10, 4, seed=0, process=process())
     state = create_state({"w": np.zeros(4, np.float32)}, tx, jax.random.key(1), mesh)
     state = train(state, step, batches, steps, folder, mesh, checkpoint_every=3, log_every=2)
     return np.asarray(state.params["w"])
 
 
 def main(argv):
-    folder, steps, pause = sys.argv[1:]
-    print(run(Path(folder), int(steps), float(pause)).tobytes().hex())
+    folder, steps, pause, *bad = sys.argv[1:]
+    start()
+    print(run(Path(folder), int(steps), float(pause), *map(int, bad)).tobytes().hex())
 
 
 if __name__ == "__main__":

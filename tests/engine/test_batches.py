@@ -11,6 +11,7 @@ from weaksam_jax.data.batches import (
     pad_boxes,
     resize_to_canvas,
 )
+from weaksam_jax.errors import BadInput
 
 
 def sample(index, canvas, rng):
@@ -70,6 +71,21 @@ def test_processes_share_a_batch():
             np.testing.assert_array_equal(
                 np.concatenate([left[name], right[name]]), all_of_it[name]
             )
+
+
+def test_unequal_shares_are_bad_input():
+    with pytest.raises(BadInput, match="3 images do not divide among 2 processes"):
+        make_batches(sample, GROUPS, 3, seed=0, process=(0, 2))
+
+
+def test_a_position_is_the_same_in_every_process():
+    """So that a checkpoint of two processes goes on in one, or in three."""
+    half = make_batches(sample, GROUPS, 6, seed=3, process=(1, 2))
+    take(half, 4)
+    whole = make_batches(sample, GROUPS, 6, seed=3)
+    whole.set_state(half.get_state())
+    rest = next(whole)
+    np.testing.assert_array_equal(rest["noise"][3:], next(half)["noise"])
 
 
 @given(

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from weaksam_jax.engine.mesh import data_mesh, put_batch
 from weaksam_jax.engine.step import count_compilations, create_state, make_train_step
+from weaksam_jax.errors import BadInput
 
 PARAMS = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "b": np.zeros(2, np.float32)}
 
@@ -27,10 +29,16 @@ def batch_of(seed, images=8):
     return {"x": draw((images, 3), np.float32), "y": draw((images, 2), np.float32)}
 
 
-def three_steps(mesh):
+def noisy_loss(params, batch, rng):
+    """As with dropout: the key decides."""
+    noise = jax.random.normal(rng, batch["y"].shape)
+    return loss_fn(params, {**batch, "y": batch["y"] + noise}, rng)
+
+
+def three_steps(mesh, accumulate=1, loss_fn=loss_fn):
     tx = optax.sgd(0.1, momentum=0.9)
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
-    step, losses = make_train_step(loss_fn, tx, mesh), []
+    step, losses = make_train_step(loss_fn, tx, mesh, accumulate), []
     for seed in range(3):
         state, metrics = step(state, put_batch(batch_of(seed), mesh))
         losses.append(float(metrics["loss"]))
@@ -57,16 +65,44 @@ def test_one_device_is_the_gradient_written_out():
         np.testing.assert_allclose(params[name], by_hand[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_turns_are_the_gradient_written_out(accumulate):
+    (losses, params), (want, by_hand) = three_steps(data_mesh(), accumulate), three_steps_by_hand()
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    for name in params:
+        np.testing.assert_allclose(params[name], by_hand[name], rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_are_means_over_the_turns():
+    mesh, tx = data_mesh(), optax.sgd(0.1)
+    state = create_state(PARAMS, tx, jax.random.key(0), mesh)
+    _, metrics = make_train_step(loss_fn, tx, mesh, 4)(state, put_batch(batch_of(0), mesh))
+    whole = batch_of(0)
+    quarters = [{k: v[i : i + 2] for k, v in whole.items()} for i in range(0, 8, 2)]
+    largest = [float(loss_fn(PARAMS, part, None)[1]["largest"]) for part in quarters]
+    np.testing.assert_allclose(metrics["largest"], np.mean(largest), rtol=1e-6)
+
+
+def test_what_does_not_divide_names_the_cure():
+    mesh, tx = data_mesh(), optax.sgd(0.1)
+    state = create_state(PARAMS, tx, jax.random.key(0), mesh)
+    with pytest.raises(BadInput, match=r"8 images .* 3 turns; choose a multiple of 3"):
+        make_train_step(loss_fn, tx, mesh, 3)(state, put_batch(batch_of(0), mesh))
+
+
 def test_four_devices_are_one_device():
     """In a process of its own: the number of devices is fixed when JAX starts.
 
-    With `check_vma=True` the gradient, and so the parameters, would be four times off.
+    With `check_vma=True` the gradient, and so the parameters, would be four times off. With noise,
+    4 devices are 1 device in 4 turns, and 2 devices in 2 turns: the keys are those of the parts.
     """
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import jax; import test_step as t;"
         "from weaksam_jax.engine.mesh import data_mesh; assert len(jax.devices()) == 4;"
-        "losses, params = t.three_steps(data_mesh());"
-        "print(json.dumps([losses, params['w'].tolist(), params['b'].tolist()]))"
+        "two = data_mesh(jax.devices()[:2]);"
+        "runs = t.three_steps(data_mesh()), t.three_steps(data_mesh(), 1, t.noisy_loss);"
+        "runs += (t.three_steps(two, 2, t.noisy_loss),);"
+        "print(json.dumps([[l, p['w'].tolist(), p['b'].tolist()] for l, p in runs]))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, os.path.dirname(__file__)],
@@ -74,12 +110,15 @@ def test_four_devices_are_one_device():
         capture_output=True,
         text=True,
         check=True,
+        timeout=240,
     )
-    losses, w, b = json.loads(run.stdout)
-    want, params = three_steps(data_mesh())
-    np.testing.assert_allclose(losses, want, rtol=1e-5)
-    np.testing.assert_allclose(w, params["w"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(b, params["b"], rtol=1e-5, atol=1e-6)
+    plain, noisy, two_turns = json.loads(run.stdout)
+    whole, turns = three_steps(data_mesh()), three_steps(data_mesh(), 4, noisy_loss)
+    for (losses, w, b), (want, params) in ((plain, whole), (noisy, turns), (two_turns, turns)):
+        np.testing.assert_allclose(losses, want, rtol=1e-5)
+        np.testing.assert_allclose(w, params["w"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(b, params["b"], rtol=1e-5, atol=1e-6)
+    assert abs(noisy[0][0] - plain[0][0]) > 0.1
 
 
 def test_one_compilation_a_shape():

@@ -103,6 +103,8 @@ def test_voc_metrics_are_those_counted_by_hand(found, data, tmp_path, capsys):
     # Images with a dog: 1 (hit), 2 (the difficult one is hit); with a cat: 1 no, 3 hit, 4 no.
     located = evaluate(found, data, "corloc", tmp_path)
     assert located["per_class"] == pytest.approx({"dog": 100, "cat": 100 / 3})
+    # A pixel off, the dogs still have IoU 81 / 119, the cat 117 / 223.
+    assert located["corloc_release"] == pytest.approx((100 + 100 / 3) / 2)
     assert located["split"] == "trainval"
 
 
@@ -118,11 +120,12 @@ def test_mask_metrics_leave_out_the_image_without_masks(found, data, tmp_path):
     assert coco["ap"] == coco_ap(results, truth, "segm")["ap"] and coco["masked_images"] == 3
 
 
-def test_recall_of_results_and_of_a_store_agree(found, data, tmp_path):
+def test_recall_of_results_and_of_a_store_agree(found, data, tmp_path, capsys):
     of_results = evaluate(found, data, "recall", tmp_path)
     # 6 objects, difficult ones included: two found exactly, one with IoU .7.
     want = {"0.50": 3 / 6, "0.75": 2 / 6, "0.90": 2 / 6}
     assert of_results["recall"] == pytest.approx(want)
+    assert "4 images, difficult objects count\n" in capsys.readouterr().out
     store = tmp_path / "store"
     results = json.loads(found.read_text())
     for image in range(1, 5):
@@ -138,6 +141,19 @@ def test_recall_of_results_and_of_a_store_agree(found, data, tmp_path):
     assert of_store["recall"] == of_results["recall"]
     # 5 objects have masks; the boxes' counts hold for them too.
     assert of_store["mask_recall"] == pytest.approx({"0.50": 0.6, "0.75": 0.4, "0.90": 0.4})
+    # Without the difficult one: one of 5 found exactly, one with IoU .7.
+    want = {"0.50": 2 / 5, "0.75": 1 / 5, "0.90": 1 / 5}
+    for place in (found, store):
+        got = evaluate(place, data, "recall", tmp_path, "--no-difficult")
+        assert got["recall"] == pytest.approx(want) and got["difficult"] is False
+    assert "4 images, difficult objects do not count\n" in capsys.readouterr().out
+
+
+def test_difficult_objects_are_a_question_of_recall_alone(found, data, capsys):
+    flags = ["--detections", str(found), "--data", str(data), "--metric", "voc07"]
+    assert entry_point(main, [*flags, "--no-difficult"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --no-difficult: has no meaning for --metric voc07")
 
 
 @pytest.mark.parametrize(

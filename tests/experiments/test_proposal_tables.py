@@ -15,8 +15,9 @@ from bridge.prompts import prompt_points
 from bridge.proposals import propose
 from bridge.sam import load_sam
 from bridge.weaktr import WeakTr, WeakTrConfig, save_tensors
+from experiments.evaluate import main as evaluate_main
 from experiments.proposal_figures import cosine, photos, roi_features
-from experiments.proposal_stores import Stored, given, only
+from experiments.proposal_stores import Stored, given
 from experiments.proposals import chosen, groups_of, main, named, text, truth_of
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
@@ -25,7 +26,6 @@ from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
     read_manifest,
-    read_proposals,
     write_manifest,
     write_proposals,
 )
@@ -83,21 +83,18 @@ def proposals_of(image_id, boxes, sources, size=(40, 50)):
 
 
 def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
-    """One export without the measures on all sources together gives every row of Table 4."""
+    """One export that keeps its decoded masks gives every row of Table 4, read as a given store."""
     settings = ExportSettings.preset("mini")
     settings = replace(
         settings,
         prompts=replace(settings.prompts, grid_side=5),
-        proposals=replace(settings.proposals, max_boxes=25, with_masks=False),
+        proposals=replace(settings.proposals, max_boxes=25, keep_decoded=True),
     )
-    whole = replace(settings.proposals, min_side=0, dedupe_nms=None, max_boxes=None)
     sam, network = load_sam("sam_mini"), BrightClues()
-    export_split(
-        split, network, sam, replace(settings, proposals=whole), tmp_path, tmp_path / "c",
-        progress=False, workers=1,
-    )  # fmt: skip
-    kept = [read_proposals(tmp_path, split.split, record.image_id) for record in split.records]
-    stored = Stored("ours", kept, settings.proposals, None, {})
+    folders = tmp_path, tmp_path / "c"
+    export_split(split, network, sam, settings, *folders, progress=False, workers=1)
+    stored = given("ours", tmp_path, split)
+    assert stored.settings == settings.proposals
     rows = dict(groups_of(stored))
     assert list(rows) == [
         *("grid", "fine", "coarse", "cross"),
@@ -114,9 +111,24 @@ def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
             direct = propose(sam, image, prompts, settings.proposals)
             np.testing.assert_array_equal(one.boxes, direct.boxes)
             np.testing.assert_array_equal(one.source, direct.source)
-            # Sums of another batch of prompts may end in another last bit.
+            # SAM ran twice, in the export on another thread: sums may end in another last bit.
             np.testing.assert_allclose(one.predicted_iou, direct.predicted_iou, rtol=1e-5)
     assert len(stored.of(rows["grid + fine"])[0]) == 25  # the cap acts on each row anew
+    assert stored.of(SOURCES)[0].masks  # the whole is what was stored
+
+
+def test_a_store_that_does_not_say_its_settings_is_refused(split, tmp_path):
+    settings = ExportSettings.preset("mini")
+    kept = replace(settings.proposals, keep_decoded=True)
+    settings = replace(settings, prompts=replace(settings.prompts, grid_side=2), proposals=kept)
+    folders = tmp_path, tmp_path / "c"
+    export_split(split, None, load_sam("sam_mini"), settings, *folders, progress=False)
+    path = tmp_path / split.split / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match=r"manifest\.json: does not say with which settings"):
+        given("x", tmp_path, split)
 
 
 def test_a_given_store_is_taken_as_it_is():
@@ -159,27 +171,30 @@ def test_recall_with_and_without_difficult_objects(tiny_data, tmp_path, capsys):
     write_store(tmp_path / "easy", split, easy_boxes)
     flags = ["--data", str(data), "--table", "4", "--no-selective-search"]
     flags += ["--stores", f"easy={tmp_path / 'easy'}", "--out", str(tmp_path / "out")]
-    assert entry_point(main, flags) == 0
-    table = json.loads((tmp_path / "out" / "table4.json").read_text())
-    assert table["rows"][0]["recall"] == {"0.50": 1, "0.75": 1, "0.90": 1}
-    assert table["rows"][0]["per_image"] == pytest.approx((total - hard) / len(truth.records))
-    assert entry_point(main, [*flags, "--difficult"]) == 0
-    table = json.loads((tmp_path / "out" / "table4.json").read_text())
+    recalls = {}
+    for more in ((), ("--no-difficult",)):
+        assert entry_point(main, [*flags, *more]) == 0
+        table = json.loads((tmp_path / "out" / "table4.json").read_text())
+        assert table["difficult"] == (not more)
+        recalls[more] = table["rows"][0]["recall"]
+        assert table["rows"][0]["per_image"] == pytest.approx((total - hard) / len(truth.records))
+    assert recalls["--no-difficult",] == {"0.50": 1, "0.75": 1, "0.90": 1}
     # A box of another object may cover a difficult one; at IoU .9 none does here.
-    assert table["difficult"] and table["rows"][0]["recall"]["0.90"] == pytest.approx(
-        (total - hard) / total
-    )
+    assert recalls[()]["0.90"] == pytest.approx((total - hard) / total)
     said = capsys.readouterr().out
-    assert "without difficult objects" in said and "with difficult objects" in said
+    assert "difficult objects count" in said and "difficult objects do not count" in said
+    # The other command means the same, and by default.
+    for more in recalls:
+        place = ["--detections", str(tmp_path / "easy"), "--data", str(data), "--metric", "recall"]
+        out = tmp_path / "recall.json"
+        assert entry_point(evaluate_main, [*place, "--json", str(out), *more]) == 0
+        assert json.loads(out.read_text())["recall"] == recalls[more]
 
 
-def test_only_keeps_objects_with_their_masks(tiny_data):
-    record = next(r for r in open_truth(tiny_data, "trainval").records if len(r.boxes) > 1)
-    keep = np.arange(len(record.boxes)) == 1
-    one = only(record, keep)
-    assert one.boxes.tolist() == record.boxes[1:2].tolist() and one.masks == record.masks[1:2]
-    truth = truth_of(tiny_data, open_tags(tiny_data, "trainval"), True)
-    assert all(len(r.labels) == len(r.boxes) for r in truth.records)
+def test_truth_is_of_the_chosen_images(tiny_data):
+    split = chosen(open_tags(tiny_data, "trainval"), 3)
+    truth = truth_of(tiny_data, split)
+    assert [r.image_id for r in truth.records] == [r.image_id for r in split.records]
 
 
 def test_images_are_spread_over_the_list(tiny_data):
@@ -265,7 +280,15 @@ def test_help_teaches(capsys):
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
-    for word in ("--table", "Table", "--stores", "--clues", "--difficult", "similarity", "Fig. 4"):
+    for word in (
+        "--table",
+        "Table",
+        "--stores",
+        "--clues",
+        "--no-difficult",
+        "similarity",
+        "Fig. 4",
+    ):
         assert word in said or word.lower() in said
 
 
@@ -309,7 +332,7 @@ def test_table_in_markdown():
         "|---|---|---|---|",
         "| a | 12.3 | 50.0 | – |",
         "| b: grid | 5.0 | 100.0 | 0.12 |",
-        "d/s, 3 images, with difficult objects",
+        "d/s, 3 images, difficult objects count",
     ]
 
 

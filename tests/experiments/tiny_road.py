@@ -17,7 +17,7 @@ SMALL = {
     # Four steps do not make scores of .3: without a threshold every class has its pseudo boxes.
     "pgt": "score-threshold=0",
     "retrain": "steps=4 warmup=1 batch=4 channels=16 fc-width=16 test-batch=4 checkpoint-every=2 "
-    "canvases=96,96 views.0=96,96 max-detections=10 score-threshold=0 test-pre-nms=50 "
+    "scales.0=96,96 views.0=96,96 max-detections=10 score-threshold=0 test-pre-nms=50 "
     "test-post-nms=20 detection.pre-nms=50 detection.post-nms=20 detection.rpn-batch=16 "
     "detection.roi-batch=16",
 }

@@ -6,6 +6,7 @@ import bridge.torchvision_ops  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.models.detection._utils import BoxCoder
@@ -15,7 +16,9 @@ from weaksam_jax.losses.detection import (
     DetectionSettings,
     roi_losses,
     rpn_losses,
+    sample_anchors,
     sample_rois,
+    smooth_l1,
 )
 
 CLASSES, COUNT = 4, 30
@@ -95,6 +98,49 @@ def test_rpn_losses_and_gradients_equal_torch():
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(grads[0], t_logits.grad, atol=1e-6)
     np.testing.assert_allclose(grads[1], t_deltas.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+def test_smooth_l1_and_its_gradient_equal_torch(beta):
+    rng = np.random.default_rng(4)
+    prediction, target = rng.normal(size=(2, COUNT, 4)).astype(np.float32)
+    expected_input = torch.tensor(prediction, requires_grad=True)
+    expected = F.smooth_l1_loss(expected_input, torch.tensor(target), reduction="none", beta=beta)
+    expected.sum().backward()
+    value, gradient = jax.value_and_grad(lambda x: smooth_l1(x, target, beta).sum())(prediction)
+    np.testing.assert_allclose(value, expected.sum().item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_input.grad, atol=1e-6)
+    rows = expected.sum(1).detach()
+    np.testing.assert_allclose(smooth_l1(prediction, target, beta), rows, atol=1e-5)
+
+
+def test_sampled_anchors_carry_their_object():
+    rng = np.random.default_rng(5)
+    objects = np.array([[0, 0, 40, 40], [50, 50, 90, 80], [0, 0, 0, 0]], np.float32)
+    valid = np.array([True, True, False])
+    near = objects[rng.integers(0, 2, 30)] + rng.uniform(-2, 2, (30, 4))
+    between = np.tile(np.float32([[0, 0, 20, 40]]), (10, 1))  # IoU 0.5: neither
+    anchors = np.concatenate([near, random_boxes(rng, 60) + 200, between]).astype(np.float32)
+    settings = DetectionSettings(rpn_batch=40)
+    index, boxes, foreground, kept = sample_anchors(
+        jax.random.key(0), anchors, objects, valid, settings
+    )
+    assert bool(kept.all()) and int(foreground.sum()) == 20 and len(set(index.tolist())) == 40
+    for anchor, box, one in zip(anchors[np.asarray(index)], boxes, foreground, strict=True):
+        assert (np.abs(anchor - box).max() <= 2) if one else (anchor >= 200).all()
+
+
+def test_the_released_matcher_keeps_three_rois_an_object():
+    rng = np.random.default_rng(6)
+    truth = np.array([[0, 0, 40, 40], [60, 60, 100, 100]], np.float32)
+    candidates = (truth[rng.integers(0, 2, 40)] + rng.uniform(-3, 3, (40, 4))).astype(np.float32)
+    counts = {}
+    for top_k in (None, 3):
+        settings = DetectionSettings(roi_batch=40, roi_foreground=1.0, roi_top_k=top_k)
+        ones = np.ones(40, bool), truth, np.ones(2, bool), np.array([1, 2])
+        _, _, label, _ = sample_rois(jax.random.key(0), candidates, *ones, CLASSES, settings)
+        counts[top_k] = [int((label == c).sum()) for c in (1, 2, CLASSES)]
+    assert counts[3] == [3, 3, 34] and counts[None][2] == 0
 
 
 def test_sampled_rois_carry_the_box_and_label_of_their_object():

@@ -142,6 +142,7 @@ def test_detections_equal_torchvision():
     boxes = random_boxes(rng, 60)
     logits = rng.normal(size=(60, CLASSES + 1)).astype(np.float32) * 2
     deltas = rng.normal(size=(60, CLASSES, 4)).astype(np.float32)
+    deltas[:20, 1, :2] = 200  # moved out of the image: no detections
     valid = np.arange(60) < 50
     ours = select_detections(logits, deltas, boxes, valid, jnp.array([72.0, 66.0]), 0.2, 0.5, 25)
     heads = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.25, (10.0, 10.0, 5.0, 5.0), 0.2, 0.5, 25)

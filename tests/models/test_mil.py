@@ -1,14 +1,22 @@
-"""The MIL detector: shapes, independence of images, boxes and padding, tag logits by a loop."""
+"""The MIL detector: shapes, independence of images, boxes and padding, tag logits by a loop; the
+published networks against plain PyTorch."""
 
 import functools
 
+import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_mil
 import pytest
+import torch
 
+from bridge.convert_vgg import mmdet_oicr_arrays, wetectron_arrays
+from weaksam_jax.losses.mil import wsddn_scores
 from weaksam_jax.models.mil import MilDetector, class_evidence
 from weaksam_jax.models.mini_cnn import MiniCnn
+from weaksam_jax.models.vgg16 import Vgg16
 from weaksam_jax.ops.roi import roi_align, roi_pool
 
 C, N = 3, 6
@@ -135,3 +143,159 @@ def test_evidence_is_inside_less_frame_and_joins_the_prior():
     np.testing.assert_allclose(b.det - a.det, want, atol=1e-5)
     for name in ("cls", "refine", "deltas"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+CHANNELS, WIDTH = (4, 6, 8, 10, 12), 16
+
+
+def published(kind, box=False, dtype=jnp.float32):
+    """(the detector of a release at reduced width, its random tensors, a reader of its files)."""
+    state = plain_mil.random_state(kind, CHANNELS, WIDTH, C, seed=1, box=box)
+    oicr = kind == "mmdet"
+    pool = functools.partial(roi_pool, spatial_scale=1 / 8, output_size=7)
+    trunk = Vgg16(CHANNELS, rectify_last=oicr, dtype=dtype, name="backbone")
+    model = MilDetector(
+        C, pool, trunk, width=WIDTH, class_maps=False, background=not oicr, dtype=dtype
+    )
+    return model, state, mmdet_oicr_arrays if oicr else wetectron_arrays
+
+
+def published_case():
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(1, 64, 80, 3)).astype(np.float32)
+    corner = rng.uniform(0, 60, (10, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 40, (10, 2))], 1)
+    hard = [[0, 0, 79, 63], [5, 5, 5, 5], [4, 4, 12, 20], [70, 50, 120, 90], [200, 9, 240, 30]]
+    boxes = np.concatenate([boxes, hard]).astype(np.float32)
+    return image, boxes
+
+
+@pytest.mark.parametrize(("kind", "box"), [("wetectron", False), ("mmdet", False), ("mmdet", True)])
+def test_converted_detectors_equal_plain_pytorch(tmp_path, kind, box):
+    model, state, read = published(kind, box)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "f.pth")
+    params = flax.traverse_util.unflatten_dict(read(tmp_path / "f.pth")[0], sep="/")
+    image, boxes = published_case()
+    nothing = jnp.zeros((1, len(boxes), C))
+    logits, found = jax.jit(model.apply)({"params": params}, image, None, boxes[None], nothing)
+    x = torch.from_numpy(image).permute(0, 3, 1, 2)
+    want = {k: v if v is None else v.numpy() for k, v in
+            plain_mil.forward(state, kind, x, torch.from_numpy(boxes)).items()}  # fmt: skip
+    assert logits is None
+    if kind == "mmdet":  # one regressor for all classes, or none
+        shape = (3, len(boxes), C + 1, 4)
+        want["deltas"] = np.zeros(shape) if not box else np.broadcast_to(
+            want["deltas"][None, :, None], shape
+        )  # fmt: skip
+    maps = model.apply({"params": params}, image, method="features")
+    pairs = {name: (getattr(found, name)[0], want[name]) for name in found._fields}
+    pairs["features"] = (maps[0].transpose(2, 0, 1), want["features"][0])
+    everything = np.ones(len(boxes), bool)
+    pairs["scores"] = (wsddn_scores(found.cls[0], found.det[0], everything), want["scores"])
+    for name, (mine, theirs) in pairs.items():
+        assert mine.shape == theirs.shape, name
+        bound = 1e-4 * max(1e-3, np.abs(theirs).max())
+        np.testing.assert_allclose(mine, theirs, atol=bound, err_msg=name)
+        assert np.abs(theirs).max() > 0.01 or (name == "deltas" and not box)
+
+
+def test_bfloat16_detector_is_near(tmp_path):
+    """Within a twentieth of the largest value: 8 bits and fifteen layers of random weights."""
+    outputs = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model, state, read = published("wetectron", dtype=dtype)
+        torch.save(state, tmp_path / "f.pth")
+        params = flax.traverse_util.unflatten_dict(read(tmp_path / "f.pth")[0], sep="/")
+        image, boxes = published_case()
+        nothing = jnp.zeros((1, len(boxes), C))
+        run = jax.jit(model.apply)
+        outputs.append(run({"params": params}, image, None, boxes[None], nothing)[1])
+    for exact, half in zip(*outputs, strict=True):
+        assert half.dtype == jnp.float32
+        error = np.abs(half - exact).max()
+        assert 0 < error < 0.05 * np.abs(exact).max()
+
+
+def test_without_a_background_column_the_classes_are_first():
+    maps = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 5)), jnp.float32)
+    _, inside, boxes, prior = case(channels=5, cells=6)
+    pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=4)
+    model, plain = (
+        MilDetector(C, pool, width=16, evidence=weight, background=False) for weight in (2.0, 0.0)
+    )
+    variables = jax.jit(model.init)(jax.random.key(0), (maps,), inside, boxes, prior)
+
+    @jax.jit
+    def run(variables, prior):
+        both = (m.apply(variables, (maps,), inside, boxes, prior)[1] for m in (model, plain))
+        shares = jax.nn.sigmoid(plain.apply(variables, maps, method=lambda m, x: m.tags(x)))
+        return *both, class_evidence(pool, shares, boxes)
+
+    found, bare, evidence = run(variables, prior)
+    assert found.cls.shape == found.det.shape == (2, N, C)
+    assert found.refine.shape == (2, 3, N, C + 1)
+    without = run(variables, jnp.zeros_like(prior))[0]
+    np.testing.assert_allclose(found.det - without.det, prior, atol=1e-5)
+    np.testing.assert_allclose(found.det - bare.det, 2 * evidence[..., 1:], atol=1e-5)
+    assert np.abs(evidence[..., 1:]).max() > 0.01
+
+
+def test_class_maps_are_optional_and_needed_for_evidence():
+    maps, inside, boxes, prior = case(channels=5, cells=6)
+    pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
+    plain, bare = (MilDetector(C, pool, width=16, class_maps=wanted) for wanted in (True, False))
+    arguments = ((maps,), inside, boxes, prior)
+    params = jax.jit(plain.init)(jax.random.key(0), *arguments)["params"]
+    fewer = jax.eval_shape(bare.init, jax.random.key(0), *arguments)["params"]
+    assert set(params) - set(fewer) == {"tags"}
+    expected = jax.jit(plain.apply)({"params": params}, *arguments)[1]
+    params = {name: params[name] for name in fewer}
+    logits, outputs = jax.jit(bare.apply)({"params": params}, *arguments)
+    assert logits is None
+    for one, other in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    wrong = MilDetector(C, pool, width=16, class_maps=False, evidence=1.0)
+    with pytest.raises(ValueError, match="class maps"):
+        jax.eval_shape(wrong.init, jax.random.key(0), *arguments)
+
+
+class Halve(nn.Module):
+    """Stands in for a drop block: half of what is valid in training, with a parameter."""
+
+    @nn.compact
+    def __call__(self, x, valid, train):
+        factor = self.param("factor", nn.initializers.constant(0.5), ())
+        assert x.ndim == 5 and valid.shape == x.shape[:2] and valid.dtype == bool
+        return x * jnp.where(valid[..., None, None, None], factor, 1.0) if train else x
+
+
+def test_the_drop_block_sits_between_pooling_and_fc6():
+    maps, inside, boxes, prior = case(channels=5, cells=6)
+    pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
+    plain, dropped = (
+        MilDetector(C, pool, width=16, dropout=0.0, drop_block=block)
+        for block in (None, Halve(name="drop_block"))
+    )
+    variables = jax.jit(dropped.init)(jax.random.key(0), (maps,), inside, boxes, prior)
+    assert variables["params"]["drop_block"]["factor"] == 0.5
+    valid = jnp.arange(N)[None].repeat(2, 0) < 4
+    rest = {k: v for k, v in variables["params"].items() if k != "drop_block"}
+
+    @jax.jit
+    def run():
+        clean, halved = (
+            plain.apply({"params": rest}, x, boxes, prior, False, method="outputs").cls
+            for x in (maps, maps / 2)
+        )
+        tested, trained, whole = (
+            dropped.apply(variables, (maps,), inside, boxes, prior, *more)[1].cls
+            for more in ((False, valid), (True, valid), (True,))
+        )
+        return clean, halved, tested, trained, whole
+
+    clean, halved, tested, trained, whole = run()
+    np.testing.assert_allclose(tested, clean, atol=1e-6)
+    np.testing.assert_allclose(trained[:, :4], halved[:, :4], atol=1e-6)
+    np.testing.assert_allclose(trained[:, 4:], clean[:, 4:], atol=1e-6)
+    assert np.abs(trained[:, :4] - clean[:, :4]).max() > 1e-4
+    np.testing.assert_allclose(whole, halved, atol=1e-6)  # without `valid` all are

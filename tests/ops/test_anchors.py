@@ -45,3 +45,5 @@ def test_pyramid_equals_torchvision_but_for_its_rounding():
     rounded = torch.cat([AnchorGenerator((size,), (ratios,)).cell_anchors[0] for size in sizes])
     cells = np.concatenate([cell_anchors(size, ratios) for size in sizes])
     np.testing.assert_allclose(cells, rounded, atol=0.5)
+    cells = np.concatenate([cell_anchors(size, ratios, rounded=True) for size in sizes])
+    np.testing.assert_array_equal(cells, rounded)

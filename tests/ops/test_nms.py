@@ -40,12 +40,18 @@ def test_nms_equals_the_loop(threshold):
 
 
 @pytest.mark.parametrize(
-    ("per_class", "outputs", "every_class"),
-    [(False, 40, False), (True, 40, False), (True, 7, False), (True, 7, True), (False, 4, True)],
+    ("per_class", "outputs", "every_class", "top"),
+    [
+        (False, 40, False, 20),
+        (True, 40, False, 20),
+        (True, 7, False, None),
+        (True, 7, True, 20),
+        (False, 4, True, None),
+    ],
 )
-def test_multiclass_nms_equals_the_loop_under_vmap(per_class, outputs, every_class):
+def test_multiclass_nms_equals_the_loop_under_vmap(per_class, outputs, every_class, top):
     rng = np.random.default_rng(1)
-    count, classes, top = 30, 3, 20
+    count, classes = 30, 3
     cases = [random_case(rng, count, classes) for _ in range(50)]
     cases[0] = (cases[0][0], cases[0][1], np.zeros(count, bool))
     cases = [(b if per_class else b[:, 0], s, v) for b, s, v in cases]
@@ -71,3 +77,33 @@ def test_multiclass_nms_equals_the_loop_under_vmap(per_class, outputs, every_cla
             assert (found_scores[row], labels[row]) == (-score, label)
             np.testing.assert_array_equal(found_boxes[row], box)
         assert not found_boxes[~kept].any() and not found_scores[~kept].any()
+
+
+def crowded(rng, count=300, classes=4, places=3):
+    """Boxes on few places, some better than others: most of a class suppress each other."""
+    corner = rng.integers(0, places, (count, classes, 2)) * 40 + rng.uniform(0, 2, (count, 1, 2))
+    boxes = np.concatenate([corner, corner + 30 + rng.uniform(0, 2, (count, 1, 2))], -1)
+    place = corner // 40 @ [places, 1]
+    scores = (places**2 - place + rng.random((count, classes))) / 10
+    return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+def test_a_cut_to_200_candidates_changes_the_survivors_and_no_cut_does_not():
+    """What the paper's rule gives: NMS of all boxes of a class, then the best of all classes."""
+    rng, changed = np.random.default_rng(2), 0
+    settings = {"score_threshold": 0.0, "iou_threshold": 0.3, "max_output": 34}
+    exact = jax.jit(lambda b, s, v: multiclass_nms(b, s, v, **settings))
+    cut = jax.jit(lambda b, s, v: multiclass_nms(b, s, v, **settings, pre_nms_top_k=200))
+    for _ in range(10):
+        boxes, scores = crowded(rng)
+        valid = rng.random(len(boxes)) < 0.9
+        expected = []
+        for c in range(scores.shape[1]):
+            picked = greedy(boxes[:, c], scores[:, c], valid, 0.3)
+            expected += [(-scores[i, c], c, tuple(boxes[i, c])) for i in picked]
+        expected = sorted(expected)[:34]
+        found, found_scores, labels, kept = map(np.asarray, exact(boxes, scores, valid))
+        rows = zip(-found_scores[kept], labels[kept], map(tuple, found[kept]), strict=True)
+        assert list(rows) == expected
+        changed += len(expected) != int(np.asarray(cut(boxes, scores, valid)[3]).sum())
+    assert changed == 10

@@ -80,7 +80,7 @@ def small(**changes):
         warmup=2,
         steps=4,
         batch=2,
-        canvases=((64, 64),),
+        scales=(((64, 64),),),
         checkpoint_every=2,
         views=(((64, 64),),),
         test_batch=2,
@@ -96,7 +96,7 @@ def small(**changes):
 def test_boxes_follow_the_pixels_through_augmentation(split):
     tags, pgt = split
     settings = Augmentation(scale=(0.6, 1.8), flip=0.5, colour=0.0)
-    samples = PseudoSamples(pgt, tags, ((64, 96),), settings)
+    samples = PseudoSamples(pgt, tags, (((64, 96),),), settings)
     assert len(samples) == 5 and samples.max_boxes == 8
     checked = cropped = 0
     for index in range(5):
@@ -136,11 +136,11 @@ def test_recolour_keeps_grey_grey_and_the_range():
 def test_pseudo_boxes_that_do_not_fit_the_split_are_bad_input(split):
     tags, pgt = split
     with pytest.raises(BadInput, match="no box"):
-        PseudoSamples({"annotations": []}, tags, ((64, 64),), Augmentation())
+        PseudoSamples({"annotations": []}, tags, (((64, 64),),), Augmentation())
     for wrong in ({"image_id": 99}, {"category_id": 1}):
         annotations = [{**pgt["annotations"][0], **wrong}]
         with pytest.raises(BadInput, match="not of rectangles"):
-            PseudoSamples({"annotations": annotations}, tags, ((64, 64),), Augmentation())
+            PseudoSamples({"annotations": annotations}, tags, (((64, 64),),), Augmentation())
 
 
 def read_log(folder):

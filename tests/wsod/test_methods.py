@@ -92,8 +92,10 @@ def test_losses_teach_the_heads_of_the_method(world, changes, taught):
     assert moved & {"cls", "det", "refine", "deltas"} == taught
 
 
-def test_options_reach_the_loss_and_an_untagged_image_teaches_nothing(world):
+def test_options_reach_the_loss_and_an_uncertain_image_teaches_nothing(world):
+    """An image that is an example of nothing comes without valid proposals (`MilSamples`)."""
     model, params, batch, _ = world
+    batch = batch | {"valid": batch["valid"] & np.array([[True], [False]])}
 
     def terms(batch, **changes):
         settings = dataclasses.replace(PLAIN, method="oicr", **changes)

@@ -6,10 +6,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+from tiny_wsod import TINY
 
-from weaksam_jax.boxes import decode, from_xywh, iou
-from weaksam_jax.data.datasets import open_tags
-from weaksam_jax.data.mini import write_mini
+from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.store import SOURCES, Proposals, proposal_path, write_proposals
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import count_compilations
@@ -18,62 +17,9 @@ from weaksam_jax.files import write_arrays
 from weaksam_jax.models.lite0 import Lite0
 from weaksam_jax.wsod.clue_evidence import box_cosine
 from weaksam_jax.wsod.detect import detect_wsod
-from weaksam_jax.wsod.network import build_model, network_input
-from weaksam_jax.wsod.samples import MilSamples, View, fitted_size, load_boxes, restore_boxes
-from weaksam_jax.wsod.settings import WsodSettings
+from weaksam_jax.wsod.samples import MilSamples, load_boxes
 from weaksam_jax.wsod.train import train_wsod
-
-TINY = WsodSettings(
-    width=16,
-    pool_size=3,
-    scales=(((64, 64),),),
-    max_proposals=24,
-    pretrain_steps=2,
-    steps=3,
-    batch=2,
-    test_batch=2,
-    warmup=1,
-    checkpoint_every=1,
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same step is compiled by many tests: keep it on disk for this module."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """(train split, test split, root of the proposals)."""
-    root = tmp_path_factory.mktemp("wsod")
-    data = write_mini(root / "data", 0, 6, 3, progress=False)
-    rng = np.random.default_rng(0)
-    splits = [open_tags(data, name) for name in ("trainval", "test")]
-    for split in splits:
-        for record in split.records:
-            write_random(root / "proposals", split.split, record, rng)
-    return *splits, root / "proposals"
-
-
-def write_random(root, split, record, rng, count=30):
-    corner = rng.uniform(0, 80, (count, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(9, 60, (count, 2))], 1)
-    ones = np.ones(count, np.float32)
-    proposals = Proposals(
-        record.image_id, record.height, record.width, boxes.astype(np.float32),
-        rng.integers(0, 2, count), np.full(count, -1), np.zeros(count), ones, ones, None,
-    )  # fmt: skip
-    write_proposals(root, split, proposals, {})
+from weaksam_jax.wsod.views import View
 
 
 def same_bits(one, other):
@@ -107,63 +53,6 @@ def test_a_killed_training_ends_in_the_same_bits(world, tmp_path, monkeypatch):
     assert same_bits(whole, resumed)
     other_seed = train_wsod(train, proposals, TINY, tmp_path / "c", mesh, 4)
     assert not same_bits(whole, other_seed)
-
-
-def loop_detections(params, split, proposals, settings, index):
-    """One image by hand: every view on its own, NumPy averaging, a loop for the NMS."""
-    samples = MilSamples(split, proposals, settings)
-    record, own = split.records[index], samples.boxes[index][: settings.max_proposals]
-    model = build_model(settings, len(split.classes))
-    scores, boxes = [], []
-    for mirrored in (False, True):
-        shown = samples.show(index, slice(len(own)), View(0, mirrored))
-        batch = {name: value[None] for name, value in shown.items()}
-        images, inside = network_input(settings, batch)
-        _, outputs = model.apply({"params": params}, images, inside, batch["boxes"], batch["prior"])
-        logits = np.asarray(outputs.refine[0], np.float64)[:, : len(own)]
-        exp = np.exp(logits - logits.max(-1, keepdims=True))
-        scores.append((exp / exp.sum(-1, keepdims=True)).mean(0)[:, 1:])
-        deltas = np.asarray(outputs.deltas[0]).mean(0)[: len(own), 1:]
-        moved = decode(deltas, shown["boxes"][: len(own), None].repeat(deltas.shape[1], 1))
-        height, width = shown["size"]
-        if mirrored:
-            moved[..., [0, 2]] = width - moved[..., [2, 0]]
-        moved = moved * np.tile([record.width / width, record.height / height], 2)
-        limit = np.tile([record.width, record.height], 2)
-        boxes.append(np.clip(moved, 0, limit))
-    scores, boxes = np.mean(scores, 0), np.mean(boxes, 0)
-    found = []
-    for c in range(scores.shape[1]):
-        kept = []
-        for i in np.argsort(-scores[:, c]):
-            if all(iou(boxes[i, c][None], boxes[j, c][None])[0, 0] <= settings.nms for j in kept):
-                kept.append(i)
-        found += [(scores[i, c], c, boxes[i, c]) for i in kept]
-    return sorted(found, key=lambda f: -f[0])[: settings.max_detections]
-
-
-def test_detections_equal_the_loop_and_do_not_see_the_tags(world, tmp_path):
-    train, test, proposals = world
-    mesh = data_mesh(jax.devices()[:1])
-    params = train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
-    results = detect_wsod(params, test, proposals, TINY, tmp_path)
-    for index, record in enumerate(test.records):
-        mine = [one for one in results if one["image_id"] == record.image_id]
-        expected = loop_detections(params, test, proposals, TINY, index)
-        assert len(mine) == len(expected) > 10
-        scores = [score for score, _, _ in expected]
-        np.testing.assert_allclose([one["score"] for one in mine], scores, atol=2e-5)
-        best = {(test.category_ids[label], tuple(np.round(box))) for _, label, box in expected[:20]}
-        corners = from_xywh(np.array([one["bbox"] for one in mine]))
-        found = {
-            (one["category_id"], tuple(np.round(box)))
-            for one, box in zip(mine, corners, strict=True)
-        }
-        assert len(best & found) >= 0.8 * len(best)  # rounding and near-ties aside
-        assert {one["file_name"] for one in mine} == {record.file_name}
-    untagged = tuple(dataclasses.replace(record, tags=()) for record in test.records)
-    blind = dataclasses.replace(test, records=untagged)
-    assert detect_wsod(params, blind, proposals, TINY, tmp_path) == results
 
 
 def test_frozen_features_are_cached_and_refilled(world, tmp_path):
@@ -237,6 +126,16 @@ def test_boxes_are_clean_and_sources_take_turns(world, tmp_path):
     assert alone.tolist() == [[0, 0, width, height]] and quality.tolist() == [0]
 
 
+def test_an_uncertain_image_has_no_valid_boxes_in_training_alone(world):
+    train, _, proposals = world
+    records = (dataclasses.replace(train.records[0], tags=(), uncertain=True), *train.records[1:])
+    samples = MilSamples(dataclasses.replace(train, records=records), proposals, TINY)
+    rng = np.random.default_rng(0)
+    assert not samples(0, (samples.groups[0], 0), rng)["valid"].any()
+    assert samples(1, (samples.groups[1], 0), rng)["valid"].any()
+    assert samples.show(0, slice(24), View(0, False))["valid"].any()  # at test it is as any other
+
+
 def test_missing_proposals_are_named(world, tmp_path):
     train, _, _ = world
     with pytest.raises(BadInput, match=str(train.records[0].image_id)):
@@ -280,17 +179,15 @@ def test_clues_join_the_prior(world, tmp_path):
         MilSamples(train, proposals, settings)
 
 
-def test_clues_multiply_the_scores_at_test(world, tmp_path):
+def test_clues_multiply_the_scores_at_test(world, trained, tmp_path):
     train, _, proposals = world
-    mesh = data_mesh(jax.devices()[:1])
-    params = train_wsod(train, proposals, TINY, tmp_path, mesh, 0)
     everything = dataclasses.replace(TINY, nms=1.0, max_detections=500, method="oicr")
     maps = write_clues(tmp_path / "clues", train)
     found = {}
     for power in (0.0, 2.0):
         settings = dataclasses.replace(everything, clue_power=power)
         rows = detect_wsod(
-            params, train, proposals, settings, tmp_path, clues_root=tmp_path / "clues"
+            trained, train, proposals, settings, tmp_path, clues_root=tmp_path / "clues"
         )
         found[power] = {(r["image_id"], r["category_id"], *r["bbox"]): r["score"] for r in rows}
     compared = 0
@@ -303,17 +200,3 @@ def test_clues_multiply_the_scores_at_test(world, tmp_path):
                     assert found[2.0][key] == pytest.approx(score * factor, rel=0.01, abs=2e-6)
                     compared += 1
     assert compared > 50
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
-    train, _, proposals = world
-    samples = MilSamples(train, proposals, TINY)
-    record, boxes = train.records[1], samples.boxes[1][:10]
-    shown = samples.show(1, slice(10), View(0, mirrored))
-    assert shown["valid"].sum() == 10
-    assert (shown["prior"][:10] == TINY.evidence).all() and not shown["prior"][10:].any()
-    back = restore_boxes(shown["boxes"][:10], record, shown["size"], mirrored)
-    np.testing.assert_allclose(back, boxes, atol=1e-3)
-    size = fitted_size(record, shown["image"].shape[:2])
-    assert tuple(shown["size"]) == size  # what cached maps assume

@@ -14,8 +14,9 @@ import grain
 import numpy as np
 
 from weaksam_jax.boxes import flip as flip_boxes
+from weaksam_jax.data.scales import Canvas
+from weaksam_jax.errors import BadInput
 
-Canvas = tuple[int, int]  # height, width
 Sample = dict[str, np.ndarray]
 
 
@@ -81,12 +82,17 @@ def make_batches(
     groups: the bucket key of each of the N samples; a batch never mixes groups. draw(group, rng) ->
     canvas, once a batch (default: the key itself is the canvas). Within an epoch a group of n
     samples gives round(n / batch_size) batches, at least one, without repetition while it lasts.
-    process: (index, count) of this process; each takes its contiguous share of every batch.
+    process: (index, count) of this process; each takes its contiguous share of every batch, and
+    the iterator's state is the same in all of them. Raises `BadInput` when the shares are not
+    equal.
 
     Threads build whole batches ahead (cv2 releases the interpreter lock); threads=0: in line.
     """
     if not groups:
         raise ValueError("no samples")  # readers refuse an empty split long before
+    if batch_size % process[1]:
+        problem = f"{batch_size} images do not divide among {process[1]} processes"
+        raise BadInput("batch size", problem, f"choose a multiple of {process[1]}")
     source = Batches(sample_fn, list(groups), batch_size, seed, draw, process)
     ahead = prefetch if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

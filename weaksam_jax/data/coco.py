@@ -44,22 +44,31 @@ def coco_split_names(root: Path) -> dict[str, str]:
 
 
 def coco_tags(root: Path, split: str) -> TagSplit:
-    """Images and tags of a split; a tag is a category with an annotation that is not crowd."""
+    """Images and tags of a split; a tag is a category with an annotation that is not crowd.
+
+    An image that has nothing but crowds is `uncertain`.
+    """
     split, path = _find_split(root, split)
     data, classes, category_ids = _load(path)
     index = {category: i for i, category in enumerate(category_ids)}
     tags: dict[int, set[int]] = {image["id"]: set() for image in data["images"]}
+    crowded: set[int] = set()
     for annotation in data["annotations"]:
         label = _label(path, annotation, index)
         found = _of_image(path, annotation, tags)
-        if not annotation.get("iscrowd"):
+        if annotation.get("iscrowd"):
+            crowded.add(annotation["image_id"])
+        else:
             found.add(label)
     records = []
     for image in tqdm(data["images"], desc=f"read {split}", unit="images", delay=3):
         where = _image_path(root, split, image["file_name"])
         width, height = image_size(where)
         found = tuple(sorted(tags[image["id"]]))
-        records.append(TagRecord(image["id"], image["file_name"], where, width, height, found))
+        uncertain = not found and image["id"] in crowded
+        records.append(
+            TagRecord(image["id"], image["file_name"], where, width, height, found, uncertain)
+        )
     return TagSplit("COCO", split, classes, category_ids, tuple(records))
 
 

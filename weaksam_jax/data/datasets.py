@@ -37,17 +37,22 @@ class SplitCount:
     tags: int
 
 
-def open_tags(path: str | Path, split: str) -> TagSplit:
+def open_tags(path: str | Path, split: str, difficult: bool = False) -> TagSplit:
     """Images and image-level tags of a split; no box or mask is looked at.
 
+    difficult: objects that VOC calls difficult give tags, too (other layouts know no such). In a
+    VOC folder a split for testing needs no annotations and has no tags then.
     Raises `BadInput` when the path is no data set, and for every fault that the readers name.
     """
     reader = _reader(path)
+    if difficult and reader.tags is voc.voc_tags:
+        return voc.voc_tags(reader.root, split, difficult=True)
     return reader.tags(reader.root, split)
 
 
 def open_truth(path: str | Path, split: str) -> TruthSplit | None:
-    """Boxes and masks of a split, for evaluation only; None when the data set has tags alone."""
+    """Boxes and masks of a split, for evaluation only; None when the data set has tags alone
+    (in a VOC folder also when no image of the split is annotated)."""
     reader = _reader(path)
     return reader.truth(reader.root, split)
 
@@ -56,6 +61,14 @@ def split_names(path: str | Path) -> dict[str, str]:
     """Names of the training and test split, e.g. `{"train": "trainval", "test": "test"}`."""
     reader = _reader(path)
     return reader.split_names(reader.root)
+
+
+def is_training(split: str) -> bool:
+    """Whether a split is for training (its tags are known then): its name starts with train.
+
+    So do those of all layouts that `split_names` gives.
+    """
+    return split.startswith("train")
 
 
 def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:

@@ -17,7 +17,8 @@ class TagRecord:
     """One image and its tags.
 
     width, height: pixels of the upright image. tags: sorted class indices (0-based); empty means a
-    negative image.
+    negative image, unless `uncertain`: its only objects are difficult or crowds, so that it is an
+    example of nothing.
     """
 
     image_id: int
@@ -26,6 +27,7 @@ class TagRecord:
     width: int
     height: int
     tags: tuple[int, ...]
+    uncertain: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,33 +66,43 @@ def voc_split_names(root: Path) -> dict[str, str]:
     )
 
 
-def voc_tags(root: Path, split: str) -> TagSplit:
-    """Images and tags of a split; a tag is a class with an object that is not difficult."""
+def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
+    """Images and tags of a split; a tag is a class with an object that is not difficult.
+
+    An image that has nothing but difficult objects is `uncertain`. difficult: difficult objects
+    give tags, too. A split whose annotations were never published (VOC2012's test: not one file is
+    there) has no tags; one for training is an error then.
+    """
     names = _read_list(root, split)
+    unpublished = _unpublished(root, split, names)
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
-    records = []
-    for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
+
+    def tags_of(name: str) -> tuple[tuple[int, ...], bool]:
         annotation = root / "Annotations" / f"{name}.xml"
+        objects = () if unpublished else tuple(_objects(annotation))
         found = {
             _class_index(index, annotation, label)
-            for label, difficult, _ in _objects(annotation)
-            if not difficult
+            for label, hard, _ in objects
+            if difficult or not hard
         }
+        return tuple(sorted(found)), bool(objects) and not found
+
+    records = []
+    for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
         path = _image_path(root, name)
-        width, height = image_size(path)
-        records.append(TagRecord(ids[name], path.name, path, width, height, tuple(sorted(found))))
-    category_ids = tuple(range(1, len(classes) + 1))
-    return TagSplit(root.name, split, classes, category_ids, tuple(records))
+        records.append(TagRecord(ids[name], path.name, path, *image_size(path), *tags_of(name)))
+    return TagSplit(root.name, split, classes, tuple(range(1, len(classes) + 1)), tuple(records))
 
 
 def voc_truth(root: Path, split: str) -> TruthSplit | None:
     """Boxes, difficult flags and (where `SegmentationObject` has the file) masks of a split.
 
-    None when its annotations name objects and none of them has a `<bndbox>`: tags, written as XML.
+    None when its annotations name objects and none of them has a `<bndbox>` (tags, written as XML),
+    and when they were never published, see `voc_tags`.
     """
     names = _read_list(root, split)
-    if _without_boxes(root, names):
+    if _unpublished(root, split, names) or _without_boxes(root, names):
         return None
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
@@ -166,7 +176,8 @@ def _classes(root: Path) -> tuple[str, ...]:
         annotations = (root / "Annotations" / f"{name}.xml" for name in _all_names(root))
         names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
     if not names:
-        raise BadInput(root / "Annotations", "names no object at all", "add annotations")
+        cure = f"add annotations, or {root / 'classes.txt'} with a class a line"
+        raise BadInput(root / "Annotations", "names no object at all", cure)
     return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
 
 
@@ -206,6 +217,12 @@ def _objects(annotation: Path) -> Iterator[tuple[str, bool, ElementTree.Element]
         if not name:
             raise BadInput(annotation, "has an <object> without <name>", "name its class")
         yield name, (element.findtext("difficult") or "0").strip() == "1", element
+
+
+def _unpublished(root: Path, split: str, names: list[str]) -> bool:
+    """Whether it is no training split and not one of its images has an annotation."""
+    paths = (root / "Annotations" / f"{name}.xml" for name in names)
+    return not split.startswith("train") and not any(path.exists() for path in paths)
 
 
 def _without_boxes(root: Path, names: list[str]) -> bool:

@@ -23,8 +23,9 @@ class Checkpoints:
     """The checkpoints `<folder>/<step>` of one training run; the two latest are kept.
 
     A checkpoint holds the state, the position of the Grain iterator and the losses of the steps not
-    yet logged. It is written under a temporary name and renamed, so a killed process leaves whole
-    checkpoints only; what is left of an unfinished one is removed here.
+    yet logged. All of it is the same in every process, so another number of devices or processes
+    may go on with it. It is written under a temporary name and renamed, so a killed process leaves
+    whole checkpoints only; what is left of an unfinished one is removed here.
     """
 
     def __init__(self, folder: str | Path):
@@ -40,8 +41,9 @@ class Checkpoints:
         """Saves in the background; `batches` must stand right after the batch of the last step."""
         self._checkpointer.save_checkpointables_async(
             int(state.step),
-            {"state": state, "data": batches},
-            custom_metadata={"pending": list(pending)},  # a copy: the caller goes on
+            {"state": state},
+            # A copy of `pending`: the caller goes on.
+            custom_metadata={"pending": list(pending), "batches": batches.get_state()},
             force=True,
         )
 
@@ -57,10 +59,9 @@ class Checkpoints:
             return state, []
         abstract = jax.tree.map(ocp.arrays.to_shape_dtype_struct, state)
         try:
-            loaded = self._checkpointer.load_checkpointables(
-                latest.step, {"state": abstract, "data": batches}
-            )
+            loaded = self._checkpointer.load_checkpointables(latest.step, {"state": abstract})
             metadata = self._checkpointer.checkpointables_metadata(latest.step).custom_metadata
+            batches.set_state(metadata["batches"])
             return loaded["state"], metadata["pending"]
         except Exception as error:
             path = Path(self._checkpointer.directory) / str(latest.step)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from weaksam_jax import runlog
 from weaksam_jax.cli import Terminated
 from weaksam_jax.engine.checkpoint import Checkpoints
+from weaksam_jax.engine.distributed import agree, gather_ids, is_leader, process
 from weaksam_jax.engine.mesh import put_batch
 from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
@@ -44,6 +45,10 @@ def train(
     run that was killed and started again ends in the same bits, and but for `images_per_s` in the
     same log.
 
+    Several processes (each with its share of every batch, `folder` on a shared disk) do the same
+    steps; the first alone logs. When one of them is told to stop, all save and stop after the same
+    step, the next that is a multiple of `log_every`.
+
     Raises `BadInput` on a loss that is not finite (naming the step and its images), on a batch that
     does not divide among the devices and on a damaged checkpoint; `KeyboardInterrupt` or
     `Terminated` after saving.
@@ -55,7 +60,11 @@ def train(
         done = int(state.step)
         lines = _Log(Path(log or folder.parent / "log.jsonl"), name, done, pending)
         batch = next(batches) if done < steps else {}
-        bar = tqdm(range(done, steps), name, steps, initial=done, unit="step", mininterval=1)
+        alone, steps_left = process()[1] == 1, range(done, steps)
+        bar = tqdm(
+            steps_left, name, steps, initial=done, unit="step", mininterval=1,
+            disable=not is_leader(),
+        )  # fmt: skip
         for step in bar:
             ids = batch.pop("image_id", None)
             on_device = put_batch(batch, mesh)
@@ -63,13 +72,16 @@ def train(
                 state, metrics = step_fn(state, on_device)
             lines.add(step + 1, metrics, ids, len(next(iter(batch.values()))))
             last = step + 1 == steps
-            if last or (step + 1) % log_every == 0:
+            log = last or (step + 1) % log_every == 0
+            if log:
                 bar.set_postfix_str(lines.write(step + 1))
-            if last or received or (step + 1) % checkpoint_every == 0:
+            # Processes ask one another, which waits for the device as the log does: not each step.
+            stop = agree(received[0] if received else 0) if alone or log else 0
+            if last or stop or (step + 1) % checkpoint_every == 0:
                 lines.fetch()
                 checkpoints.save(state, batches, lines.pending)
-                if received:
-                    raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated
+                if stop:
+                    raise KeyboardInterrupt if stop == signal.SIGINT else Terminated
             # The device is still at work on this step while the host makes the next batch; the
             # checkpoint above was taken before, so the iterator stood right after this batch.
             if not last:
@@ -85,21 +97,25 @@ class _Log:
         self.pending = list(pending)  # fetched, but not yet part of a line
         self._on_device: list[tuple] = []  # (step, metrics, image ids)
         self._images, self._start = 0, time.perf_counter()
-        runlog.forget(path, stage, step)
+        if is_leader():
+            runlog.forget(path, stage, step)
 
     def add(self, step: int, metrics: dict, ids, images: int) -> None:
-        """Notes a step without waiting for it."""
+        """Notes a step (of so many images in this process) without waiting for it."""
         self._on_device.append((step, metrics, ids))
-        self._images += images
+        self._images += images * process()[1]
 
     def fetch(self) -> None:
-        """Waits for the noted steps; raises `BadInput` at the first that is not finite."""
+        """Waits for the noted steps; raises `BadInput` at the first that is not finite.
+
+        Metrics are means over all devices, so every process raises at the same step.
+        """
         values = jax.device_get([metrics for _, metrics, _ in self._on_device])
         for (step, _, ids), metrics in zip(self._on_device, values, strict=True):
             metrics = {key: float(value) for key, value in metrics.items()}
             bad = [key for key, value in metrics.items() if not math.isfinite(value)]
             if bad:
-                where = "unknown" if ids is None else ", ".join(str(i) for i in ids.tolist())
+                where = "unknown" if ids is None else ", ".join(map(str, gather_ids(ids).tolist()))
                 problem = f"{bad[0]} is {metrics[bad[0]]} at step {step} (images {where})"
                 cure = "lower the learning rate or look at these images, then run it again"
                 raise BadInput(f"training of {self._stage}", problem, cure)
@@ -113,7 +129,8 @@ class _Log:
         means = {key: sum(m[key] for m in self.pending) / count for key in self.pending[0]}
         speed = round(self._images / seconds, 2)
         line = {"stage": self._stage, "step": step, **means, "images_per_s": speed}
-        runlog.append(self._path, line)
+        if is_leader():
+            runlog.append(self._path, line)
         self.pending, self._images, self._start = [], 0, time.perf_counter()
         return f"{speed:.1f} images/s, loss {means['loss']:.4f}"
 

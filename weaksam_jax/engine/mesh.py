@@ -27,15 +27,21 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def check_batch(images: int, devices: int, accumulate: int = 1) -> None:
+    """Raises `BadInput` unless the images of a batch can be dealt out evenly to the devices, and
+    those of a device to `accumulate` turns."""
+    if images % (devices * accumulate):
+        turns = f" and {accumulate} turns" if accumulate > 1 else ""
+        problem = f"{images} images do not divide among {devices} devices{turns}"
+        cure = f"choose a multiple of {devices * accumulate} as batch, or other devices and turns"
+        raise BadInput("batch size", problem, cure + " (accumulate)")
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays `[images, ...]` of this process -> global arrays sharded over `data`.
 
     Raises `BadInput` when the images of a batch cannot be dealt out evenly to the devices.
     """
-    images = len(next(iter(batch.values())))
-    local = len(mesh.local_devices)
-    if images % local:
-        problem = f"{images} images a batch do not divide among {local} devices"
-        raise BadInput("batch size", problem, f"choose a multiple of {local}")
+    check_batch(len(next(iter(batch.values()))), len(mesh.local_devices))
     put = jax.make_array_from_process_local_data
     return {name: put(sharded(mesh), value) for name, value in batch.items()}

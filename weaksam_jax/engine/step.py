@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from weaksam_jax.engine.mesh import AXIS, replicated
+from weaksam_jax.engine.mesh import AXIS, check_batch, replicated
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -42,34 +42,57 @@ def create_state(
     """The state before the first step, replicated over the mesh.
 
     `params` and `rng` (a typed key) are copied: the step donates the state's buffers, the caller's
-    arrays stay usable.
+    arrays stay usable. Several processes must give the same values.
     """
 
-    def init(params, rng):
+    def init(params, key):
         params = jax.tree.map(jnp.copy, params)
-        rng = jax.random.wrap_key_data(jnp.copy(jax.random.key_data(rng)))
+        rng = jax.random.wrap_key_data(jnp.copy(key))
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng)
 
-    return jax.jit(init, out_shardings=replicated(mesh))(params, rng)
+    # From the host, because arrays of one process's device cannot go to a mesh of several.
+    values = jax.device_get((params, jax.random.key_data(rng)))
+    return jax.jit(init, out_shardings=replicated(mesh))(*values)
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh
+    loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted `step(state, batch) -> (state, metrics)`; it donates `state`.
 
-    `loss_fn(params, batch, rng) -> (loss [], metrics of scalars)` sees the images of one device
-    (every leaf of `batch` has a leading image axis) and a key that differs by step and device. The
-    gradient is that of the mean of the devices' losses, so a `loss_fn` that is a mean over its
-    images gives the same gradient on any number of devices. A normaliser that counts over the whole
-    batch is `jax.lax.pmean(count, AXIS)` of a count without gradient. The metrics are averaged over
-    the devices and hold `loss` too.
+    `loss_fn(params, batch, rng) -> (loss [], metrics of scalars)` sees one part of the batch (every
+    leaf has a leading image axis): the images of one device, which takes them in `accumulate` equal
+    turns, so that a turn's activations alone are in memory. The gradient is that of the mean of all
+    parts' losses; the metrics are averaged likewise and hold `loss` too. A `loss_fn` that is a mean
+    over its images thus gives the same gradient however the batch is cut. A normaliser that counts
+    over more than one part is `jax.lax.pmean(count, AXIS)` of a count without gradient: over the
+    devices, but not over the turns.
+
+    A part's key depends on the step and on the place of the part in the batch. So dropout differs
+    by the number of parts, and only by it: N devices and 1 turn are 1 device and N turns.
     """
 
+    def part_gradient(params, part, turn, rng):
+        place = jax.lax.axis_index(AXIS) * accumulate + turn
+        part_loss = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, metrics), grads = part_loss(params, part, jax.random.fold_in(rng, place))
+        return grads, {"loss": loss, **metrics}
+
     def gradient(params, batch, rng):
-        rng = jax.random.fold_in(rng, jax.lax.axis_index(AXIS))
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, rng)
-        return jax.lax.pmean((grads, {"loss": loss, **metrics}), AXIS)
+        check_batch(len(next(iter(batch.values()))), 1, accumulate)
+        if accumulate == 1:
+            return jax.lax.pmean(part_gradient(params, batch, 0, rng), AXIS)
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+        def add(total, turn):
+            found = part_gradient(params, turn[1], turn[0], rng)
+            return jax.tree.map(jnp.add, total, found), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(part_gradient, params, first, 0, rng)
+        total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, total, (jnp.arange(accumulate), parts))
+        return jax.lax.pmean(jax.tree.map(lambda x: x / accumulate, total), AXIS)
 
     mapped = jax.shard_map(
         gradient, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False

@@ -1,6 +1,7 @@
 """Metrics. The only consumer of truth besides the report."""
 
 from weaksam_jax.evaluate.coco import coco_ap
+from weaksam_jax.evaluate.comp4 import write_comp4
 from weaksam_jax.evaluate.masks import mask_quality, mask_recall, only_masked, voc_mask_ap
 from weaksam_jax.evaluate.recall import pgt_quality, proposal_recall
 from weaksam_jax.evaluate.voc import corloc, voc_ap
@@ -15,4 +16,5 @@ __all__ = [
     "proposal_recall",
     "voc_ap",
     "voc_mask_ap",
+    "write_comp4",
 ]

@@ -13,6 +13,9 @@ from weaksam_jax.boxes import area, to_xywh
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.evaluate.detections import as_arrays
 
+# As pycocotools writes them: 0.5 + 2 * 0.05 is more than 0.6, and IoUs of just 0.6 occur.
+IOUS = np.linspace(0.5, 0.95, 10)
+
 
 def coco_ap(
     detections: Sequence[Mapping], truth: TruthSplit, kind: Literal["bbox", "segm"] = "bbox"
@@ -23,7 +26,7 @@ def coco_ap(
     ignored (neither right nor wrong).
     """
     as_arrays(detections, truth)  # refuses what is not of this split
-    ap = _precisions(detections, truth, kind, np.arange(10) * 0.05 + 0.5)
+    ap = _precisions(detections, truth, kind, IOUS)
     result = {"ap": float(np.mean(ap)), "ap50": ap[0], "ap75": ap[5]}
     if kind == "segm":
         result["ap25"], result["ap70"] = _precisions(detections, truth, kind, [0.25, 0.7])

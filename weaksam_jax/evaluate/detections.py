@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh
-from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 
 
@@ -20,8 +20,8 @@ class Detections:
     labels: np.ndarray
 
 
-def as_arrays(detections: Sequence[Mapping], truth: TruthSplit) -> Detections:
-    """COCO results (or annotations; score 1 where there is none) of the images of `truth`.
+def as_arrays(detections: Sequence[Mapping], truth: TruthSplit | TagSplit) -> Detections:
+    """COCO results (or annotations; score 1 where there is none) of the images of a split.
 
     Raises `BadInput` for a detection whose image or category the split does not have, or whose
     box or score is not finite.

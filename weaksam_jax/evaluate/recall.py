@@ -31,16 +31,19 @@ def proposal_recall(
     truth: TruthSplit,
     thresholds: Sequence[float] = (0.5, 0.75, 0.9),
     limit: int | None = None,
+    difficult: bool = True,
 ) -> dict[str, float]:
     """Share (0..1) of the objects found at each IoU, {"0.50": ..., "0.75": ..., "0.90": ...}.
 
     boxes: `[n, 4]` an image of `truth`, best first; limit: only the first `limit` count. Matching
-    is one-to-one and greedy; difficult objects count, crowds do not (WeakSAM's evaluator; it drops
-    images without proposals from the denominator, here they count as missed).
+    is one-to-one and greedy. Crowds do not count; difficult objects do, as in the paper's tables,
+    unless `difficult` is False. (WeakSAM's evaluator, but for the images without proposals that it
+    drops from the denominator: here their objects count as missed.)
     """
     found, total = {threshold: 0 for threshold in thresholds}, 0
     for own, record in zip(boxes, truth.records, strict=True):
-        objects = record.boxes[~record.crowd]
+        counts = ~record.crowd if difficult else ~(record.crowd | record.difficult)
+        objects = record.boxes[counts]
         total += len(objects)
         overlap = box_iou(own[:limit].astype(np.float64), objects.astype(np.float64))
         for threshold in thresholds:

@@ -25,8 +25,10 @@ def voc_ap(
     goes to the object of its image with the highest IoU; it is right when that IoU >= `iou` and
     the object is not taken yet, ignored when the object is difficult (or a crowd), else wrong.
     rule "07": mean precision at recalls 0, 0.1, ... 1; "12": area under the monotone precision.
-    Classes without a non-difficult object have no AP. (The devkit's inclusive integer corners and
-    "+1" are the continuous corners used here.) The key is "ap50" whatever `iou` is.
+    Classes without a non-difficult object have no AP. The devkit's IoU of 1-based inclusive corners
+    with "+1" is the IoU of the continuous corners used here, fractions included. (The released MIST
+    code makes both boxes a pixel larger before it adds the 1 once more, which is a little kinder.)
+    The key is "ap50" whatever `iou` is.
     """
     per_class = class_precisions(as_arrays(detections, truth), truth, iou, rule)
     return {"ap50": mean_precision(per_class), "per_class": per_class}
@@ -110,17 +112,25 @@ def corloc(
     detections: Sequence[Mapping],
     truth: TruthSplit,
     iou: float = 0.5,
-    rule: Literal["continuous", "inclusive"] = "continuous",
+    convention: Literal["continuous", "release"] = "continuous",
 ) -> dict:
     """CorLoc in percent: {"corloc": mean over classes, "per_class": {name: CorLoc}}.
 
     Of the images that contain a class (difficult objects included), the share in which the single
-    best detection of the class has IoU > `iou` (strict) with an object of the class; an image
-    without a detection of it is a miss. rule "inclusive": widths count the last pixel once more
-    ("+1"), as the released MIST code does.
+    best detection of the class has IoU > `iou` (strict, as in the text of the PASCAL criterion that
+    Deselaers et al. 2012 took; its devkit's AP takes >=) with an object of the class; an image
+    without a detection of it is a miss.
+
+    convention "release": what the released MIST script makes of the same boxes. It compares
+    detections in 0-based inclusive corners, rounded to 0.1 pixel, with the 1-based corners of the
+    annotation, widths counting the last pixel. The "+1" is what continuous corners have anyway;
+    what remains is that every object stands one pixel further right and down.
     """
     found = as_arrays(detections, truth)
-    grow = np.asarray([0, 0, 1, 1]) if rule == "inclusive" else np.zeros(4)
+    boxes, shift = found.boxes, 0.0
+    if convention == "release":
+        last = np.asarray([0, 0, 1, 1])
+        boxes, shift = np.round(boxes - last, 1) + last, 1.0
     best: dict[tuple[int, int], int] = {}
     for index in np.argsort(-found.scores, kind="stable"):
         best.setdefault((int(found.image[index]), int(found.labels[index])), int(index))
@@ -128,11 +138,10 @@ def corloc(
     for label, name in enumerate(truth.classes):
         hits = []
         for image, record in enumerate(truth.records):
-            own = record.boxes[record.labels == label].astype(np.float64)
+            own = record.boxes[record.labels == label].astype(np.float64) + shift
             if len(own):
-                box = found.boxes[best[image, label]] if (image, label) in best else np.zeros(4)
-                hits.append(box_iou((box + grow)[None], own + grow).max() > iou)
+                place = best.get((image, label))
+                hits.append(place is not None and box_iou(boxes[place][None], own).max() > iou)
         if hits:
             per_class[name] = 100 * float(np.mean(hits))
-    mean = float(np.mean(list(per_class.values()))) if per_class else 0.0
-    return {"corloc": mean, "per_class": per_class}
+    return {"corloc": mean_precision(per_class), "per_class": per_class}

@@ -1,5 +1,6 @@
 """Losses of Faster R-CNN, a value per sample, so that a drop mask can multiply them."""
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +38,8 @@ class DetectionSettings:
     rpn_batch anchors an image, at most rpn_foreground of them foreground (IoU >= rpn_iou[1], or
     best of an object), background below rpn_iou[0]. pre_nms proposals a level, post_nms an image.
     roi_batch RoIs an image, at most roi_foreground of them foreground (IoU >= roi_iou).
-    roi_top_k=3 is the matcher of the released WeakSAM code (`match_by_iou`).
+    roi_top_k=3 is the matcher of the released WeakSAM code (`match_by_iou`). smooth_l1_beta: 0 is
+    L1; torchvision has 1 / 9.
     """
 
     rpn_batch: int = 256
@@ -49,11 +51,16 @@ class DetectionSettings:
     roi_foreground: float = 0.25
     roi_iou: float = 0.5
     roi_top_k: int | None = None
+    smooth_l1_beta: float = 0.0
 
 
-def l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """|prediction - target| summed over the last axis (smooth L1 with beta 0)."""
-    return jnp.sum(jnp.abs(prediction - target), axis=-1)
+def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float = 0.0) -> jax.Array:
+    """Fast R-CNN's equation 3 summed over the last axis; below `beta` quadratic, 0: plain L1."""
+    distance = jnp.abs(prediction - target)
+    if beta > 0:
+        near = 0.5 * distance**2 / beta
+        distance = jnp.where(distance < beta, near, distance - 0.5 * beta)
+    return jnp.sum(distance, axis=-1)
 
 
 def rpn_losses(
@@ -63,14 +70,15 @@ def rpn_losses(
     targets: jax.Array,
     foreground: jax.Array,
     valid: jax.Array,
+    beta: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over S sampled anchors: (binary cross-entropy, L1 of foreground deltas), two scalars.
+    """Sums over S sampled anchors: (binary cross-entropy, `smooth_l1` of foreground deltas).
 
     logits `[S]`, deltas, anchors, targets `[S, 4]`, foreground and valid bool `[S]`. Divide both by
     (anchors sampled per image * images) (detectron2; Faster R-CNN equation 1 with lambda = 1).
     """
     objectness = optax.sigmoid_binary_cross_entropy(logits, foreground.astype(logits.dtype))
-    box = l1(deltas, encode(targets, anchors, RPN_WEIGHTS))
+    box = smooth_l1(deltas, encode(targets, anchors, RPN_WEIGHTS), beta)
     positive = foreground & valid
     return jnp.sum(jnp.where(valid, objectness, 0)), jnp.sum(jnp.where(positive, box, 0))
 
@@ -81,8 +89,10 @@ def roi_losses(
     labels: jax.Array,
     boxes: jax.Array,
     targets: jax.Array,
+    beta: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Losses of each RoI: (cross-entropy `[R]`, L1 over its four deltas `[R]`, 0 for background).
+    """Losses of each RoI: (cross-entropy `[R]`, `smooth_l1` over its four deltas `[R]`, 0 for
+    background).
 
     class_logits `[R, C + 1]`, background last; deltas `[R, C, 4]`, class-specific, weighted
     (10, 10, 5, 5); labels int `[R]` in [0, C], C = background; boxes, targets `[R, 4]`.
@@ -90,7 +100,7 @@ def roi_losses(
     classes = deltas.shape[1]
     cls_loss = optax.softmax_cross_entropy_with_integer_labels(class_logits, labels)
     own = jnp.take_along_axis(deltas, jnp.minimum(labels, classes - 1)[:, None, None], axis=1)[:, 0]
-    reg_loss = l1(own, encode(targets, boxes))
+    reg_loss = smooth_l1(own, encode(targets, boxes), beta)
     return cls_loss, jnp.where(labels < classes, reg_loss, 0)
 
 
@@ -146,20 +156,24 @@ def faster_rcnn_loss(
 
     model: a `FasterRCNN`. batch: `image` float `[B, H, W, 3]`, normalised; `size` `[B, 2]` (height,
     width) within the canvas; `boxes` `[B, G, 4]`; `labels` int `[B, G]`; `valid` bool `[B, G]`.
-    step: int scalar; dropping is active from `drop.start` (None: never). axis_name: the mesh axis
-    over which the RoIs are counted. Returns (loss, metrics): the terms, and with drop the dropped
-    shares of foreground and background RoIs.
+    step: int scalar; dropping is active from `drop.start` (None: never). rng: image i samples its
+    anchors with `split(rng, B)[i]` and its RoIs with `fold_in(split(rng, B)[i], 1)`. axis_name: the
+    mesh axis over which the RoIs are counted. Returns (loss, metrics): the terms, and with drop the
+    dropped shares of foreground and background RoIs. No gradient flows through the proposals.
     """
     images = batch["image"].shape[0]
     variables = {"params": params}
     levels = model.apply(variables, batch["image"], method="pyramid")
     logits, deltas = model.apply(variables, levels, method="propose")
     anchors = [jnp.asarray(one) for one in model.anchors(levels)]
+    every_anchor = jnp.concatenate(anchors)
     keys = jax.random.split(rng, images)
     truth = (batch["boxes"], batch["valid"])
 
     def rpn_one(key, logits, deltas, boxes, valid):
-        return _rpn_loss(key, logits, deltas, jnp.concatenate(anchors), boxes, valid, settings)
+        chosen, *targets = sample_anchors(key, every_anchor, boxes, valid, settings)
+        sampled = (logits[chosen], deltas[chosen], every_anchor[chosen])
+        return rpn_losses(*sampled, *targets, settings.smooth_l1_beta)
 
     flat = (jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1))
     rpn_cls, rpn_box = jax.vmap(rpn_one)(keys, *flat, *truth)
@@ -179,7 +193,8 @@ def faster_rcnn_loss(
         keys, logits, deltas, batch["size"], *truth, batch["labels"]
     )
     class_logits, box_deltas = model.apply(variables, levels, rois, method="classify")
-    cls_loss, reg_loss = jax.vmap(roi_losses)(class_logits, box_deltas, labels, rois, targets)
+    per_image = jax.vmap(functools.partial(roi_losses, beta=settings.smooth_l1_beta))
+    cls_loss, reg_loss = per_image(class_logits, box_deltas, labels, rois, targets)
     flat = [x.reshape(-1) for x in (cls_loss, reg_loss, labels < model.classes, valid)]
     roi_terms, metrics = roi_objective(*flat, step, drop, axis_name)
     terms = {
@@ -218,20 +233,23 @@ def roi_objective(
     return {"cls": sums["cls"] / count, "box": sums["reg"] / count}, metrics
 
 
-def _rpn_loss(key, logits, deltas, anchors, boxes, valid, settings):
-    """Sums of the two RPN losses of one image over its sampled anchors."""
+def sample_anchors(
+    key: jax.Array,
+    anchors: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    settings: DetectionSettings,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Training anchors of one image out of anchors `[N, 4]`; boxes `[G, 4]`, valid `[G]`: objects.
+
+    Returns (index int32 `[S]`, the box each one answers for `[S, 4]`, foreground bool `[S]`, valid
+    bool `[S]`).
+    """
     label, index = match_by_iou(
         anchors, boxes, valid, settings.rpn_iou[1], settings.rpn_iou[0], best_per_target=True
     )
     chosen, usable = sample_balanced(label, key, settings.rpn_batch, settings.rpn_foreground)
-    return rpn_losses(
-        logits[chosen],
-        deltas[chosen],
-        anchors[chosen],
-        boxes[index[chosen]],
-        label[chosen] == FOREGROUND,
-        usable,
-    )
+    return chosen, boxes[index[chosen]], label[chosen] == FOREGROUND, usable
 
 
 def sample_rois(

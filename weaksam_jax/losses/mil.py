@@ -68,13 +68,13 @@ def image_loss(
 
     scores: `[N, K]` of `wsddn_scores`; image_labels: bool `[K]`, False for the background.
     reduction: over the K classes, "mean" (MIST's release, with a background column) or "sum"
-    (OICR's, without). An image without proposals or without tags has loss 0: the released code
-    skips the latter, whose objects are all difficult or crowds and no negatives.
+    (OICR's, without). An image without valid proposals has loss 0; one without tags is a negative
+    for every class.
     """
     p = jnp.clip(scores.sum(0), LOWEST, HIGHEST)
     loss = -jnp.where(image_labels, jnp.log(p), jnp.log1p(-p))
     loss = {"mean": jnp.mean, "sum": jnp.sum}[reduction](loss)
-    return jnp.where(valid.any() & image_labels.any(), loss, 0.0)
+    return jnp.where(valid.any(), loss, 0.0)
 
 
 def classification_loss(

@@ -1,10 +1,12 @@
 """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), at any size.
 
-With a ResNet-50 and the default arguments it is detectron2's R50-FPN; the mini and light presets of
-`weaksam_jax.retrain` use the same modules with fewer levels and channels.
+With a `ResNet50` and the default arguments it is detectron2's R50-FPN, but for RoIAlign's number of
+samples: detectron2's ceil(side / 7) has no static shape, so it is torchvision's 2. The mini and
+light presets of `weaksam_jax.retrain` use the same modules with fewer levels and channels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,19 +24,25 @@ from weaksam_jax.ops.roi import roi_align_pyramid
 
 class BoxHead(nn.Module):
     """Pooled RoIs `[R, S, S, C]` -> (class logits `[R, classes + 1]`, background last; deltas
-    `[R, classes, 4]`, class-specific). Two hidden layers of `fc_width`."""
+    `[R, classes, 4]`, class-specific). Two hidden layers of `fc_width`. Computes in `dtype`,
+    returns float32."""
 
     classes: int
     fc_width: int = 1024
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = pooled.reshape(pooled.shape[0], -1)
-        x = nn.relu(nn.Dense(self.fc_width, kernel_init=XAVIER, name="fc1")(x))
-        x = nn.relu(nn.Dense(self.fc_width, kernel_init=XAVIER, name="fc2")(x))
+
+        def dense(features, init, name):
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+        x = nn.relu(dense(self.fc_width, XAVIER, "fc1")(x))
+        x = nn.relu(dense(self.fc_width, XAVIER, "fc2")(x))
         normal = nn.initializers.normal
-        logits = nn.Dense(self.classes + 1, kernel_init=normal(0.01), name="cls")(x)
-        deltas = nn.Dense(4 * self.classes, kernel_init=normal(0.001), name="box")(x)
+        logits = dense(self.classes + 1, normal(0.01), "cls")(x).astype(jnp.float32)
+        deltas = dense(4 * self.classes, normal(0.001), "box")(x).astype(jnp.float32)
         return logits, deltas.reshape(-1, self.classes, 4)
 
 
@@ -46,6 +54,10 @@ class FasterRCNN(nn.Module):
     pooled from the levels of the backbone (not the extra ones), `pool_size`² cells of
     `sampling_ratio`² samples, level by FPN's equation 1 with `canonical_size` pixels at level
     `canonical_level` (0 = finest). roi_chunk: see `roi_align_pyramid`.
+
+    torchvision's conventions, for its weights: aligned=False (RoIAlign without the half-pixel
+    shift) and round_anchors=True (`cell_anchors`). dtype: of the pyramid and both heads (the
+    backbone has its own); logits, deltas and all box algebra are float32 in any case.
     """
 
     backbone: nn.Module
@@ -61,11 +73,14 @@ class FasterRCNN(nn.Module):
     canonical_size: float = 224.0
     canonical_level: int = 2
     roi_chunk: int = 32
+    aligned: bool = True
+    round_anchors: bool = False
+    dtype: Any = jnp.float32
 
     def setup(self):
-        self.fpn = FPN(self.channels, self.extra_levels)
-        self.rpn = RPNHead(len(self.anchor_sizes[0]) * len(self.anchor_ratios))
-        self.box_head = BoxHead(self.classes, self.fc_width)
+        self.fpn = FPN(self.channels, self.extra_levels, self.dtype)
+        self.rpn = RPNHead(len(self.anchor_sizes[0]) * len(self.anchor_ratios), self.dtype)
+        self.box_head = BoxHead(self.classes, self.fc_width, self.dtype)
 
     def __call__(self, images: jax.Array, boxes: jax.Array):
         """Runs every part once (for `init`): images `[B, H, W, 3]`, boxes `[B, R, 4]`."""
@@ -95,7 +110,8 @@ class FasterRCNN(nn.Module):
                 level,
                 self.pool_size,
                 self.sampling_ratio,
-                chunk=self.roi_chunk,
+                self.aligned,
+                self.roi_chunk,
             )
 
         pooled = jax.vmap(pool)(list(levels[:used]), boxes, level)
@@ -106,7 +122,9 @@ class FasterRCNN(nn.Module):
     def anchors(self, levels: Sequence[jax.Array]) -> list[np.ndarray]:
         """The anchors of each level, `[N_l, 4]`: constants of the program."""
         shapes = [level.shape[1:3] for level in levels]
-        return pyramid_anchors(shapes, self.strides, self.anchor_sizes, self.anchor_ratios)
+        return pyramid_anchors(
+            shapes, self.strides, self.anchor_sizes, self.anchor_ratios, rounded=self.round_anchors
+        )
 
 
 def detect(
@@ -124,7 +142,7 @@ def detect(
 
     Returns (boxes `[B, D, 4]` in pixels of the canvas, clipped to the image; scores `[B, D]`;
     labels int32 `[B, D]`; valid bool `[B, D]`), best first: softmax scores above the threshold,
-    class-wise NMS, the best `max_detections` = D.
+    boxes not empty after clipping, class-wise NMS, the best `max_detections` = D.
     """
     variables = {"params": params}
     levels = model.apply(variables, images, method="pyramid")
@@ -163,6 +181,8 @@ def select_detections(
     scores = jax.nn.softmax(class_logits.astype(jnp.float32))[:, :-1]
     limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
     decoded = jnp.clip(decode(deltas, boxes[:, None]), 0, limit)
+    empty = jnp.any(decoded[..., 2:] <= decoded[..., :2], axis=-1)  # moved out of the image
+    scores = jnp.where(empty, -jnp.inf, scores)
     return multiclass_nms(
         decoded, scores, valid, score_threshold, iou_threshold, max_detections, boxes.shape[0]
     )

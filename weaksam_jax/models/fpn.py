@@ -1,6 +1,7 @@
 """Feature pyramid network (Lin et al. 2017, §3) over the maps of any backbone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,25 +18,24 @@ class FPN(nn.Module):
 
     1x1 laterals, nearest x2 from above, sum, 3x3 outputs, no norm. extra_levels: further levels,
     each every second cell of the one before (P6 of Faster R-CNN is 1 extra level of P2..P5).
-    Returns `len(maps) + extra_levels` maps, finest first.
+    Returns `len(maps) + extra_levels` maps of `dtype`, finest first.
     """
 
     channels: int = 256
     extra_levels: int = 1
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
-        laterals = [
-            nn.Conv(self.channels, (1, 1), kernel_init=XAVIER, name=f"lateral{i}")(one)
-            for i, one in enumerate(maps)
-        ]
+        def conv(size, name):
+            kernel = (size, size)
+            return nn.Conv(self.channels, kernel, dtype=self.dtype, kernel_init=XAVIER, name=name)
+
+        laterals = [conv(1, f"lateral{i}")(one) for i, one in enumerate(maps)]
         merged = [laterals[-1]]
         for lateral in laterals[-2::-1]:
             merged.insert(0, lateral + _twice(merged[0], lateral.shape[1], lateral.shape[2]))
-        levels = [
-            nn.Conv(self.channels, (3, 3), kernel_init=XAVIER, name=f"output{i}")(one)
-            for i, one in enumerate(merged)
-        ]
+        levels = [conv(3, f"output{i}")(one) for i, one in enumerate(merged)]
         for _ in range(self.extra_levels):
             levels.append(levels[-1][:, ::2, ::2])
         return levels

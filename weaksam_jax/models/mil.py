@@ -21,9 +21,16 @@ class MilDetector(nn.Module):
     backbone: images `[B, H, W, 3]` -> one map `[B, h, w, F]`, or None when `levels` maps are given
     (frozen features cached on disk), finest first, each half the size of the last. neck: channels
     of a 1x1 convolution on each map, summed at the size of the first, before pooling; None: the
-    first map as it is. pool: RoI pooling of one image. width: of both fully connected layers.
-    evidence: weight of `class_evidence` of the detector's own class maps in the detection stream's
-    logits; 0 is plain WSDDN.
+    first map as it is. pool: RoI pooling of one image. width: of both fully connected layers,
+    dropout: behind each of them. evidence: weight of `class_evidence` of the detector's own class
+    maps in the detection stream's logits; 0 is plain WSDDN.
+
+    class_maps: the class maps of image-level training and of `evidence`; without them the published
+    network. background: a background column in WSDDN's two streams (MIST's release; OICR's has
+    none). fc_std, score_std: standard deviation of the fresh kernels of fc6 and fc7 (None: He et
+    al. 2015) and of the layers that score. dtype: of fc6 and fc7; the layers behind them are
+    float32, as are all parameters. drop_block: a module called as `(pooled [B, N, k, k, F], valid
+    bool [B, N], train)` between pooling and fc6.
     """
 
     classes: int
@@ -34,25 +41,37 @@ class MilDetector(nn.Module):
     width: int = 256
     dropout: float = 0.5
     evidence: float = 0.0
+    class_maps: bool = True
+    background: bool = True
+    fc_std: float | None = None
+    score_std: float = 0.01
+    dtype: jnp.dtype = jnp.float32
+    drop_block: nn.Module | None = None
 
     def setup(self):
         if self.neck is not None:
             start = nn.initializers.he_normal()
             self.necks = [nn.Conv(self.neck, (1, 1), kernel_init=start) for _ in range(self.levels)]
-        self.tags = nn.Conv(self.classes, (1, 1), bias_init=nn.initializers.constant(-2.0))
-        self.fc6 = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())
-        self.fc7 = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())
+        if self.class_maps:
+            self.tags = nn.Conv(self.classes, (1, 1), bias_init=nn.initializers.constant(-2.0))
+        elif self.evidence:
+            raise ValueError("evidence comes from the class maps")
+        start = nn.initializers.normal(self.fc_std) if self.fc_std else nn.initializers.he_normal()
+        self.fc6 = nn.Dense(self.width, kernel_init=start, dtype=self.dtype)
+        self.fc7 = nn.Dense(self.width, kernel_init=start, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
-        small = nn.initializers.normal(0.01)
-        self.cls = nn.Dense(self.classes + 1, kernel_init=small)
-        self.det = nn.Dense(self.classes + 1, kernel_init=small)
+        small = nn.initializers.normal(self.score_std)
+        self.cls = nn.Dense(self.classes + self.background, kernel_init=small)
+        self.det = nn.Dense(self.classes + self.background, kernel_init=small)
         self.refine = [nn.Dense(self.classes + 1, kernel_init=small) for _ in BRANCH_WEIGHTS]
         flat = nn.initializers.normal(0.001)
         self.deltas = [nn.Dense(4 * (self.classes + 1), kernel_init=flat) for _ in BRANCH_WEIGHTS]
 
     def features(self, images) -> jax.Array:
         """Images `[B, H, W, 3]` (or a tuple of cached maps) -> maps `[B, h, w, F]` to pool from."""
-        maps = images if self.backbone is None else (self.backbone(images),)
+        maps = images if self.backbone is None else self.backbone(images)
+        if self.backbone is not None:  # of several maps (ResNet) the last
+            maps = maps[-1:] if isinstance(maps, tuple) else (maps,)
         if self.neck is None:
             return maps[0].astype(jnp.float32)
         total = 0.0
@@ -72,29 +91,41 @@ class MilDetector(nn.Module):
         return jax.lax.top_k(cells.transpose(0, 2, 1), min(top, cells.shape[1]))[0].mean(-1)
 
     def outputs(
-        self, maps: jax.Array, boxes: jax.Array, prior: jax.Array, train: bool
+        self,
+        maps: jax.Array,
+        boxes: jax.Array,
+        prior: jax.Array,
+        train: bool,
+        valid: jax.Array | None = None,
     ) -> MilOutputs:
         """Maps `[B, h, w, F]`, boxes `[B, N, 4]` (input pixels) and their prior `[B, N, classes]`
-        -> `MilOutputs` with a leading image axis. train: dropout on (needs the rng "dropout").
+        -> float32 `MilOutputs` with a leading image axis. train: dropout on (needs the rng
+        "dropout"). valid: bool `[B, N]`, for the drop block (None: all).
 
         prior: what is known of the boxes beforehand (see `MilSamples`), added to the detection
         stream's logits; only differences within an image matter.
         """
-        x = jax.vmap(self.pool)(maps, boxes).reshape(*boxes.shape[:2], -1)
+        x = jax.vmap(self.pool)(maps, boxes)
+        if self.drop_block is not None:
+            x = self.drop_block(x, jnp.ones(x.shape[:2], bool) if valid is None else valid, train)
+        x = x.reshape(*boxes.shape[:2], -1)
         x = self.drop(nn.relu(self.fc6(x)), deterministic=not train)
-        x = self.drop(nn.relu(self.fc7(x)), deterministic=not train)
-        det = self.det(x) + jnp.pad(prior, ((0, 0), (0, 0), (1, 0)))
+        x = self.drop(nn.relu(self.fc7(x)), deterministic=not train).astype(jnp.float32)
+        first = int(self.background)  # column of the first class in the two streams
+        det = self.det(x) + jnp.pad(prior, ((0, 0), (0, 0), (first, 0)))
         if self.evidence:
             shares = jax.lax.stop_gradient(nn.sigmoid(self.tags(maps)))
-            det += self.evidence * class_evidence(self.pool, shares, boxes)
+            det += self.evidence * class_evidence(self.pool, shares, boxes)[..., 1 - first :]
         deltas = [layer(x).reshape(*x.shape[:2], self.classes + 1, 4) for layer in self.deltas]
         refine = jnp.stack([layer(x) for layer in self.refine], axis=1)
         return MilOutputs(self.cls(x), det, refine, jnp.stack(deltas, axis=1))
 
-    def __call__(self, images, inside, boxes, prior, train: bool = False):
-        """(tag logits, MilOutputs): every parameter takes part, so `init` uses this."""
+    def __call__(self, images, inside, boxes, prior, train: bool = False, valid=None):
+        """(tag logits or None without class maps, MilOutputs): every parameter takes part, so
+        `init` uses this."""
         maps = self.features(images)
-        return self.tag_logits(maps, inside), self.outputs(maps, boxes, prior, train)
+        logits = self.tag_logits(maps, inside) if self.class_maps else None
+        return logits, self.outputs(maps, boxes, prior, train, valid)
 
 
 def class_evidence(pool: Pool, maps: jax.Array, boxes: jax.Array) -> jax.Array:

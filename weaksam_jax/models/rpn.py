@@ -1,6 +1,7 @@
 """Region proposal network (Faster R-CNN §3.1) on a pyramid: its head and its proposals."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,20 +13,27 @@ from weaksam_jax.ops.nms import nms
 
 class RPNHead(nn.Module):
     """Pyramid levels `[B, H_l, W_l, C]` -> (objectness logits `[B, H_l * W_l * A]`, deltas
-    `[B, H_l * W_l * A, 4]`) a level; anchors ordered as in `weaksam_jax.ops.anchors`."""
+    `[B, H_l * W_l * A, 4]`) a level; anchors ordered as in `weaksam_jax.ops.anchors`. Computes in
+    `dtype`, returns float32."""
 
     anchors_per_cell: int = 3
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, levels: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         small = nn.initializers.normal(0.01)
-        conv = nn.Conv(levels[0].shape[-1], (3, 3), kernel_init=small, name="conv")
-        objectness = nn.Conv(self.anchors_per_cell, (1, 1), kernel_init=small, name="objectness")
-        deltas = nn.Conv(4 * self.anchors_per_cell, (1, 1), kernel_init=small, name="deltas")
-        hidden = [nn.relu(conv(level)) for level in levels]
+
+        def conv(features, size, name):
+            kernel = (size, size)
+            return nn.Conv(features, kernel, dtype=self.dtype, kernel_init=small, name=name)
+
+        shared = conv(levels[0].shape[-1], 3, "conv")
+        objectness = conv(self.anchors_per_cell, 1, "objectness")
+        deltas = conv(4 * self.anchors_per_cell, 1, "deltas")
+        hidden = [nn.relu(shared(level)) for level in levels]
         return (
-            [objectness(x).reshape(x.shape[0], -1) for x in hidden],
-            [deltas(x).reshape(x.shape[0], -1, 4) for x in hidden],
+            [objectness(x).astype(jnp.float32).reshape(x.shape[0], -1) for x in hidden],
+            [deltas(x).astype(jnp.float32).reshape(x.shape[0], -1, 4) for x in hidden],
         )
 
 

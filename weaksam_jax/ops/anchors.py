@@ -5,17 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+def cell_anchors(
+    sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False
+) -> np.ndarray:
     """Anchors of one cell around the origin: float32 `[len(sizes) * len(ratios), 4]`.
 
-    sizes: square roots of the areas, in pixels; ratios: height / width. Sizes vary slowest. Not
-    rounded (detectron2; torchvision rounds to whole pixels).
+    sizes: square roots of the areas, in pixels; ratios: height / width. Sizes vary slowest.
+    rounded: corners to whole pixels, halves to even ones (torchvision; detectron2 does not round).
     """
     size = np.repeat(np.asarray(sizes, np.float64), len(ratios))
     ratio = np.tile(np.asarray(ratios, np.float64), len(sizes))
     width = size / np.sqrt(ratio)
     half = np.stack([width, width * ratio], axis=1) / 2
-    return np.concatenate([-half, half], axis=1).astype(np.float32)
+    cells = np.concatenate([-half, half], axis=1).astype(np.float32)
+    return np.round(cells) if rounded else cells
 
 
 def level_anchors(
@@ -36,9 +39,10 @@ def pyramid_anchors(
     sizes: Sequence[Sequence[float]],
     ratios: Sequence[float],
     offset: float = 0.0,
+    rounded: bool = False,
 ) -> list[np.ndarray]:
     """Anchors of every level, finest first; `sizes[l]` are the anchor sizes of level l."""
     return [
-        level_anchors(height, width, stride, cell_anchors(size, ratios), offset)
+        level_anchors(height, width, stride, cell_anchors(size, ratios, rounded), offset)
         for (height, width), stride, size in zip(shapes, strides, sizes, strict=True)
     ]

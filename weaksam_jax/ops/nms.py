@@ -42,7 +42,7 @@ def multiclass_nms(
     score_threshold: float,
     iou_threshold: float,
     max_output: int,
-    pre_nms_top_k: int,
+    pre_nms_top_k: int | None = None,
     every_class: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """NMS within each class, then the best `max_output` detections over all classes.
@@ -51,22 +51,28 @@ def multiclass_nms(
     and pseudo ground truth ask for the best box of a class that is known to be there).
 
     boxes: `[N, 4]` shared by the classes, or `[N, C, 4]`; scores: `[N, C]`, kept when strictly
-    above `score_threshold`; valid: bool `[N]`; pre_nms_top_k: candidates a class. Returns (boxes
-    `[max_output, 4]`, scores, class indices int32, valid) by falling score; equal scores: lower
-    class, then lower index first. Unused rows are zero and invalid.
+    above `score_threshold`; valid: bool `[N]`; pre_nms_top_k: candidates a class, None: all.
+    Returns (boxes `[max_output, 4]`, scores, class indices int32, valid) by falling score; equal
+    scores: lower class, then lower index first. Unused rows are zero and invalid.
+
+    A cut to candidates changes the result where many boxes of a class lie on few places: the cut
+    ones would have survived. Without it the result is exact, for no class needs more than
+    `max_output` survivors, and each costs one row of IoUs and not a matrix.
     """
     count, classes = scores.shape
     if boxes.ndim == 2:
         boxes = jnp.broadcast_to(boxes[:, None], (count, classes, 4))
-    top = min(pre_nms_top_k, count)
+    top = count if pre_nms_top_k is None else min(pre_nms_top_k, count)
 
     def one_class(class_boxes, class_scores):
         candidate = valid & (class_scores > score_threshold)
-        best, order = jax.lax.top_k(jnp.where(candidate, class_scores, -jnp.inf), top)
-        picked, kept = nms(
-            class_boxes[order], best, best > -jnp.inf, iou_threshold, min(top, max_output)
-        )
-        return class_boxes[order][picked], jnp.where(kept, best[picked], -jnp.inf)
+        class_scores = jnp.where(candidate, class_scores, -jnp.inf)
+        if top < count:
+            class_scores, order = jax.lax.top_k(class_scores, top)
+            class_boxes = class_boxes[order]
+        usable = class_scores > -jnp.inf
+        picked, kept = nms(class_boxes, class_scores, usable, iou_threshold, min(top, max_output))
+        return class_boxes[picked], jnp.where(kept, class_scores[picked], -jnp.inf)
 
     found_boxes, found = jax.vmap(one_class, in_axes=(1, 1))(boxes, scores)
     per_class = found.shape[1]

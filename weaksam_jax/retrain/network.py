@@ -13,14 +13,15 @@ from weaksam_jax.models.faster_rcnn import FasterRCNN
 from weaksam_jax.models.fpn import MiniTrunk
 from weaksam_jax.models.lite0 import Lite0, lite0_input
 from weaksam_jax.models.mini_cnn import mini_input
+from weaksam_jax.models.resnet import ResNet50, resnet_input
 from weaksam_jax.retrain.settings import RetrainSettings
 
 
 def build_model(settings: RetrainSettings, classes: int) -> FasterRCNN:
     """The detector of these settings."""
-    backbone = {"mini_cnn": MiniTrunk, "lite0": Lite0}[settings.backbone]()
+    dtype = jnp.dtype(settings.dtype)
     return FasterRCNN(
-        backbone,
+        _build_backbone(settings.backbone, dtype),
         classes,
         settings.strides,
         settings.anchor_sizes,
@@ -30,12 +31,30 @@ def build_model(settings: RetrainSettings, classes: int) -> FasterRCNN:
         settings.fc_width,
         canonical_size=settings.canonical_size,
         canonical_level=settings.canonical_level,
+        aligned=settings.aligned,
+        round_anchors=settings.round_anchors,
+        dtype=dtype,
     )
+
+
+def _build_backbone(name: str, dtype: jnp.dtype):
+    """The backbone of that name. frozen_stages=0: `retrain.train` holds `settings.frozen`."""
+    if name == "resnet50_msra":
+        return ResNet50(stride_in_1x1=True, frozen_stages=0, dtype=dtype)
+    if name == "resnet50":
+        return ResNet50(frozen_stages=0, dtype=dtype)
+    return {"mini_cnn": MiniTrunk, "lite0": Lite0}[name]()
 
 
 def normalise(images: jax.Array, sizes: jax.Array, backbone: str) -> jax.Array:
     """uint8 `[B, H, W, 3]` -> the backbone's float input, 0 outside the images' (height, width)."""
-    scaled = {"mini_cnn": mini_input, "lite0": lite0_input}[backbone](images)
+    inputs = {
+        "mini_cnn": mini_input,
+        "lite0": lite0_input,
+        "resnet50": lambda x: resnet_input(x, "torchvision"),
+        "resnet50_msra": lambda x: resnet_input(x, "msra"),
+    }
+    scaled = inputs[backbone](images)
     rows = jnp.arange(images.shape[1])[None, :] < sizes[:, :1]
     columns = jnp.arange(images.shape[2])[None, :] < sizes[:, 1:]
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], scaled, 0)
@@ -51,19 +70,39 @@ def init_model(
     if backbone is None and not isinstance(model.backbone, MiniTrunk):
         cure = "give the weights that bridge.convert writes"
         raise BadInput("backbone weights", "are missing (this backbone is not for scratch)", cure)
-    shapes = (jnp.zeros((1, *canvas, 3)), jnp.zeros((1, 1, 4)))
-    params = jax.jit(model.init)(key, *shapes)["params"]
+    params = jax.jit(model.init)(key, *_inputs(canvas))["params"]
     if backbone is None:
         return params
     whole = params["backbone"]
     part = whole["stem"] if isinstance(model.backbone, MiniTrunk) else whole
-    given = flax.traverse_util.flatten_dict(backbone)
-    own = flax.traverse_util.flatten_dict(part)
+    given = _fill(part, flax.traverse_util.flatten_dict(backbone, sep="/"), "backbone weights")
+    whole = {**whole, "stem": given} if isinstance(model.backbone, MiniTrunk) else given
+    return {**params, "backbone": whole}
+
+
+def detector_params(model: FasterRCNN, canvas: Canvas, arrays: Mapping[str, Any]) -> dict:
+    """Parameters of the whole detector from `arrays` with names joined by "/" (`bridge.convert`'s).
+
+    Raises `BadInput` when one is missing, unknown or of another shape.
+    """
+    own = jax.eval_shape(model.init, jax.random.key(0), *_inputs(canvas))["params"]
+    unknown = sorted(set(arrays) - set(flax.traverse_util.flatten_dict(own, sep="/")))
+    if unknown:
+        cure = "give weights of the same detector"
+        raise BadInput("detector weights", f"{unknown[0]} is not of this detector", cure)
+    return _fill(own, arrays, "detector weights")
+
+
+def _inputs(canvas: Canvas) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((1, *canvas, 3)), jnp.zeros((1, 1, 4))
+
+
+def _fill(own: dict, given: Mapping[str, Any], where: str) -> dict:
+    """`own` (a tree of arrays or shapes) with the values of `given`; names joined by "/"."""
+    own = flax.traverse_util.flatten_dict(own, sep="/")
     wrong = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if wrong:
-        problem = f"{'/'.join(wrong[0])} is missing or of another shape"
-        raise BadInput("backbone weights", problem, "give weights of the same backbone")
-    own = {name: jnp.asarray(given[name], value.dtype) for name, value in own.items()}
-    part = flax.traverse_util.unflatten_dict(own)
-    whole = {**whole, "stem": part} if isinstance(model.backbone, MiniTrunk) else part
-    return {**params, "backbone": whole}
+        problem = f"{wrong[0]} is missing or of another shape"
+        raise BadInput(where, problem, "give weights of the same network")
+    filled = {name: jnp.asarray(given[name], value.dtype) for name, value in own.items()}
+    return flax.traverse_util.unflatten_dict(filled, sep="/")

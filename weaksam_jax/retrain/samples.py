@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 
 from weaksam_jax.boxes import area, clip, flip, from_xywh
-from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes
+from weaksam_jax.data.batches import Canvas, pad_boxes
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.scales import Scale, check_scales, shape_group
 from weaksam_jax.errors import BadInput
 
 _MIN_SIDE = 4.0  # pixels of the canvas; smaller boxes are no training objects
@@ -32,8 +33,8 @@ class PseudoSamples:
     """The images of a split that have pseudo boxes; images without are left out of training.
 
     pgt: COCO dictionary (`annotations` with `image_id`, `category_id`, `bbox` xywh); images: the
-    split it was made for. groups: the canvas of each sample. max_boxes: the padded length G, the
-    largest count rounded up to a multiple of 8, so no box is cut off.
+    split it was made for. groups: which canvas of a scale each sample is shown in. max_boxes: the
+    padded length G, the largest count rounded up to a multiple of 8, so no box is cut off.
     Raises `BadInput` when the dictionary does not belong to the split or has no box.
     """
 
@@ -41,7 +42,7 @@ class PseudoSamples:
         self,
         pgt: Mapping,
         images: TagSplit,
-        canvases: tuple[Canvas, ...],
+        scales: tuple[Scale, ...],
         augmentation: Augmentation,
     ):
         truth = _read(pgt, images)
@@ -51,9 +52,15 @@ class PseudoSamples:
             raise BadInput("pgt.json", "has no box for any image of the split", cure)
         self._truth = [truth[record.image_id] for record in self._records]
         self._augmentation = augmentation
-        self.groups = [choose_canvas(r.width, r.height, canvases) for r in self._records]
+        check_scales(scales)
+        self.scales = scales
+        self.groups = [shape_group(record, scales) for record in self._records]
         most = max(len(labels) for _, labels in self._truth)
         self.max_boxes = -(-most // 8) * 8
+
+    def draw(self, group: int, rng: np.random.Generator) -> Canvas:
+        """The canvas of a batch: that of its group at a random scale."""
+        return self.scales[int(rng.integers(len(self.scales)))][group]
 
     def __len__(self) -> int:
         return len(self._records)

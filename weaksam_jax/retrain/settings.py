@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from weaksam_jax.data.batches import Canvas
+from weaksam_jax.data.scales import Scale
 from weaksam_jax.losses.detection import DetectionSettings, DropSettings
 from weaksam_jax.retrain.samples import Augmentation
 
@@ -12,16 +12,23 @@ from weaksam_jax.retrain.samples import Augmentation
 class RetrainSettings:
     """Everything that decides the retrained weights and detections, but for the seed and the data.
 
-    Detector: see `FasterRCNN`. frozen: names of backbone modules that keep their weights.
+    Detector: see `FasterRCNN`. resnet50: torchvision's weights and pixels, resnet50_msra: Caffe's.
+    init: a safetensors file of `bridge.convert` with ImageNet weights of a ResNet. frozen: names of
+    backbone modules that keep their weights (the norms of a ResNet always do).
+    dtype: what a ResNet, the pyramid and the heads compute in.
     Optimizer: SGD with momentum 0.9 (or AdamW), linear warm-up, x0.1 at `milestones` (steps) or
-    cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). drop:
-    None switches RoI drop off. Test: views (canvas choices, the best fitting one per image) x
-    {plain, mirrored}, each gives `max_detections`; their union goes through one class-wise NMS.
+    cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). batch:
+    images a step, over all devices; a device takes its share in `accumulate` turns, and the RoIs
+    that divide the losses are then counted turn by turn (equal where every image fills its
+    `roi_batch`; refused with the drop's "n_kept"). drop: None switches RoI drop off. Test: views
+    (canvas choices, the best fitting one per image) x {plain, mirrored}, each gives
+    `max_detections`; their union goes through one class-wise NMS.
     tag_power: scores are multiplied by the clue network's probability of the class in the image, to
     this power (0: off, the paper).
     """
 
-    backbone: Literal["mini_cnn", "lite0"] = "mini_cnn"
+    backbone: Literal["mini_cnn", "lite0", "resnet50", "resnet50_msra"] = "mini_cnn"
+    init: str | None = None
     frozen: tuple[str, ...] = ()
     strides: tuple[int, ...] = (8, 16, 32)
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (56,), (96,))
@@ -31,6 +38,9 @@ class RetrainSettings:
     fc_width: int = 256
     canonical_size: float = 96.0
     canonical_level: int = 1
+    aligned: bool = True
+    round_anchors: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     drop: DropSettings | None = field(default_factory=DropSettings)
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -41,10 +51,11 @@ class RetrainSettings:
     milestones: tuple[int, ...] = ()
     steps: int = 1000
     batch: int = 8
-    canvases: tuple[Canvas, ...] = ((192, 192),)
+    accumulate: int = 1
+    scales: tuple[Scale, ...] = (((192, 192),),)
     augmentation: Augmentation = field(default_factory=Augmentation)
     checkpoint_every: int = 200
-    views: tuple[tuple[Canvas, ...], ...] = (((192, 192),),)
+    views: tuple[Scale, ...] = (((192, 192),),)
     mirrored: bool = True
     test_batch: int = 8
     test_pre_nms: int = 300
@@ -64,7 +75,7 @@ def mini() -> RetrainSettings:
     return RetrainSettings(
         detection=DetectionSettings(rpn_batch=64, pre_nms=200, post_nms=100, roi_batch=64),
         drop=DropSettings(start=600, tau_reg=6.0),
-        canvases=((160, 160),),
+        scales=(((160, 160),),),
         augmentation=Augmentation(scale=(0.7, 1.4), colour=0.2),
         optimizer="adamw",
         learning_rate=1e-3,
@@ -97,7 +108,7 @@ def light() -> RetrainSettings:
         clip=5.0,
         steps=2000,
         batch=4,
-        canvases=canvases,
+        scales=(canvases,),
         augmentation=Augmentation(scale=(0.75, 1.25), colour=0.2),
         views=(canvases, ((384, 512), (512, 384))),
         test_batch=4,

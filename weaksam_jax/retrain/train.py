@@ -12,11 +12,14 @@ from jax.sharding import Mesh
 
 from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.engine.distributed import process
 from weaksam_jax.engine.loop import train
-from weaksam_jax.engine.mesh import AXIS
+from weaksam_jax.engine.mesh import AXIS, check_batch
 from weaksam_jax.engine.step import create_state, make_train_step
+from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.detection import faster_rcnn_loss
 from weaksam_jax.models.faster_rcnn import FasterRCNN
+from weaksam_jax.models.resnet import is_constant
 from weaksam_jax.retrain.network import build_model, init_model, normalise
 from weaksam_jax.retrain.samples import PseudoSamples
 from weaksam_jax.retrain.settings import RetrainSettings
@@ -38,11 +41,14 @@ def train_retrain(
     modules the backbone does not have are passed over. The log's name of the stage is that of the
     folder. Raises `BadInput` when pgt or init_params do not fit.
     """
-    samples = PseudoSamples(pgt, images, settings.canvases, settings.augmentation)
-    batches = make_batches(samples, samples.groups, settings.batch, seed)
+    check_batch(settings.batch, mesh.size, settings.accumulate)
+    samples = PseudoSamples(pgt, images, settings.scales, settings.augmentation)
+    batches = make_batches(
+        samples, samples.groups, settings.batch, seed, draw=samples.draw, process=process()
+    )
     model = build_model(settings, len(images.classes))
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    params = init_model(model, settings.canvases[0], init_key, init_params)
+    params = init_model(model, settings.scales[0][0], init_key, init_params)
     tx = make_optimizer(settings, params)
     state = create_state(params, tx, train_key, mesh)
     state = train(
@@ -61,7 +67,14 @@ def train_retrain(
 def make_step(
     model: FasterRCNN, settings: RetrainSettings, tx: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
-    """The train step of `engine.step`, which also tells the loss at which step it is (drop)."""
+    """The train step of `engine.step`, which also tells the loss at which step it is (drop).
+
+    Raises `BadInput` when turns (accumulate) are asked for and RoIs kept in a turn divide its loss:
+    a turn in which most were dropped would weigh as much as the others.
+    """
+    if settings.accumulate > 1 and settings.drop and settings.drop.normaliser == "n_kept":
+        cure = "choose normaliser n_valid, or accumulate 1 on more devices"
+        raise BadInput("retrain.accumulate", "does not go with drop.normaliser n_kept", cure)
 
     def loss_fn(params, batch, rng):
         params = _hold(params, settings.frozen)
@@ -72,7 +85,7 @@ def make_step(
             settings.detection, settings.drop, AXIS,
         )  # fmt: skip
 
-    inner = make_train_step(loss_fn, tx, mesh)
+    inner = make_train_step(loss_fn, tx, mesh, settings.accumulate)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch):
@@ -100,8 +113,6 @@ def make_optimizer(settings: RetrainSettings, params: dict) -> optax.GradientTra
         tx = optax.adamw(schedule, weight_decay=settings.weight_decay)
     if settings.clip is not None:
         tx = optax.chain(optax.clip_by_global_norm(settings.clip), tx)
-    if not settings.frozen:
-        return tx
     labels = jax.tree_util.tree_map_with_path(
         lambda path, _: "frozen" if _is_frozen(path, settings.frozen) else "free", params
     )
@@ -109,8 +120,8 @@ def make_optimizer(settings: RetrainSettings, params: dict) -> optax.GradientTra
 
 
 def _is_frozen(path: tuple, frozen: tuple[str, ...]) -> bool:
-    names = [entry.key for entry in path[:2]]
-    return names[0] == "backbone" and names[1] in frozen
+    names = [entry.key for entry in path]
+    return names[0] == "backbone" and (names[1] in frozen or is_constant(names[1:], 0))
 
 
 def _hold(params: dict, frozen: tuple[str, ...]) -> dict:

@@ -1,22 +1,30 @@
 """Detections of the MIL detector on a split, averaged over test-time views."""
 
 import functools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.boxes import clip, decode, to_xywh
+from weaksam_jax.boxes import decode, to_xywh
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.mil import wsddn_scores
 from weaksam_jax.ops.nms import multiclass_nms
-from weaksam_jax.wsod.features import all_views, frozen_features
+from weaksam_jax.wsod.features import frozen_features
+from weaksam_jax.wsod.journal import Journal
 from weaksam_jax.wsod.network import build_model, network_input
-from weaksam_jax.wsod.samples import MilSamples, restore_boxes
+from weaksam_jax.wsod.samples import MilSamples
 from weaksam_jax.wsod.settings import WsodSettings
+from weaksam_jax.wsod.views import View, restore_boxes, views_of
+
+THREADS = 4  # that resize the images of a view
 
 
 def detect_wsod(
@@ -27,38 +35,38 @@ def detect_wsod(
     folder: str | Path,
     backbone: Any = None,
     clues_root: str | Path | None = None,
+    journal: Journal | None = None,
 ) -> list[dict]:
     """COCO results of every image of `split` (its tags are not read; stored clues may know them).
 
     Scores are the mean softmax of the refinement branches ("wsddn": the product of its two streams)
-    and boxes the mean decoded regression ("oicr", "wsddn": the proposals), both averaged over all
-    views; scores times `clue_evidence` to the power of `clue_power`; then class-wise NMS and the
-    best `max_detections` of an image, best first, the best one of every class among them.
+    and boxes the decoded mean of their regressions ("oicr", "wsddn": the proposals), cut to the
+    image; both are averaged over all views, boxes in pixels of the original image; scores times
+    `clue_evidence` to the power of `clue_power`; then class-wise NMS and the best `max_detections`
+    of an image, best first (`every_class`: the best one of every class among them; the release
+    keeps ties with the last of them too).
+
+    journal: images that it holds are not detected again. Raises `BadInput` ("weights") when the
+    parameters are not of this network.
     """
-    samples = MilSamples(split, proposals_root, settings, clues_root)
-    samples.features = frozen_features(split, settings, Path(folder), backbone)
+    scales = settings.test_scales or settings.scales
+    samples = MilSamples(split, proposals_root, settings, clues_root, scales)
+    tell_cut(samples)
+    samples.features = frozen_features(split, settings, Path(folder), backbone, scales)
     model = build_model(settings, len(split.classes))
-    params = jax.device_put(params)
-    infer = jax.jit(functools.partial(infer_view, model, settings))
-    select = jax.jit(
-        jax.vmap(
-            lambda boxes, scores, valid: multiclass_nms(
-                boxes, scores, valid, 0.0, settings.nms, settings.max_detections, 200, True
-            )
-        )
-    )
-    results: dict[int, list[dict]] = {}
-    views, size = all_views(settings), settings.test_batch
-    with tqdm(total=len(split.records), desc=f"detect {split.split}", unit="images") as bar:
+    check_params(params, model, samples)
+    detector = _Detector(model, jax.device_put(params), samples)
+    results = {} if journal is None else dict(journal.done)
+    todo = [i for i, one in enumerate(split.records) if one.image_id not in results]
+    with tqdm(total=len(todo), desc=f"detect {split.split}", unit="images") as bar:
         for group in sorted(set(samples.groups)):
-            members = [i for i, own in enumerate(samples.groups) if own == group]
-            for start in range(0, len(members), size):
-                chosen = members[start : start + size]
-                found = _detect(infer, select, params, samples, chosen, views, size)
-                for index, detections in zip(chosen, found, strict=True):
-                    record = split.records[index]
-                    results[record.image_id] = _as_coco(detections, record, split)
-                bar.update(len(chosen))
+            members = [i for i in todo if samples.groups[i] == group]
+            for start in range(0, len(members), settings.test_batch):
+                found = detector(members[start : start + settings.test_batch])
+                results |= found
+                if journal is not None:
+                    journal.add(found)
+                bar.update(len(found))
     return [one for record in split.records for one in results[record.image_id]]
 
 
@@ -76,35 +84,113 @@ def infer_view(model, settings, params, batch) -> tuple[jax.Array, jax.Array]:
     return scores, boxes
 
 
-def _detect(infer, select, params, samples, chosen, views, size) -> list[tuple]:
-    """(boxes, scores, labels, valid) of each chosen image, over all views."""
-    padded = list(chosen) + [chosen[-1]] * (size - len(chosen))
-    scores, boxes = 0.0, 0.0
-    most = samples.settings.max_proposals
-    for view in views:
-        shown = [samples.show(i, slice(most), view) for i in padded]
+class _Detector:
+    """Indices of at most `test_batch` images of one canvas -> {image id: COCO results}.
+
+    A view is one compiled call that adds to sums on the device; it has one program a canvas, for an
+    image and its mirror share it. Nothing comes back to the host before the NMS.
+    """
+
+    def __init__(self, model, params, samples: MilSamples):
+        self._params, self._samples, settings = params, samples, samples.settings
+        self._views = views_of(samples.scales, settings.test_mirrored)
+
+        def add_view(params, batch, sums):
+            scores, boxes = infer_view(model, settings, params, batch)
+            place = batch["size"], batch["original"], batch["mirrored"]
+            return sums[0] + scores, sums[1] + jax.vmap(restore_boxes)(boxes, *place)
+
+        def select(sums, factors, valid):
+            scores, boxes = (one / len(self._views) for one in sums)
+            best = functools.partial(
+                multiclass_nms,
+                score_threshold=0.0,
+                iou_threshold=settings.nms,
+                max_output=settings.max_detections,
+                every_class=settings.every_class,
+            )
+            return jax.vmap(best)(boxes, scores * factors, valid)
+
+        self._add_view, self._select = jax.jit(add_view, donate_argnums=2), jax.jit(select)
+
+    def __call__(self, chosen: list[int]) -> dict[int, list[dict]]:
+        samples, split = self._samples, self._samples.split
+        padded = chosen + [chosen[-1]] * (samples.settings.test_batch - len(chosen))
+        shape = len(padded), samples.padded, len(split.classes)
+        sums = jnp.zeros(shape), jnp.zeros((*shape, 4))
+        with ThreadPoolExecutor(THREADS) as pool:
+            images = [None] * len(padded)
+            if samples.features is None:
+                images = list(pool.map(samples.image, padded))
+            for view in self._views:
+                batch = self._batch(pool, padded, images, view)
+                sums = self._add_view(self._params, batch, sums)
+        factors = np.stack([samples.clue_factors(i) for i in padded])
+        found = jax.device_get(self._select(sums, factors, batch["valid"]))
+        return {
+            split.records[index].image_id: _as_coco([part[i] for part in found], index, split)
+            for i, index in enumerate(chosen)
+        }
+
+    def _batch(self, pool, padded: list[int], images: list, view: View) -> dict[str, np.ndarray]:
+        samples = self._samples
+
+        def show(index: int, image) -> dict:
+            return samples.show(index, slice(samples.padded), view, image=image)
+
+        shown = list(pool.map(show, padded, images))
         batch = {name: np.stack([one[name] for one in shown]) for name in shown[0]}
-        view_scores, view_boxes = jax.device_get(infer(params, batch))
         records = [samples.split.records[i] for i in padded]
-        restored = [
-            clip(restore_boxes(b, r, one["size"], view.mirrored), r.width, r.height)
-            for b, r, one in zip(view_boxes, records, shown, strict=True)
-        ]
-        scores, boxes = scores + view_scores / len(views), boxes + np.stack(restored) / len(views)
-    scores = scores * np.stack([samples.clue_factors(i) for i in padded])
-    found = jax.device_get(select(boxes, scores, batch["valid"]))
-    return [tuple(part[i] for part in found) for i in range(len(chosen))]
+        batch["original"] = np.asarray([[r.height, r.width] for r in records], np.float32)
+        batch["mirrored"] = np.full(len(padded), view.mirrored)
+        return batch
 
 
-def _as_coco(detections: tuple, record, split: TagSplit) -> list[dict]:
+def check_params(params: dict, model, samples: MilSamples) -> None:
+    """`BadInput` ("weights") unless `params` have the names and shapes of the network's own."""
+    shown = samples.show(0, slice(samples.padded), View(0, False))
+    batch = {name: value[None] for name, value in shown.items()}
+
+    def init(batch):
+        images, inside = network_input(samples.settings, batch)
+        return model.init(jax.random.key(0), images, inside, batch["boxes"], batch["prior"])
+
+    wanted = flax.traverse_util.flatten_dict(jax.eval_shape(init, batch)["params"], sep="/")
+    given = flax.traverse_util.flatten_dict(params, sep="/")
+    classes = len(samples.split.classes)
+    need = f"{samples.split.dataset} ({classes} classes) and these settings"
+    cure = "give the preset and settings that it was trained with, on data of the same classes"
+    for name in sorted(wanted.keys() - given.keys()):
+        raise BadInput("weights", f"has no {name}, which {need} need", cure)
+    for name in sorted(given.keys() - wanted.keys()):
+        raise BadInput("weights", f"has {name}, for which {need} have no place", cure)
+    for name, shape in sorted((name, one.shape) for name, one in wanted.items()):
+        if shape != given[name].shape:
+            problem = f"{name} is {list(given[name].shape)}, {need} need {list(shape)}"
+            raise BadInput("weights", problem, cure)
+
+
+def tell_cut(samples: MilSamples) -> None:
+    """A line on stderr when images have more proposals than are looked at."""
+    counts = np.asarray([len(boxes) for boxes in samples.boxes])
+    over = counts > samples.padded
+    if over.any():
+        left_out = int((counts - samples.padded)[over].sum())
+        problem = f"{over.sum()} of {len(counts)} images have more than {samples.padded} proposals"
+        cure = f"raise max_proposals to {counts.max()} to look at all"
+        tqdm.write(f"warning: {problem}, {left_out} are left out; {cure}", file=sys.stderr)
+
+
+def _as_coco(detections: list, index: int, split: TagSplit) -> list[dict]:
     boxes, scores, labels, valid = detections
+    record = split.records[index]
     return [
         {
             "image_id": record.image_id,
             "file_name": record.file_name,
             "category_id": split.category_ids[int(label)],
             "bbox": [round(float(v), 2) for v in to_xywh(box)],
-            "score": round(float(score), 6),
+            "score": float(f"{score:.9g}"),  # all of float32: fewer digits make ties
         }
         for box, score, label, ok in zip(boxes, scores, labels, valid, strict=True)
         if ok and box[2] - box[0] > 0 and box[3] - box[1] > 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ from tqdm import tqdm
 from weaksam_jax.data.batches import resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.scales import Scale, shape_group
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
 from weaksam_jax.models.lite0 import Lite0, lite0_input
 from weaksam_jax.wsod.network import MAPS, inside_mask
-from weaksam_jax.wsod.samples import Scale, View, shape_group
 from weaksam_jax.wsod.settings import WsodSettings
+from weaksam_jax.wsod.views import View, views_of
 
 
 class FeatureCache:
@@ -74,15 +76,25 @@ class FeatureCache:
             write_arrays(self.path(record.image_id, view), own)
 
 
-def frozen_features(split, settings: WsodSettings, folder: Path, backbone) -> FeatureCache | None:
-    """The filled cache of the frozen backbone's maps; None for a trained backbone."""
+def frozen_features(
+    split: TagSplit,
+    settings: WsodSettings,
+    folder: Path,
+    backbone: Any,
+    scales: tuple[Scale, ...] | None = None,
+) -> FeatureCache | None:
+    """The filled cache of the frozen backbone's maps; None for a trained backbone.
+
+    scales: those that are cached, plain and mirrored; None: the settings' scales of training.
+    """
     if settings.backbone != "lite0":
         return None
     if backbone is None:
         problem, cure = "has no backbone weights", "give those of bridge.convert efficientnet_lite0"
         raise BadInput("the MIL detector", problem, cure)
     sums = [float(np.abs(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(backbone)]
-    key = fingerprint([settings.backbone, settings.scales, sums])
+    scales = scales or settings.scales
+    key = fingerprint([settings.backbone, scales, sums])
     cache = FeatureCache(folder / "features" / split.split, key)
     weights = jax.device_put(backbone)
 
@@ -94,14 +106,9 @@ def frozen_features(split, settings: WsodSettings, folder: Path, backbone) -> Fe
 
     cache.fill(
         split,
-        settings.scales,
-        all_views(settings),
+        scales,
+        views_of(scales),
         lambda images, sizes: jax.device_get(maps_of(weights, images, sizes)),
         settings.test_batch,
     )
     return cache
-
-
-def all_views(settings: WsodSettings) -> list[View]:
-    """Every scale, plain and mirrored."""
-    return [View(s, m) for s in range(len(settings.scales)) for m in (False, True)]

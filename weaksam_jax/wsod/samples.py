@@ -1,35 +1,26 @@
 """Samples of the MIL detector: images (or cached maps of a frozen backbone), proposals, tags."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.boxes import clip, flip
-from weaksam_jax.data.batches import Canvas, choose_canvas, pad_boxes, resize_to_canvas
+from weaksam_jax.boxes import clip
+from weaksam_jax.data.batches import pad_boxes, resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.scales import Scale, check_scales, shape_group
 from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.errors import BadInput
+from weaksam_jax.wsod.augment import hide_patches, jitter_colour, light_noise
 from weaksam_jax.wsod.clue_evidence import clue_evidence
+from weaksam_jax.wsod.views import View, fitted_size, place_boxes
 
 if TYPE_CHECKING:
     from weaksam_jax.wsod.features import FeatureCache
 
-# One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
-Scale = tuple[Canvas, ...]
 MAX_CACHED_PIXELS = 60_000_000  # decoded images are kept in memory up to this many pixels
-
-
-@dataclass(frozen=True)
-class View:
-    """How an image is shown to the network: index of the scale, mirrored or not."""
-
-    scale: int
-    mirrored: bool
 
 
 def load_boxes(
@@ -37,10 +28,15 @@ def load_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(boxes float32 `[n, 4]`, quality float32 `[n]`) of the proposals of an image.
 
-    Boxes are cut to the image, have sides >= min_side pixels and no doubles. Sources take turns,
-    each best first, so that a cut to any length keeps the best of all of them. The whole image
-    stands in when nothing is left (a mean over no proposals is NaN). quality: the mean of SAM's
-    predicted IoU and stability; 0 for selective search and imported boxes, which have neither.
+    Boxes are cut to the image, have sides >= min_side pixels and no doubles (equal when rounded to
+    pixels). Sources take turns, each best first, so that a cut to any length keeps the best of all
+    of them. The whole image stands in when nothing is left (a mean over no proposals is NaN).
+    quality: the mean of SAM's predicted IoU and stability; 0 for selective search and imported
+    boxes, which have neither.
+
+    This is the release's filter, at the original resolution and once for training and test: its
+    least side, 20 for VOC and 2 for COCO, counts the last pixel (`xmax - xmin + 1`), and so do
+    continuous corners (`x2 - x1`), so min_side is the same number.
     """
     proposals = read_proposals(root, split.split, record.image_id)
     place = np.zeros(len(proposals), np.int64)
@@ -60,18 +56,17 @@ def load_boxes(
     return boxes[kept], quality[kept].astype(np.float32)
 
 
-def shape_group(record: TagRecord, scales: Sequence[Scale]) -> int:
-    """Index of the canvas (landscape, portrait, ...) that fits the image best."""
-    return scales[0].index(choose_canvas(record.width, record.height, scales[0]))
-
-
 class MilSamples:
     """`samples(index, (group, scale), rng)` -> one padded training sample.
 
     `image` uint8 `[H, W, 3]` or cached maps float16 `map0`, `map1`, ... `[h, w, F]`, `size` float32
     `[2]` (height, width inside the canvas, input pixels), `boxes` float32 `[N, 4]` (input pixels),
-    `prior` float32 `[N, C]`, `valid` bool `[N]`, `tags` bool `[C]`, `image_id`. More than N
-    proposals: N random ones.
+    `prior` float32 `[N, C]`, `valid` bool `[N]`, `tags` bool `[C]`, `image_id`.
+
+    N, `padded`, is the smallest of 256, 512, 1024, ... that holds the proposals of every image of
+    the split, but at most `max_proposals`. An image with more is trained on N random ones at a time
+    and tested on its first N. (The paper's code takes all: set `max_proposals` high, which costs
+    nothing where images have fewer.)
 
     prior: `evidence` times a proposal's quality, plus `clue_evidence` times what the clues stored
     in `clues_root` say of it for each class.
@@ -83,14 +78,19 @@ class MilSamples:
         proposals_root: str | Path,
         settings,
         clues_root: str | Path | None = None,
+        scales: tuple[Scale, ...] | None = None,
     ):
-        self.split, self.settings = split, settings
+        """scales: those of the views; None: the settings' scales of training."""
+        self.split, self.settings, self.scales = split, settings, scales or settings.scales
+        check_scales(self.scales)
         self.features: FeatureCache | None = None  # set it for a frozen backbone
         loaded = [
             load_boxes(proposals_root, split, record, settings.min_side)
             for record in tqdm(split.records, "proposals", unit="images")
         ]
         self.boxes, self.quality = map(list, zip(*loaded, strict=True))
+        most = max(map(len, self.boxes))
+        self.padded = min(settings.max_proposals, 256 * 2 ** max(0, (most - 1).bit_length() - 8))
         self.clues: list[np.ndarray] | None = None
         if settings.clue_evidence or settings.clue_power:
             if clues_root is None:
@@ -100,50 +100,65 @@ class MilSamples:
                 clue_evidence(clues_root, split.split, record, boxes, len(split.classes))
                 for record, boxes in zip(split.records, self.boxes, strict=True)
             ]
-        self.groups = [shape_group(record, settings.scales) for record in split.records]
+        self.groups = [shape_group(record, self.scales) for record in split.records]
         pixels = sum(record.width * record.height for record in split.records)
         self._cache: dict[int, np.ndarray] | None = {} if pixels <= MAX_CACHED_PIXELS else None
 
     def draw(self, group: int, rng: np.random.Generator) -> tuple[int, int]:
         """The scale of a batch."""
-        return group, int(rng.integers(len(self.settings.scales)))
+        return group, int(rng.integers(len(self.scales)))
 
     def __call__(self, index: int, canvas: tuple[int, int], rng: np.random.Generator) -> dict:
         record, count = self.split.records[index], len(self.boxes[index])
-        most = self.settings.max_proposals
+        most = self.padded
         chosen = slice(None) if count <= most else np.sort(rng.permutation(count)[:most])
         mirrored = bool(rng.random() < 0.5)
         shrink = rng.uniform(*self.settings.jitter) if self.features is None else 1.0
         sample = self.show(index, chosen, View(canvas[1], mirrored), shrink)
         if self.features is None:
             image = jitter_colour(sample["image"], self.settings.colour, rng)
+            if self.settings.lighting:
+                height, width = sample["size"].astype(int)
+                inside = image[:height, :width]  # the padding stays 0
+                inside[:] = light_noise(inside, self.settings.lighting, rng)
             sample["image"] = hide_patches(image, self.settings.hide, rng)
         tags = np.zeros(len(self.split.classes), bool)
         tags[list(record.tags)] = True
+        if record.uncertain:  # teaches nothing: every loss passes over an image without valid boxes
+            sample["valid"] = np.zeros_like(sample["valid"])
         return sample | {"tags": tags, "image_id": np.int64(record.image_id)}
 
-    def show(self, index: int, chosen: slice | np.ndarray, view: View, shrink: float = 1.0) -> dict:
+    def show(
+        self,
+        index: int,
+        chosen: slice | np.ndarray,
+        view: View,
+        shrink: float = 1.0,
+        image: np.ndarray | None = None,
+    ) -> dict:
         """`image`, `size`, `boxes`, `prior`, `valid` of one image in one view.
 
-        chosen: which of the image's proposals; shrink: part of the fit.
+        chosen: which of the image's proposals; shrink: part of the fit; image: what `image(index)`
+        returned, for a caller that shows it several times.
         """
         record, boxes = self.split.records[index], self.boxes[index][chosen]
-        canvas = self.settings.scales[view.scale][self.groups[index]]
+        canvas = self.scales[view.scale][self.groups[index]]
         if self.features is None:
             fit = min(canvas[0] / record.height, canvas[1] / record.width)
+            image = self.image(index) if image is None else image
             image, boxes, size = resize_to_canvas(
-                self._image(index), boxes, canvas, scale=shrink * fit, flip=view.mirrored
+                image, boxes, canvas, scale=shrink * fit, flip=view.mirrored
             )
         else:
             maps = self.features.read(record.image_id, view)
             size = fitted_size(record, canvas)
             boxes = place_boxes(boxes, record, size, view.mirrored)
-        padded, valid = pad_boxes(boxes.astype(np.float32), self.settings.max_proposals)
+        padded, valid = pad_boxes(boxes.astype(np.float32), self.padded)
         return {
             **({"image": image} if self.features is None else maps),
             "size": np.asarray(size, np.float32),
             "boxes": padded,
-            "prior": pad_boxes(self._prior(index)[chosen], self.settings.max_proposals)[0],
+            "prior": pad_boxes(self._prior(index)[chosen], self.padded)[0],
             "valid": valid,
         }
 
@@ -156,57 +171,14 @@ class MilSamples:
 
     def clue_factors(self, index: int) -> np.ndarray:
         """What the clues multiply the scores of an image with: float32 `[N, C]`, or 1."""
-        most = self.settings.max_proposals
         if self.clues is None:
-            return np.ones((most, len(self.split.classes)), np.float32)
-        return pad_boxes(self.clues[index] ** self.settings.clue_power, most)[0]
+            return np.ones((self.padded, len(self.split.classes)), np.float32)
+        return pad_boxes(self.clues[index] ** self.settings.clue_power, self.padded)[0]
 
-    def _image(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
+        """The decoded image uint8 `[h, w, 3]`; those of a small split stay in memory."""
         if self._cache is None:
             return load_image(self.split.records[index].path)
         if index not in self._cache:
             self._cache[index] = load_image(self.split.records[index].path)
         return self._cache[index]
-
-
-def fitted_size(record: TagRecord, canvas: Canvas) -> tuple[int, int]:
-    """(height, width) of the image in the canvas, as `resize_to_canvas` makes it."""
-    scale = min(canvas[0] / record.height, canvas[1] / record.width)
-    return max(1, round(record.height * scale)), max(1, round(record.width * scale))
-
-
-def place_boxes(
-    boxes: np.ndarray, record: TagRecord, size: tuple[int, int], mirrored: bool
-) -> np.ndarray:
-    """Boxes of the original image in a view of that (height, width)."""
-    factors = np.asarray([size[1] / record.width, size[0] / record.height] * 2, np.float32)
-    boxes = boxes * factors
-    return flip(boxes, np.float32(size[1])) if mirrored else boxes
-
-
-def restore_boxes(
-    boxes: np.ndarray, record: TagRecord, size: Sequence[float], mirrored: bool
-) -> np.ndarray:
-    """The inverse of `place_boxes` for boxes `[..., 4]`."""
-    boxes = flip(boxes, np.float32(size[1])) if mirrored else boxes
-    factors = np.asarray([size[1] / record.width, size[0] / record.height] * 2, np.float32)
-    return boxes / factors
-
-
-def jitter_colour(image: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Random gain of each channel and random brightness; the padding (0) stays 0."""
-    gain = rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
-    shifted = image * gain + np.float32(rng.uniform(-amount, amount) * 64) * (image > 0)
-    return np.clip(shifted, 0, 255).astype(np.uint8)
-
-
-def hide_patches(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """The image with about `share` of its 24-pixel patches set to the mean grey.
-
-    Hide-and-Seek (Singh and Lee 2017): with the telling part out of sight the rest must tell.
-    """
-    height, width = image.shape[:2]
-    hidden = rng.random((height // 24 + 2, width // 24 + 2)) < share
-    top, left = rng.integers(0, 24, 2)
-    rows, columns = (np.arange(height) + top) // 24, (np.arange(width) + left) // 24
-    return np.where(hidden[rows][:, columns, None], np.uint8(127), image)

@@ -1,68 +1,122 @@
-"""Settings of the MIL stage, and the presets that fill them."""
+"""Settings of the MIL stage, and the presets that fill them (the paper's: `wsod.recipes`)."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from weaksam_jax.data.scales import Scale
 from weaksam_jax.losses.mil import Method, Reduction
 from weaksam_jax.losses.mining import OicrRule
-from weaksam_jax.wsod.samples import Scale
 
 
 @dataclass(frozen=True)
 class WsodSettings:
-    """Everything that decides the detector's weights and detections, but for the seed and data.
+    """Everything that decides the detector's weights and detections, but for the seed and data."""
 
-    method: "mist" (several pseudo boxes a class, box regression), "oicr" (one, none) or "wsddn"
-    (no refinement: the image loss alone, and its scores at test). oicr_rule, ignore_below,
-    image_loss (its `reduction`): see `weaksam_jax.losses.mil.mil_loss`. drop_block: Concrete
-    DropBlock on the pooled features in training (`weaksam_jax.models.drop_block`). backbone:
-    "mini_cnn" is trained from scratch, first `pretrain_steps` as a classifier of tags; "lite0" is
-    frozen and its maps are cached on disk. neck: channels of a trained 1x1 convolution on the maps,
-    or None. pooling: "align" or "max"; pool_size: its output side. evidence: weight in the
-    detection stream of the contrast of the detector's own class maps (`class_evidence`) and of the
-    proposal's quality; clue_evidence: weight of what the clue network's stored maps say of it
-    (`weaksam_jax.clue_evidence`), which at test multiplies its score, to the power of clue_power.
-    scales: canvases (height, width) of each scale, drawn for each batch in training and all
-    visited, plain and mirrored, at test. jitter: range of a random further factor; colour: of
-    random gains; hide: share of hidden patches (none of the three with cached maps).
-    max_proposals: padded number N. min_side: least side of a proposal in original pixels.
-    tag_weight: weight of the image-level loss on the class maps beside the MIL losses. nms,
-    max_detections: at test.
-    """
-
+    # Losses
     method: Method = "mist"
+    """mist: several pseudo boxes a class, box regression; oicr: one, none; wsddn: no refinement
+    (the image loss alone, and its scores at test)."""
     oicr_rule: OicrRule = "paper"
+    """paper: the best proposal of a class; release: all from 0.9 of the best score on."""
     ignore_below: float = 0.0
+    """Proposals with less IoU than this to every pseudo box take no part (PCL: 0.1)."""
     image_loss: Reduction = "mean"
-    drop_block: bool = False
-    backbone: Literal["mini_cnn", "lite0"] = "mini_cnn"
+    """Over the classes: mean (MIST's release) or sum (OICR's)."""
+    tag_weight: float = 1.0
+    """Weight of the image-level loss on the class maps beside the MIL losses."""
+
+    # Network
+    backbone: Literal["mini_cnn", "lite0", "vgg16", "resnet50"] = "mini_cnn"
+    """mini_cnn: from scratch, first as a classifier of tags; lite0: frozen, its maps cached on
+    disk; vgg16, resnet50: published networks that start from `init`."""
+    init: str | None = None
+    """A safetensors file of bridge.convert (ImageNet weights or a whole detector) or of a detector
+    trained here; "scratch": fresh weights."""
+    rectify_last: bool = False
+    """VGG16: a ReLU behind conv5_3 too (OICR's release; MIST's has none)."""
+    frozen_blocks: int = 2
+    """So many first blocks of vgg16 (or of resnet50, its stem counted) keep their weights."""
+    pixels: Literal["mist", "oicr", "torchvision"] = "mist"
+    """Channel order, mean and deviation of the pixels that vgg16 is shown (`vgg_input`)."""
+    background: bool = True
+    """WSDDN's two streams have a column for the background (MIST's release)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the backbone's convolutions and of both fully connected layers; weights, scores and losses
+    are float32."""
     neck: int | None = None
+    """Channels of a trained 1x1 convolution on the maps."""
     pooling: Literal["align", "max"] = "align"
+    """RoIAlign or RoIPool."""
     pool_size: int = 5
+    """Output side of the pooling."""
     width: int = 256
+    """Of both fully connected layers."""
     dropout: float = 0.3
+    """Behind each of them."""
+    drop_block: bool = False
+    """Concrete DropBlock on the pooled features in training."""
     evidence: float = 16.0
+    """Weight in the detection stream of the contrast of the detector's own class maps and of the
+    proposal's quality."""
     clue_evidence: float = 0.0
+    """Weight there of what the clue network's stored maps say of a proposal."""
     clue_power: float = 0.0
+    """At test that multiplies its score, to this power."""
+
+    # Data
     scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
+    """Canvases (height, width) of each scale; one scale is drawn for each batch."""
     jitter: tuple[float, float] = (0.75, 1.0)
+    """Range of a random further factor of the size."""
     colour: float = 0.1
+    """Range of random gains of the channels."""
+    lighting: float = 0.0
+    """Deviation of AlexNet's lighting noise."""
     hide: float = 0.5
+    """Share of hidden patches (like the three above: not with cached maps)."""
     max_proposals: int = 104
+    """Most proposals of an image."""
     min_side: float = 12.0
+    """Least side of a proposal in pixels of the original image."""
+
+    # Training
     pretrain_steps: int = 1200
+    """First so many steps as a classifier of tags: the stand-in for ImageNet."""
     pretrain_rate: float = 2e-3
     steps: int = 800
     batch: int = 8
+    """Images a step, over all devices."""
+    accumulate: int = 1
+    """A device takes its share of a batch in so many turns, to need less memory."""
     rate: float = 1e-3
+    optimizer: Literal["adamw", "adam_l2"] = "adamw"
+    """adamw: cosine decay; adam_l2: the published one, with steps; biases learn twice as fast and
+    do not decay."""
     warmup: int = 100
+    warmup_from: float = 0.1
+    """The rate starts at this part of `rate`."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which the rate of adam_l2 falls by 10."""
+    refine_rate: float = 1.0
+    """Factor of adam_l2's rate for the refinement branches (OICR's release: 10)."""
     weight_decay: float = 1e-3
-    clip: float = 5.0
-    tag_weight: float = 1.0
+    clip: float | None = 5.0
+    """Largest norm of the gradient."""
     checkpoint_every: int = 200
+
+    # Test
+    test_scales: tuple[Scale, ...] | None = None
+    """Canvases of the scales visited at test [those of training]."""
+    test_mirrored: bool = True
+    """Every scale is visited mirrored too."""
     test_batch: int = 10
     nms: float = 0.3
     max_detections: int = 100
+    """Of an image, over all classes."""
+    every_class: bool = True
+    """The best detection of every class is among them, however low: CorLoc and pseudo boxes ask for
+    it. In the paper's code the 100 best are all there is, and AP with many classes wants that: of
+    100 detections COCO's 80 classes would take 80."""
 
 
 def mini() -> WsodSettings:

@@ -11,12 +11,15 @@ from jax.sharding import Mesh
 
 from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.engine.distributed import leader_first, process
 from weaksam_jax.engine.loop import train
+from weaksam_jax.engine.mesh import check_batch
 from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.losses.mil import mil_loss
 from weaksam_jax.models.mil import MilDetector
 from weaksam_jax.wsod.features import frozen_features
-from weaksam_jax.wsod.network import build_model, network_input
+from weaksam_jax.wsod.network import build_model, load_init, network_input
+from weaksam_jax.wsod.optimizer import make_optimizer
 from weaksam_jax.wsod.samples import MilSamples, View
 from weaksam_jax.wsod.settings import WsodSettings
 
@@ -39,21 +42,25 @@ def train_wsod(
     the same machine.
     """
     folder = Path(folder)
+    check_batch(settings.batch, mesh.size, settings.accumulate)
     samples = MilSamples(split, proposals_root, settings, clues_root)
     # Takes minutes, so bad proposals and clues have been refused before.
-    samples.features = frozen_features(split, settings, folder, backbone)
+    samples.features = leader_first(lambda: frozen_features(split, settings, folder, backbone))
     model = build_model(settings, len(split.classes))
     init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
-    params = _init(model, samples, settings, init_key)
+    params = init_params(model, samples, settings, init_key)
     for name, steps, rate, loss, key in (
         ("tags", settings.pretrain_steps, settings.pretrain_rate, tag_loss, tag_key),
         ("mil", settings.steps, settings.rate, detector_loss, mil_key),
     ):
         if not steps:
             continue
-        tx = _optimizer(settings, rate, steps)
-        step = make_train_step(functools.partial(loss, model, settings), tx, mesh)
-        batches = make_batches(samples, samples.groups, settings.batch, seed, draw=samples.draw)
+        tx = make_optimizer(settings, rate, steps)
+        loss_fn = functools.partial(loss, model, settings)
+        step = make_train_step(loss_fn, tx, mesh, settings.accumulate)
+        batches = make_batches(
+            samples, samples.groups, settings.batch, seed, draw=samples.draw, process=process()
+        )
         state = create_state(params, tx, key, mesh)
         state = train(
             state,
@@ -76,7 +83,7 @@ def tag_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
     logits = model.apply(
         {"params": params}, images, inside, method=lambda m, x, i: m.tag_logits(m.features(x), i)
     )
-    return _tag_entropy(logits, batch["tags"]), {}
+    return _tag_entropy(logits, batch), {}
 
 
 def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]:
@@ -89,6 +96,7 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         batch["boxes"],
         batch["prior"],
         True,
+        batch["valid"],
         rngs={"dropout": rng, "drop_block": jax.random.fold_in(rng, 1)},
     )
     one_image = functools.partial(
@@ -99,29 +107,25 @@ def detector_loss(model, settings, params, batch, rng) -> tuple[jax.Array, dict]
         reduction=settings.image_loss,
     )
     losses, terms = jax.vmap(one_image)(outputs, batch["boxes"], batch["valid"], batch["tags"])
-    tags = _tag_entropy(logits, batch["tags"])
-    terms = {name: value.mean() for name, value in terms.items()} | {"tags": tags}
-    return losses.mean() + settings.tag_weight * tags, terms
+    terms = {name: value.mean() for name, value in terms.items()}
+    if logits is None:  # a network without class maps
+        return losses.mean(), terms
+    terms["tags"] = _tag_entropy(logits, batch)
+    return losses.mean() + settings.tag_weight * terms["tags"], terms
 
 
-def _optimizer(settings: WsodSettings, rate: float, steps: int) -> optax.GradientTransformation:
-    warmup = min(settings.warmup, steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(rate / 10, rate, warmup, steps, rate / 50)
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
-        optax.adamw(schedule, weight_decay=settings.weight_decay),
-    )
+def _tag_entropy(logits: jax.Array, batch: dict) -> jax.Array:
+    """Mean binary cross entropy; 0 for an image that is an example of nothing (no valid boxes)."""
+    entropy = optax.sigmoid_binary_cross_entropy(logits, batch["tags"])
+    return jnp.where(batch["valid"].any(1, keepdims=True), entropy, 0.0).mean()
 
 
-def _tag_entropy(logits: jax.Array, tags: jax.Array) -> jax.Array:
-    """Mean binary cross entropy; an image without tags is no negative (see `image_loss`)."""
-    entropy = optax.sigmoid_binary_cross_entropy(logits, tags)
-    return jnp.where(tags.any(1, keepdims=True), entropy, 0.0).mean()
-
-
-def _init(model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array) -> dict:
-    """Fresh parameters, of the shapes that the first sample gives."""
+def init_params(
+    model: MilDetector, samples: MilSamples, settings: WsodSettings, key: jax.Array
+) -> dict:
+    """Fresh parameters, of the shapes that the first sample gives, or those of `settings.init`."""
     view = View(0, False)
     batch = {name: value[None] for name, value in samples.show(0, slice(None), view).items()}
     images, inside = network_input(settings, batch)
-    return jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
+    params = jax.jit(model.init)(key, images, inside, batch["boxes"], batch["prior"])["params"]
+    return load_init(settings, params)

@@ -1,0 +1,193 @@
+"""The real trainings: the same on any number of devices, turns and processes; compiled once."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import mil_job
+import processes
+import tiny_road
+
+from weaksam_jax.engine.mesh import data_mesh
+from weaksam_jax.engine.step import count_compilations, create_state
+from weaksam_jax.errors import BadInput
+from weaksam_jax.losses.detection import DropSettings
+from weaksam_jax.retrain import train as retraining
+from weaksam_jax.retrain.settings import RetrainSettings
+
+ONE_CANVAS = {"pretrain_steps": 0, "scales": [[[64, 64]]]}
+# The detection stream's bias shifts all proposals of a class alike, which a softmax over them does
+# not see: its gradient is rounding alone, and Adam makes steps of it.
+UNSEEN = "det/bias"
+RATE = mil_job.SMALL.rate
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return mil_job.write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(tmp_path_factory):
+    """XLA's optimizations cost more than they give here; what is compiled is kept."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        for name, value in names.items():
+            jax.config.update(name, value)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """{name: losses and parameters} of one training on 1, 4 and 8 devices and in 4 turns, and by
+    two processes of two devices."""
+    out, cache = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("programs")
+    turns = {"devices": 1, "settings": {**ONE_CANVAS, "accumulate": 4}}
+    runs = {str(n): {"devices": n, "settings": ONE_CANVAS} for n in (1, 4, 8)} | {"turns": turns}
+    job = processes.write_job(out / "a.json", root=world, out=out, runs=runs)
+    processes.run(job, devices=8, cache=cache)
+    job = processes.write_job(
+        out / "b.json", root=world, out=out, runs={"processes": {"settings": ONE_CANVAS}}
+    )
+    processes.run(job, count=2, devices=2, cache=cache)
+    return {path.stem: dict(np.load(path)) for path in out.glob("*.npz")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["4", "8", "turns", "processes"])
+def test_losses_and_parameters_do_not_depend_on_where_a_batch_is_computed(trained, how):
+    want, found = trained["1"], trained[how]
+    assert want.keys() == found.keys() and len(want["loss"]) == mil_job.SMALL.steps
+    np.testing.assert_allclose(found["loss"], want["loss"], rtol=1e-5)
+    for name in set(want) - {"loss"}:
+        atol = 2 * RATE * mil_job.SMALL.steps if name == UNSEEN else 2e-5
+        np.testing.assert_allclose(found[name], want[name], atol=atol, rtol=1e-4, err_msg=name)
+
+
+def test_the_step_is_compiled_once_a_canvas_also_after_a_resume(world, tmp_path, monkeypatch):
+    """Two scales of two shapes: four canvases, in three epochs of five batches and after them.
+
+    Of the two phases the first, whose step is compiled sooner.
+    """
+    scales = (((48, 64), (64, 48)), ((56, 72), (72, 56)))
+    settings = replace(mil_job.SMALL, pretrain_steps=30, steps=0, scales=scales, batch=3)
+    mesh, original, events = data_mesh(jax.devices()[:1]), mil_job.ORIGINAL, []
+    jax.monitoring.register_event_listener(lambda name, **_: events.append(name.split("/")[-1]))
+
+    def stop(*arguments, **options):
+        state, step, batches, _, *rest = arguments
+        return original(state, step, batches, 15, *rest, **options)
+
+    monkeypatch.setattr(mil_job, "ORIGINAL", stop)
+    with count_compilations() as first:
+        mil_job.train(world, tmp_path / "wsod", mesh, settings)
+    assert len(first) == len(set(first)) == 4
+    monkeypatch.setattr(mil_job, "ORIGINAL", original)
+    events.clear()
+    with count_compilations() as second:
+        mil_job.train(world, tmp_path / "wsod", mesh, settings)
+    assert sorted(second) == sorted(first)  # asked for again, but all of them are found on disk
+    assert events.count("cache_misses") == 0 and events.count("cache_hits") >= 4
+
+
+def retrain_batch(images):
+    """Random images, and two objects in each."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 30, (images, 8, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(16, 30, (images, 8, 2))], -1)
+    return {
+        "image": rng.integers(0, 256, (images, 64, 64, 3)).astype(np.uint8),
+        "size": np.full((images, 2), 64, np.float32),
+        "boxes": boxes.astype(np.float32),
+        "labels": rng.integers(0, 2, (images, 8)).astype(np.int32),
+        "valid": np.arange(8)[None] < np.full((images, 1), 2),
+    }
+
+
+@pytest.mark.slow
+def test_retraining_in_turns_is_the_mean_of_the_turns():
+    """Against the gradients of the two halves, each with the key of its place, added by hand."""
+    from weaksam_jax.losses.detection import DetectionSettings, faster_rcnn_loss
+    from weaksam_jax.retrain.network import build_model, init_model, normalise
+
+    detection = DetectionSettings(rpn_batch=16, pre_nms=20, post_nms=10, roi_batch=8)
+    settings = RetrainSettings(channels=8, fc_width=16, detection=detection, accumulate=2)
+    model, mesh, tx = build_model(settings, 2), data_mesh(jax.devices()[:1]), optax.sgd(1.0)
+    params = jax.device_get(init_model(model, (64, 64), jax.random.key(0), None))
+    state = create_state(params, tx, jax.random.key(5), mesh)
+    batch = retrain_batch(4)
+    after, metrics = retraining.make_step(model, settings, tx, mesh)(state, batch)
+
+    @jax.jit
+    @jax.value_and_grad
+    def half(params, part, place):
+        part["image"] = normalise(part["image"], part["size"], settings.backbone)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), place)
+        step = jnp.int32(0)
+        return faster_rcnn_loss(model, params, part, step, key, detection, settings.drop)[0]
+
+    parts = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2)]
+    losses, grads = zip(*(half(params, part, i) for i, part in enumerate(parts)), strict=True)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    want = jax.tree.map(lambda p, a, b: p - (a + b) / 2, params, *grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), after.params, want
+    )
+
+
+def test_turns_whose_normaliser_would_differ_are_refused():
+    settings = RetrainSettings(accumulate=2, drop=DropSettings(normaliser="n_kept"))
+    with pytest.raises(BadInput, match="n_kept; choose normaliser n_valid"):
+        retraining.make_step(None, settings, optax.sgd(0.1), data_mesh(jax.devices()[:1]))
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_the_work(world, tmp_path):
+    settings, mesh = replace(mil_job.SMALL, accumulate=3), data_mesh(jax.devices()[:1])
+    with pytest.raises(BadInput, match="choose a multiple of 3"):
+        mil_job.train(world, tmp_path / "wsod", mesh, settings)
+    assert not (tmp_path / "wsod").exists()
+
+
+@pytest.mark.slow
+def test_the_road_by_two_processes_is_the_road_by_one(tmp_path):
+    """Two processes of two devices against one of four: the same parts of every batch."""
+    data = tiny_road.write_tiny(tmp_path / "data")
+    one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
+
+    def travel(out, count, devices):
+        arguments = ["-m", "experiments.custom", *tiny_road.flags(data, out)]
+        processes.run(arguments, count, devices, cache, timeout=800)
+
+    travel(one, 1, 4)
+    shutil.copytree(one, two)
+    (two / "stages" / "wsod.json").unlink()
+    shutil.rmtree(two / "wsod")
+    (two / "log.jsonl").unlink()
+    travel(two, 2, 2)
+    logs = []
+    for out in (one, two):
+        lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        logs.append({(x["stage"], x["step"]): x["loss"] for x in lines if "wsod" in x["stage"]})
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4) and len(logs[0]) == 2
+    assert tiny_road.result_bytes(two).keys() == tiny_road.result_bytes(one).keys()
+    assert (two / "report" / "index.html").exists()
