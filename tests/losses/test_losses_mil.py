@@ -152,3 +152,19 @@ def test_image_loss_near_certainty_equals_float64(sign):
         value, gradient = loss(row)
         np.testing.assert_allclose(value, wanted.item(), rtol=1e-2, atol=1e-6)
         np.testing.assert_allclose(gradient, theirs.grad, rtol=2e-2, atol=1e-6)
+
+
+def test_a_proposal_of_weight_0_adds_nothing_though_its_loss_overflows():
+    logits = jnp.asarray([[-3e38, 3e38], [0.0, 0.0]])
+    deltas = jnp.asarray([3e38, 1.0])[:, None, None] * jnp.ones((2, 2, 4))
+    boxes, valid = jnp.asarray([[0, 0, 4, 4.0]] * 2), jnp.ones(2, bool)
+
+    def total(logits, deltas, label):
+        target = mil.MilTargets(jnp.full(2, label), jnp.asarray([0.0, 0.5]), boxes)
+        box = mil.regression_loss(deltas, boxes, target, valid)
+        return mil.classification_loss(logits, target, valid) + box
+
+    for label, wanted in ((0, np.log(2) / 4), (1, np.log(2) / 4 + 0.5)):
+        loss, gradient = jax.value_and_grad(total, (0, 1))(logits, deltas, label)
+        np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+        assert all(np.isfinite(x).all() and not x[0].any() for x in gradient)

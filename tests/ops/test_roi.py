@@ -120,7 +120,7 @@ def test_no_boxes_give_no_rows_and_no_gradient(pool):
     assert not pullback(value)[0].any()
 
 
-@pytest.mark.parametrize("pool", [roi_pool, roi_align])
+@pytest.mark.parametrize("pool", [roi_pool, functools.partial(roi_align, chunk=0)])
 def test_half_precision_gradients_of_many_boxes_add_up(pool):
     """A sum of ones in bfloat16 stops at 256."""
     boxes = jnp.tile(jnp.asarray([[0.0, 0.0, 24.0, 24.0]]), (1000, 1))

@@ -100,7 +100,8 @@ def regression_loss(
     """
     chosen = jnp.take_along_axis(deltas, target.labels[:, None, None], axis=1)[:, 0]
     error = jnp.abs(chosen - encode(target.targets, boxes))
-    smooth = jnp.where(error < 1, 0.5 * error**2, error - 0.5).sum(-1)
+    small = jnp.minimum(error, 1.0)  # no square of a huge error, whose gradient would be NaN
+    smooth = (0.5 * small**2 + (error - small)).sum(-1)
     return _weighted(smooth, jnp.where(valid & (target.labels > 0), target.weights, 0.0), valid)
 
 

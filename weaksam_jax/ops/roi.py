@@ -83,7 +83,7 @@ def _max_backward(residuals, gradient):
     gradient = jnp.where(where >= 0, gradient, 0)
     # float32: hundreds of boxes may add to one cell, and a bfloat16 sum stops growing at 256 terms.
     flat = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), _full(features))
-    flat = flat.at[jnp.maximum(where, 0), channel].add(gradient.astype(flat.dtype))
+    flat = flat.at[jnp.maximum(where, 0), channel].add(gradient)
     return flat.reshape(features.shape).astype(features.dtype), None, None
 
 
