@@ -59,9 +59,7 @@ def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # 
     flags += ["--seeds", "4", "--tau-reg", "--tau-cls", "3"]
     assert entry_point(ablation.main, flags) == 0
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
-    assert [(row["method"], row["seed"]) for row in rows] == [
-        (m, s) for m in methods for s in (0, 1)
-    ]
+    assert [(row["method"], row["seed"]) for row in rows] == [(name, 4) for name in methods]
     drops = [row["settings"]["retrain"]["drop"] for row in rows]
     if table == "5a":
         assert drops[:2] == [None] * 2 and drops[2]["tau_cls"] == 4.0
