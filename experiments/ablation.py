@@ -25,6 +25,7 @@ import tyro
 from experiments import measure
 from experiments.seed_tables import markdown, run_cells, verdict
 from experiments.settings import RoadSettings, restore
+from experiments.stages import retrain_start
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.errors import BadInput
@@ -71,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def ablate(options: Ablation) -> str:
     """Runs every cell; returns the table and the verdicts."""
-    from weaksam_jax.engine.checkpoint import load_params
     from weaksam_jax.engine.mesh import data_mesh
     from weaksam_jax.pgt import make_pgt
     from weaksam_jax.retrain.detect import detect_retrain
@@ -94,9 +94,8 @@ def ablate(options: Ablation) -> str:
         settings = methods[method].retrain
         detections = read_json(run / "wsod" / "detections_train.json")
         pgt = make_pgt(detections, train, methods[method].pgt)
-        start = load_params(start_file(run, settings))
-        backbone = start["backbone"] if settings.backbone == "mini_cnn" else start
-        params = train_retrain(pgt, train, settings, folder, data_mesh(), seed, backbone)
+        start = retrain_start(run, settings)
+        params = train_retrain(pgt, train, settings, folder, data_mesh(), seed, start)
         logits = None
         if settings.tag_power:
             from experiments.clues import stored_logits
@@ -110,15 +109,6 @@ def ablate(options: Ablation) -> str:
     write_text(options.out / "table.md", "\n".join(lines) + "\n")
     draw(rows, options.out / "table.png")
     return "\n".join(lines)
-
-
-def start_file(run: Path, settings: RetrainSettings) -> Path:
-    """Where the backbone's weights are: given, ImageNet's, or the MIL detector's of the run."""
-    if settings.init is not None:
-        return Path(settings.init)
-    if settings.backbone == "lite0":
-        return run / "backbone" / "lite0.safetensors"
-    return run / "wsod" / "params.safetensors"
 
 
 def table_5a(road: RoadSettings) -> dict[str, Method]:

@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from experiments.settings import RoadSettings, restore
+from experiments.stages import retrain_start
 from weaksam_jax.boxes import iou
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
@@ -95,20 +96,13 @@ def measure(options: DropFigures) -> list[dict]:
 
 def train_until(options, pgt: dict, split: TagSplit, settings: RetrainSettings, step: int) -> dict:
     """The detector after `step` steps of the run's schedule without RoI drop; resumes."""
-    from weaksam_jax.engine.checkpoint import load_params
     from weaksam_jax.engine.mesh import data_mesh
     from weaksam_jax.retrain.train import train_retrain
 
-    start = options.run / "wsod" / "params.safetensors"
-    if settings.init is not None:
-        start = Path(settings.init)
-    elif settings.backbone == "lite0":
-        start = options.run / "backbone" / "lite0.safetensors"
-    params = load_params(start)
-    backbone = params if settings.backbone != "mini_cnn" else params["backbone"]
+    start = retrain_start(options.run, settings)
     plain = replace(settings, drop=None)
     folder = options.out / "training"
-    return train_retrain(pgt, split, plain, folder, data_mesh(), options.seed, backbone, until=step)
+    return train_retrain(pgt, split, plain, folder, data_mesh(), options.seed, start, until=step)
 
 
 def judge(

@@ -28,6 +28,7 @@ from weaksam_jax.engine.distributed import leads
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
+from weaksam_jax.retrain.settings import RetrainSettings
 
 # The embedded set is one data set; --seed varies the training on it.
 MINI_SEED = 0
@@ -289,11 +290,7 @@ class Journey:
         from weaksam_jax.retrain.train import train_retrain
 
         folder = self.out / name
-        backbone = self.frozen_backbone(settings.backbone)
-        if settings.init is not None:
-            backbone = load_params(settings.init)
-        elif backbone is None:
-            backbone = load_params(self.out / "wsod" / "params.safetensors").get("backbone")
+        self.frozen_backbone(settings.backbone)  # writes Lite0's weights, where they are asked for
         params = train_retrain(
             read_json(self.out / "pgt" / "pgt.json"),
             self.splits["train"],
@@ -301,7 +298,7 @@ class Journey:
             folder,
             self.mesh,
             self.options.seed,
-            backbone,
+            retrain_start(self.out, settings),
         )
         return leads(lambda: self.finish_retrain(name, params, settings))
 
@@ -340,6 +337,16 @@ class Journey:
             self.truths["test"],
         )
         return {}
+
+
+def retrain_start(run: Path, settings: RetrainSettings) -> dict | None:
+    """Backbone parameters that retraining in a run starts from: those of `init`, ImageNet's Lite0,
+    or the MIL detector's own (None when it has none)."""
+    if settings.init is not None:
+        return load_params(settings.init)
+    if settings.backbone == "lite0":
+        return load_params(run / "backbone" / "lite0.safetensors")
+    return load_params(run / "wsod" / "params.safetensors").get("backbone")
 
 
 def jsonable(value):

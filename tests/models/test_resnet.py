@@ -1,5 +1,7 @@
 """ResNet-50 against torchvision's blocks with the same weights, values and gradients."""
 
+import dataclasses
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ from bridge.convert_detectors import to_ours
 from bridge.detector_names import RESNET_TORCHVISION
 from weaksam_jax.models.faster_rcnn import FasterRCNN
 from weaksam_jax.models.resnet import STRIDES, ResNet50, is_constant, resnet_input
+from weaksam_jax.retrain import recipes
 from weaksam_jax.retrain.network import build_model, normalise
-from weaksam_jax.retrain.settings import RetrainSettings
 from weaksam_jax.retrain.train import make_optimizer
 
 WIDTH = 4
@@ -115,18 +117,7 @@ def test_pixels_of_both_families():
 
 
 def paper_settings(**changes):
-    return RetrainSettings(
-        backbone="resnet50_msra",
-        frozen=("stem", "res2"),
-        strides=(4, 8, 16, 32, 64),
-        anchor_sizes=((32,), (64,), (128,), (256,), (512,)),
-        channels=256,
-        extra_levels=1,
-        fc_width=1024,
-        canonical_size=224.0,
-        canonical_level=2,
-        **changes,
-    )
+    return dataclasses.replace(recipes.voc07(), **changes)
 
 
 @pytest.mark.parametrize(("classes", "millions"), [(20, 41.45), (80, 41.75)])
