@@ -92,10 +92,20 @@ class Journey:
         return self.out / "proposals" if own else Path(self.options.proposals)
 
     @property
+    def exports(self) -> bool:
+        """Whether this run makes its own proposals."""
+        return self.proposal_root == self.out / "proposals"
+
+    @property
+    def needs_clues(self) -> bool:
+        """Whether a clue network is trained or loaded: for proposals, or for new photos whose
+        detections are weighed with its tags (`tag_power`)."""
+        return self.exports or self.settings.retrain.tag_power > 0
+
+    @property
     def clue_root(self) -> Path:
         """Where the clues are: this run's own, or beside the store that was made elsewhere."""
-        own = self.proposal_root == self.out / "proposals"
-        return (self.out if own else self.proposal_root) / "clues"
+        return (self.out if self.exports else self.proposal_root) / "clues"
 
     # The stages
 
@@ -112,9 +122,9 @@ class Journey:
 
     def usual(self) -> list[str]:
         """The stages of the whole road that these options have work for."""
-        o = self.options
-        idle = {"clues", "proposals"} if self.proposal_root != self.out / "proposals" else set()
-        idle |= {"retrain"} if o.retrain == "none" else set()
+        idle = set() if self.needs_clues else {"clues"}
+        idle |= set() if self.exports else {"proposals"}
+        idle |= {"retrain"} if self.options.retrain == "none" else set()
         return [name for name in STAGES if name not in idle]
 
     def describe(self) -> dict:
@@ -124,22 +134,21 @@ class Journey:
     def stages(self) -> list[Stage]:
         """The road. Settings and inputs of every stage are named here, so changes are noticed."""
         s, o = self.settings, self.options
-        network = s.clue_recipe()
-        if isinstance(network, Path):
-            network = file_fingerprint(network)
         export = replace(s.export, source="sam" if o.proposals == "sam" else "selective_search")
         wsod = replace(s.wsod, method=o.wsod)
         stages = [
             # <out>/data may hold the data set itself: it is not this stage's to delete.
             Stage("data", jsonable([self._dataset_key()]), (), self.run_data, owns_folder=False),
-            self.stage("clues", [s.clues, network], ("data",), self.run_clues),
+            *([self._clue_stage()] if self.needs_clues else []),
             self.stage(
                 "proposals",
                 [export, s.sam, s.clue_use, self._store_key()],
-                ("data", "clues"),
+                ("data", "clues") if self.exports else ("data",),
                 lambda: self.run_proposals(export),
             ),
-            self.training("wsod", [wsod], ("proposals",), lambda: self.run_wsod(wsod)),
+            self.training(
+                "wsod", [wsod, _content(wsod.init)], ("proposals",), lambda: self.run_wsod(wsod)
+            ),
             self.stage("pgt", [s.pgt], ("wsod",), self.run_pgt),
         ]
         extra = []
@@ -151,9 +160,16 @@ class Journey:
         report = self.stage("report", [], tuple(one.name for one in stages), self.run_report)
         return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
 
+    def _clue_stage(self) -> Stage:
+        network = self.settings.clue_recipe()
+        if isinstance(network, Path):
+            network = file_fingerprint(network)
+        return self.stage("clues", [self.settings.clues, network], ("data",), self.run_clues)
+
     def retraining(self, name: str, settings) -> Stage:
         """A stage that retrains on the pseudo boxes."""
-        return self.training(name, [settings], ("pgt",), lambda: self.run_retrain(name, settings))
+        key = [settings, _content(settings.init)]
+        return self.training(name, key, ("pgt",), lambda: self.run_retrain(name, settings))
 
     def training(self, *stage) -> Stage:
         """A stage in which all processes join."""
@@ -168,7 +184,7 @@ class Journey:
 
     def _store_key(self) -> list:
         """What identifies a proposal store made elsewhere; nothing for the run's own."""
-        if self.proposal_root == self.out / "proposals":
+        if self.exports:
             return []
         found = []
         for name in self.names.values():
@@ -208,7 +224,7 @@ class Journey:
         from experiments import clues
 
         metrics = {}
-        if self.proposal_root == self.out / "proposals":
+        if self.exports:
             self._export(export)
             metrics["clues"] = clues.tag_map(self.out / "clues", self.splits["test"])
         metrics["proposals"] = measure.proposals(self.proposal_root, self.splits, self.truths)
@@ -337,6 +353,11 @@ class Journey:
             self.truths["test"],
         )
         return {}
+
+
+def _content(name: str | None) -> str | None:
+    """What identifies the weights in a file, so that another file of that name is noticed."""
+    return file_fingerprint(Path(name)) if name and Path(name).is_file() else None
 
 
 def retrain_start(run: Path, settings: RetrainSettings) -> dict | None:

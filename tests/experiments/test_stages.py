@@ -1,15 +1,18 @@
 """What makes the stages of the real road run again, and what they may delete."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from tiny_road import STAGES, flags
 
 from experiments import stages
-from experiments.options import parse
+from experiments.options import RoadOptions, parse
 from experiments.road import Road, Stage
+from experiments.settings import mini
 from experiments.stages import Journey
-from weaksam_jax.files import read_json
+from weaksam_jax.data.mini import write_mini
+from weaksam_jax.files import read_json, write_json
 
 CHANGES = {
     "": (),
@@ -85,3 +88,21 @@ def test_killed_while_old_work_is_deleted(tmp_path, monkeypatch):
     Road(tmp_path, 0).follow([stage(2)])
     assert seen == [[], []]
     assert read_json(tmp_path / "stages" / "a.json")["metrics"] == {}
+
+
+@pytest.mark.parametrize(
+    ("proposals", "tag_power", "has_clues"),
+    [("sam", 0.0, True), ("store", 0.0, False), ("store", 1.0, True)],
+)
+def test_a_store_made_elsewhere_needs_no_clue_network(tmp_path, proposals, tag_power, has_clues):
+    """But for the weights that new photos get from its tags."""
+    data = write_mini(tmp_path, 0, train_images=2, test_images=1, progress=False)
+    for split in ("trainval", "test"):
+        write_json(tmp_path / "store" / split / "manifest.json", {"images": []})
+    settings = mini()
+    settings = replace(settings, retrain=replace(settings.retrain, tag_power=tag_power))
+    where = "sam" if proposals == "sam" else str(tmp_path / "store")
+    options = RoadOptions(str(data), tmp_path / "run", proposals=where, settings=settings)
+    stages = {stage.name: stage for stage in Journey(options).stages()}
+    assert ("clues" in stages) == has_clues == ("clues" in Journey(options).usual())
+    assert ("clues" in stages["proposals"].reads) == (proposals == "sam")

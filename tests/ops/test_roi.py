@@ -246,3 +246,25 @@ def test_pyramid_reads_each_box_from_its_level():
 def test_adaptive_sampling_is_refused():
     with pytest.raises(ValueError, match="sampling_ratio"):
         roi_align(jnp.zeros((4, 4, 1)), jnp.zeros((1, 4)), 1.0, sampling_ratio=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_exact_bins_equal_mmcvs_loop(seed):
+    """RoIPool without rounding: corners in cells as they are; empty and outside bins are 0."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(9, 11, 3)).astype(np.float32) - 2  # mostly negative
+    corner = rng.uniform(-10, 80, (12, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(-5, 60, (12, 2))], 1).astype(np.float32)
+    expected = np.zeros((12, 3, 3, 3), np.float32)
+    for r, (x1, y1, x2, y2) in enumerate(boxes.astype(np.float64) / 8):
+        for i in range(3):
+            for j in range(3):
+                top, bottom = y1 + i * (y2 - y1) / 3, y1 + (i + 1) * (y2 - y1) / 3
+                left, right = x1 + j * (x2 - x1) / 3, x1 + (j + 1) * (x2 - x1) / 3
+                rows = slice(*np.clip([np.floor(top), np.ceil(bottom)], 0, 9).astype(int))
+                columns = slice(*np.clip([np.floor(left), np.ceil(right)], 0, 11).astype(int))
+                cells = features[rows, columns].reshape(-1, 3)
+                if len(cells) and x2 > x1 and y2 > y1:
+                    expected[r, i, j] = cells.max(0)
+    found = roi_pool(features, boxes, 1 / 8, 3, rounded=False)
+    np.testing.assert_array_equal(found, expected)

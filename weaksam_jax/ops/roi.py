@@ -12,7 +12,11 @@ import numpy as np
 
 
 def roi_pool(
-    features: jax.Array, boxes: jax.Array, spatial_scale: float, output_size: int = 7
+    features: jax.Array,
+    boxes: jax.Array,
+    spatial_scale: float,
+    output_size: int = 7,
+    rounded: bool = True,
 ) -> jax.Array:
     """Max RoI pooling with Caffe's rounding (Fast R-CNN §2.1; `ROIPool` of OICR, PCL and MIST).
 
@@ -22,14 +26,27 @@ def roi_pool(
     A box is rounded half up on the map, its last row and column included (width = x2 - x1 + 1 cells
     and at least 1), cut into overlapping bins `[floor(i w / n), ceil((i + 1) w / n))`, and clipped
     to the map. An empty bin is 0 and has no gradient; otherwise the gradient goes to the first
-    maximum in row-major order. Boxes get no gradient.
+    maximum in row-major order. Boxes get no gradient. rounded=False: mmcv's form (the released
+    OICR), which cuts the box as it is: bins `[floor(x1 + i w / n), ceil(x1 + (i + 1) w / n))`.
     """
     features = jnp.asarray(features)
     height, width = features.shape[:2]
-    corners = jnp.floor(jax.lax.stop_gradient(boxes) * spatial_scale + 0.5).astype(jnp.int32)
-    rows = _bin_edges(corners[:, 1], corners[:, 3], output_size, height)
-    columns = _bin_edges(corners[:, 0], corners[:, 2], output_size, width)
+    corners = jax.lax.stop_gradient(boxes) * spatial_scale
+    edges = _exact_edges
+    if rounded:
+        corners, edges = jnp.floor(corners + 0.5).astype(jnp.int32), _bin_edges
+    rows = edges(corners[:, 1], corners[:, 3], output_size, height)
+    columns = edges(corners[:, 0], corners[:, 2], output_size, width)
     return _max_of_bins(features, rows, columns)
+
+
+def _exact_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Array:
+    """As `_bin_edges`, of corners in cells that are not rounded; an inverted box has empty bins."""
+    size = jnp.maximum(high - low, 0)[:, None]
+    index = jnp.arange(bins)[None, :]
+    start = jnp.floor(low[:, None] + index * size / bins)
+    stop = jnp.where(size > 0, jnp.ceil(low[:, None] + (index + 1) * size / bins), start)
+    return jnp.clip(jnp.stack([start, stop]), 0, limit).astype(jnp.int32)
 
 
 def _bin_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Array:

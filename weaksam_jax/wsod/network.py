@@ -34,7 +34,12 @@ def build_model(settings: WsodSettings, classes: int) -> MilDetector:
             chunk=0,
         )
     else:
-        pool = functools.partial(roi_pool, spatial_scale=scale, output_size=settings.pool_size)
+        pool = functools.partial(
+            roi_pool,
+            spatial_scale=scale,
+            output_size=settings.pool_size,
+            rounded=settings.pooling == "max",
+        )
     published = settings.backbone in PUBLISHED
     tagged = settings.evidence or settings.pretrain_steps or settings.tag_weight
     return MilDetector(

@@ -67,6 +67,7 @@ def _oicr() -> WsodSettings:
         pixels="oicr",
         rectify_last=True,
         frozen_blocks=0,
+        pooling="max_exact",
         background=False,
         image_loss="sum",
         lighting=0.0,

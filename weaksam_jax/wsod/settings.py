@@ -45,8 +45,8 @@ class WsodSettings:
     are float32."""
     neck: int | None = None
     """Channels of a trained 1x1 convolution on the maps."""
-    pooling: Literal["align", "max"] = "align"
-    """RoIAlign or RoIPool."""
+    pooling: Literal["align", "max", "max_exact"] = "align"
+    """RoIAlign, RoIPool with Caffe's rounding, or RoIPool without (mmcv's, OICR's release)."""
     pool_size: int = 5
     """Output side of the pooling."""
     width: int = 256
