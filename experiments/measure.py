@@ -113,6 +113,8 @@ def pgt(made: Mapping[str, dict], truth: TruthSplit | None) -> dict:
     """Precision and recall of the adaptive pseudo boxes ("pgt") and of top-1 ("pgt_top1")."""
     if truth is not None:
         qualities = {name: pgt_quality(one, truth) for name, one in made.items()}
+        for one in qualities.values():
+            del one["per_class"]  # `experiments.pgt` prints it
     else:
         qualities = {
             name: {"per_image": len(one["annotations"]) / max(len(one["images"]), 1)}

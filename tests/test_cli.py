@@ -1,8 +1,11 @@
 """Exit statuses that no other test sees."""
 
+import gc
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,21 @@ def test_a_path_that_cannot_be_used_is_one_line(tmp_path, capsys):
     assert "File name too long" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):  # of a file of ours: a fault of the program
         entry_point(lambda _: (tmp_path / "gone").read_text())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_a_garbage_collection_is_not_lost(number, status):
+    """Python forgets what is raised in a callback of the collector, such as JAX's."""
+
+    def _xla_gc_callback(*_):
+        gc.callbacks.remove(_xla_gc_callback)
+        signal.raise_signal(number)
+
+    def main(argv):
+        gc.callbacks.append(_xla_gc_callback)
+        gc.collect()
+        time.sleep(5)  # interrupted long before
+
+    start = time.perf_counter()
+    assert entry_point(main) == status
+    assert time.perf_counter() - start < 4

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ def entry_point(
     --help). Any other exception is a fault of the program and keeps its stack trace.
     """
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             main(argv)
     except BadInput as error:
         return _fail(str(error), 2)
@@ -75,20 +76,35 @@ def _fail(line: str, status: int) -> int:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises `Terminated` inside the block (only the main thread may set handlers)."""
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM raises `Terminated` inside the block, Ctrl-C `KeyboardInterrupt` (only the main
+    thread may set handlers)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(signum, frame):
-        raise Terminated
+        if _swallows(frame):  # once more in a moment, when the collection is over
+            threading.Timer(0.05, os.kill, (os.getpid(), signum)).start()
+            return
+        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
-    previous = signal.signal(signal.SIGTERM, handler)
+    previous = {one: signal.signal(one, handler) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for one, old in previous.items():
+            signal.signal(one, old)
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Whether JAX's callback of the garbage collector runs: Python prints and forgets what is
+    raised there."""
+    while frame is not None:
+        if frame.f_code.co_name == "_xla_gc_callback":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _full_disk(error: BaseException | None) -> str | None:

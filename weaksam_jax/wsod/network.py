@@ -51,7 +51,7 @@ def build_model(settings: WsodSettings, classes: int) -> MilDetector:
         fc_std=0.01 if published else None,
         score_std=0.001 if published and settings.method == "mist" else 0.01,
         dtype=jnp.dtype(settings.dtype),
-        drop_block=ConcreteDropBlock() if settings.drop_block else None,
+        drop_block=ConcreteDropBlock(jnp.dtype(settings.dtype)) if settings.drop_block else None,
     )
 
 
