@@ -10,9 +10,11 @@ an error when its pseudo box overlaps no true box of its class by IoU >= 0.7. Fo
 either loss: the number of RoIs and the share of errors. RoI drop helps where that share rises with
 the loss; the table says how much of what a threshold drops is wrong.
 
-Truth is read here, after training and for the figure alone. Writes OUT/drop.json and a picture.
+Truth is read here, after training and for the figure alone. Writes OUT/drop.json and a picture a
+detector. A training that was stopped goes on with the same command.
 """
 
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments.settings import RoadSettings, restore
-from experiments.stages import retrain_start
+from experiments.runs import open_run
+from experiments.seed_tables import commit, open_folder, plain
+from experiments.stages import Journey, retrain_start
 from weaksam_jax.boxes import iou
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_json, write_json
+from weaksam_jax.files import fingerprint, read_json, write_json
 from weaksam_jax.retrain.settings import RetrainSettings
 
 ERROR_IOU = 0.7
@@ -43,6 +45,8 @@ class DropFigures:
     """A finished run on a data set with truth."""
     out: Path
     """Folder that is written."""
+    data: str | None = None
+    """The data set, if it has moved; mini: the set that the run wrote [the run's own]."""
     at: tuple[int, ...] = ()
     """Train anew without RoI drop and measure after so many steps [the run's own detector]."""
     seed: int = 0
@@ -72,37 +76,45 @@ def measure(options: DropFigures) -> list[dict]:
     """One dictionary a detector: its step (None: the run's own), intervals and thresholds."""
     from weaksam_jax.engine.checkpoint import load_params
 
-    stored = read_json(options.run / "settings.json")
-    settings = restore(RoadSettings, stored["settings"])
-    pgt = read_json(options.run / "pgt" / "pgt.json")
-    name = settings.train_split or split_names(stored["data"])["train"]
-    split, truth = open_tags(stored["data"], name), open_truth(stored["data"], name)
+    journey = open_run(options.run, options.data)
+    settings, pgt = journey.settings.retrain, read_json(options.run / "pgt" / "pgt.json")
+    if any(step > settings.steps for step in options.at):
+        raise BadInput("--at", f"is past the {settings.steps} steps of the run", "ask for fewer")
+    truth = journey.truths["train"]
     if truth is None:
-        raise BadInput(
-            stored["data"], "has no boxes to judge with", "give a run on a set with truth"
-        )
+        cure = "give a run on a set with truth"
+        raise BadInput(journey.data, "has no boxes to judge with", cure)
     rows = []
-    for step in options.at or (None,):
+    for step in sorted(options.at) or (None,):
         if step is None:
             params = load_params(options.run / "retrain" / "params.safetensors")
         else:
-            params = train_until(options, pgt, split, settings.retrain, step)
-        rois = judge(params, pgt, split, truth, settings.retrain, options.seed)
-        rows.append({"step": step, **summary(rois, settings.retrain)})
+            params = train_until(options, pgt, journey, step)
+        rois = judge(params, pgt, journey.splits["train"], truth, settings, options.seed)
+        rows.append({"step": step, **summary(rois, settings)})
         draw(rois, options.out / f"drop{'' if step is None else f'_{step}'}.png", step)
-    write_json(options.out / "drop.json", {"error_iou": ERROR_IOU, "rows": rows}, indent=1)
+    note = {"command": " ".join(sys.argv), "commit": commit(), "error_iou": ERROR_IOU}
+    write_json(options.out / "drop.json", {**note, "rows": rows}, indent=1)
     return rows
 
 
-def train_until(options, pgt: dict, split: TagSplit, settings: RetrainSettings, step: int) -> dict:
+def train_until(options: DropFigures, pgt: dict, journey: Journey, step: int) -> dict:
     """The detector after `step` steps of the run's schedule without RoI drop; resumes."""
-    from weaksam_jax.engine.mesh import data_mesh
+    from weaksam_jax.engine.checkpoint import load_params, save_params
     from weaksam_jax.retrain.train import train_retrain
 
-    start = retrain_start(options.run, settings)
-    plain = replace(settings, drop=None)
-    folder = options.out / "training"
-    return train_retrain(pgt, split, plain, folder, data_mesh(), options.seed, start, until=step)
+    settings = replace(journey.settings.retrain, drop=None)
+    folder, start = options.out / "training", retrain_start(options.run, settings)
+    open_folder(folder, [plain(settings), options.seed, fingerprint(pgt)])
+    stored, checkpoints = folder / f"params_{step}.safetensors", folder / "checkpoints"
+    if stored.exists():
+        return load_params(stored)
+    if any(int(one.name) > step for one in checkpoints.glob("[0-9]*")):
+        shutil.rmtree(checkpoints)  # went on past this step, and kept nothing of it
+    train, mesh = journey.splits["train"], journey.mesh
+    params = train_retrain(pgt, train, settings, folder, mesh, options.seed, start, until=step)
+    save_params(stored, params)
+    return params
 
 
 def judge(
@@ -167,29 +179,43 @@ def intervals(losses: np.ndarray, wrong: np.ndarray) -> list[dict]:
     rows = []
     for index, edge in enumerate(EDGES):
         own = place == index
-        share = float(wrong[own].mean()) if own.any() else None
-        rows.append({"from": edge, "rois": int(own.sum()), "errors": share})
+        rows.append({"from": edge, "rois": int(own.sum()), "errors": _share(wrong[own])})
     return rows
 
 
 def summary(rois: Rois, settings: RetrainSettings) -> dict:
-    """Intervals of both losses, and what the run's thresholds (else the paper's) would drop."""
+    """Intervals of both losses, and what the run's RoI drop (else the paper's) would drop; shares
+    are None where there is nothing to share."""
     from weaksam_jax.losses.detection import DropSettings
+    from weaksam_jax.losses.drop import roi_drop
 
     drop = settings.drop or DropSettings()
-    gone = (rois.cls > drop.tau_cls) | (rois.reg > drop.tau_reg)
+
+    def kept(cls: np.ndarray, reg: np.ndarray, foreground: bool) -> np.ndarray:
+        same = np.full(len(cls), foreground), np.ones(len(cls), bool)
+        thresholds = drop.tau_cls, drop.tau_reg
+        return np.asarray(roi_drop(cls, reg, *same, *thresholds, drop.rule, drop.background))
+
+    stays = kept(rois.cls, rois.reg, True)
+    background = kept(rois.cls_background, np.zeros_like(rois.cls_background), False)
     return {
         "rois": len(rois.cls),
-        "errors": float(rois.wrong.mean()) if len(rois.wrong) else None,
+        "errors": _share(rois.wrong),
         "cls": intervals(rois.cls, rois.wrong),
         "reg": intervals(rois.reg, rois.wrong),
         "tau_cls": drop.tau_cls,
         "tau_reg": drop.tau_reg,
-        "dropped": float(gone.mean()) if len(gone) else None,
-        "errors_of_dropped": float(rois.wrong[gone].mean()) if gone.any() else None,
-        "errors_of_kept": float(rois.wrong[~gone].mean()) if (~gone).any() else None,
-        "background_above_tau_cls": float((rois.cls_background > drop.tau_cls).mean()),
+        "rule": drop.rule,
+        "dropped": _share(~stays),
+        "errors_of_dropped": _share(rois.wrong[~stays]),
+        "errors_of_kept": _share(rois.wrong[stays]),
+        "background_rois": len(background),
+        "dropped_background": _share(~background),
     }
+
+
+def _share(flags: np.ndarray) -> float | None:
+    return float(flags.mean()) if len(flags) else None
 
 
 def table(row: dict) -> str:
@@ -208,9 +234,11 @@ def table(row: dict) -> str:
         lines.append(f"{cls['from']:10.2f} {cells[0]} {cells[1]}")
     gone, kept = percent(row["errors_of_dropped"]), percent(row["errors_of_kept"])
     lines.append(
-        f"tau_cls {row['tau_cls']:g}, tau_reg {row['tau_reg']:g} drop {percent(row['dropped'])} %: "
-        f"{gone} % errors, {kept} % of those kept"
+        f"tau_cls {row['tau_cls']:g}, tau_reg {row['tau_reg']:g}, {row['rule']}: "
+        f"{percent(row['dropped'])} % dropped, of which {gone} % are errors, of those kept {kept} %"
     )
+    share = percent(row["dropped_background"])
+    lines.append(f"of {row['background_rois']} background RoIs {share} % dropped")
     return "\n".join(lines)
 
 
@@ -240,4 +268,7 @@ def draw(rois: Rois, path: Path, step: int | None) -> None:
 
 
 if __name__ == "__main__":
+    from weaksam_jax.engine.programs import keep_programs
+
+    keep_programs()
     sys.exit(entry_point(main))

@@ -6,19 +6,23 @@
         --settings.rule release --format voc-dict
 
 --detections: COCO results; image ids may also be the names of VOC ("000005", "2008_000008"), as in
-wetectron's bbox.json. Boxes of classes that an image has no tag of are dropped; nothing but tags is
-read from the data set to make pseudo boxes.
+wetectron's bbox.json, whose widths count the last pixel (+1) and so are widths as they are here.
+Boxes of classes that an image has no tag of are dropped; nothing but tags is read from the data set
+to make pseudo boxes.
 
---settings.rule: paper (Algorithm 2), release and release_voc (what the released script does), pgf
-(SoS-WSOD; use --settings.score-threshold 0.2), top_k. --format: coco (an annotation file that
+--settings.rule: paper (Algorithm 2), release and release_voc (what the released script does on COCO
+and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes whose boxes may lie in
+one another, unless --settings.* says otherwise), top_k. --format: coco (an annotation file that
 pycocotools loads) or voc-dict, which the released VOC loaders read: {"<id>": [{image_id,
 category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every image.
 
 Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes a tag, tags without
-a box and the spread of scores, and where the data set has boxes precision and recall at IoU .5,
-objects of which only a part was found and objects missed, in all and by class.
+a box and the spread of scores, and where the data set has boxes precision and recall at IoU .5 (and
+.7, in the file), objects of which only a part was found and objects missed, in all and by class.
+<out>.png shows pseudo boxes of a few images, which tags alone have chosen; true boxes are dashed.
 """
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,12 +36,20 @@ from experiments.evaluate import read_detections
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.voc import voc_image_id
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import pgt_quality
+from weaksam_jax.evaluate.detections import as_arrays
 from weaksam_jax.files import write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
+from weaksam_jax.report.choose import showcase
+from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge
+from weaksam_jax.report.proposal_pictures import save_png
+from weaksam_jax.report.sheet import contact_sheet
+
+SHOWN, COLUMNS = 12, 4  # images in the picture
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,23 @@ class Pgt:
     """Which detections become pseudo boxes."""
 
 
+def parse(argv: Sequence[str] | None) -> Pgt:
+    """Reads the flags. The rule pgf sets the defaults of the other settings."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--settings.rule", dest="rule")
+    pgf = first.parse_known_args(argv)[0].rule == "pgf"
+    missing = dict.fromkeys(("detections", "data", "out"), tyro.MISSING)
+    return tyro.cli(
+        Pgt,
+        args=argv,
+        description=__doc__,
+        prog="python -m experiments.pgt",
+        default=Pgt(**missing, settings=PgtSettings.pgf() if pgf else PgtSettings()),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(Pgt, args=argv, description=__doc__, prog="python -m experiments.pgt")
+    options = parse(argv)
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
     found = [numbered(one) for one in read_detections(options.detections, masks=False)]
@@ -69,10 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise BadInput(options.detections, error.problem, error.cure) from error
     sheet = {"rule": asdict(options.settings), "tags": tag_sheet(made, train)}
     if truth is not None:
-        sheet["truth"] = pgt_quality(made, truth)
+        tight = pgt_quality(made, truth, iou=0.7)
+        shares = {"precision70": tight["precision50"], "recall70": tight["recall50"]}
+        sheet["truth"] = pgt_quality(made, truth) | shares
     write_json(options.out, voc_dict(made, train) if options.format == "voc-dict" else made)
     path = options.out.with_suffix(".sheet.json")
     write_json(path, sheet, indent=1)
+    save_png(options.out.with_suffix(".png"), picture(made, train, truth))
     print(table(sheet))
     print(f"{len(made['annotations'])} boxes: {options.out}, sheet: {path}", file=sys.stderr)
 
@@ -123,6 +153,28 @@ def tag_sheet(made: Mapping, train: TagSplit) -> dict:
     everything = range(len(train.classes))
     each = {name: row([label]) for label, name in enumerate(train.classes)}
     return {**row(everything), "per_class": {k: v for k, v in each.items() if v["tags"]}}
+
+
+def picture(made: Mapping, train: TagSplit, truth: TruthSplit | None) -> np.ndarray:
+    """Pseudo boxes (and true ones, dashed) of `SHOWN` images: uint8 RGB."""
+    found = as_arrays(made["annotations"], train)
+    place = {record.image_id: index for index, record in enumerate(train.records)}
+    truths = {} if truth is None else {record.image_id: record for record in truth.records}
+    cells = []
+    for record in showcase(train.records, SHOWN):
+        own = found.image == place[record.image_id]
+        boxes, labels, image = found.boxes[own], found.labels[own], load_image(record.path)
+        scale = display_scale(image)
+        drawn = enlarge(image, scale)
+        if (true := truths.get(record.image_id)) is not None:
+            dashed = [True] * len(true.boxes)
+            drawn = draw_boxes(
+                drawn, true.boxes * scale, true.labels, train.classes, scale=1, dashed=dashed,
+                text=False,
+            )  # fmt: skip
+        scores = found.scores[own]
+        cells.append(draw_boxes(drawn, boxes * scale, labels, train.classes, scores, scale=1))
+    return contact_sheet(cells, COLUMNS)
 
 
 def table(sheet: Mapping) -> str:

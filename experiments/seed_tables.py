@@ -1,55 +1,87 @@
 """Tables of several methods and seeds: every cell is a training, run once and resumed."""
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from weaksam_jax.files import read_json, write_json, write_text
+from experiments.road import say
+from weaksam_jax.files import fingerprint, read_json, write_json, write_text
 
 Cell = Callable[[str, int, Path], dict]
 
 
 def run_cells(
-    methods: dict[str, Any], seeds: Sequence[int], out: Path, work: Cell, figures: Sequence[str]
+    methods: dict[str, Any],
+    seeds: Sequence[int],
+    out: Path,
+    work: Cell,
+    figures: Sequence[str],
+    inputs: Callable[[int], Any] = lambda seed: None,
 ) -> list[dict]:
-    """One dictionary a cell: method, seed, its settings and what `work(method, seed, folder)` gave.
+    """One dictionary a cell: method, seed, what `work(method, seed, folder)` gave, seconds, its
+    settings and inputs.
 
-    methods: name -> settings (a dataclass). A cell whose settings are those of its finished row is
-    not run again. Writes OUT/table.json (with command and commit) and OUT/table.md.
+    methods: name -> settings (a dataclass). inputs(seed): what else decides a cell, as JSON
+    (fingerprints of the files it reads). A cell that has finished with the same settings and inputs
+    is not run again; one that was stopped finds its folder as it left it, but empty when they have
+    changed. Writes OUT/table.json (with command and commit) and OUT/table.md.
     """
-    rows = []
-    for method, settings in methods.items():
-        for seed in seeds:
-            folder = out / f"{method.replace(' ', '_')}-{seed}"
-            stored = folder / "row.json"
-            row, wanted = read_json(stored) if stored.exists() else None, plain(settings)
-            if row is None or row["settings"] != wanted:
-                print(f"{method}, seed {seed}: training in {folder}", file=sys.stderr)
-                found = work(method, seed, folder)
-                row = {"method": method, "seed": seed, **found, "settings": wanted}
-                write_json(stored, row, indent=1)
-            rows.append(row)
+    rows, cells = [], [(method, seed) for method in methods for seed in seeds]
+    for number, (method, seed) in enumerate(cells, 1):
+        folder = out / f"{method.replace(' ', '_')}-{seed}"
+        stored = folder / "row.json"
+        row = read_json(stored) if stored.exists() else {}
+        wanted, given = plain(methods[method]), inputs(seed)
+        if (row.get("settings"), row.get("inputs")) != (wanted, given):
+            say(f"cell {number} of {len(cells)}: {method}, seed {seed}: training in {folder}")
+            open_folder(folder, [wanted, seed, given])
+            begin = time.monotonic()
+            found = work(method, seed, folder)
+            row = {"method": method, "seed": seed, **found}
+            # Of a cell that was stopped, only those since it went on.
+            row["seconds"] = round(time.monotonic() - begin, 1)
+            row |= {"settings": wanted, "inputs": given}
+            write_json(stored, row, indent=1)
+            say(f"  {figures[-1]} {row[figures[-1]]:.1f} after {row['seconds']:.0f} s")
+        rows.append(row)
     note = {"command": " ".join(sys.argv), "commit": commit(), "rows": rows}
     write_json(out / "table.json", note, indent=1)
     write_text(out / "table.md", markdown(rows, figures) + "\n")
     return rows
 
 
+def open_folder(folder: Path, job: Any) -> None:
+    """Empties `folder` unless this job (anything JSON-able) was begun in it.
+
+    So a training goes on from its own checkpoints, and never from those of other settings.
+    """
+    key, started = fingerprint(job), folder / "started"
+    if not started.exists() or started.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(started, key)
+
+
 def markdown(rows: Sequence[dict], figures: Sequence[str]) -> str:
-    """A row a method: mean and deviation of each figure over its seeds, and the last of each."""
-    heads = ["method", *figures, f"{figures[-1]} of each seed"]
+    """A row a method: mean and deviation of each figure over its seeds, the last of each, and the
+    mean minutes of a cell (a dash for tables that were made without)."""
+    heads = ["method", *figures, f"{figures[-1]} of each seed", "minutes a cell"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         cells = [spread([row[figure] for row in own]) for figure in figures]
         each = ", ".join(f"{row[figures[-1]]:.1f}" for row in own)
-        lines.append(f"| {' | '.join([method, *cells, each])} |")
+        times = [row["seconds"] / 60 for row in own if "seconds" in row]
+        minutes = f"{np.mean(times):.1f}" if times else "–"
+        lines.append(f"| {' | '.join([method, *cells, each, minutes])} |")
     return "\n".join(lines)
 
 
@@ -60,16 +92,44 @@ def spread(values: Sequence[float]) -> str:
 
 
 def verdict(name: str, changed: Sequence[float], before: Sequence[float]) -> str:
-    """A sentence on the differences of paired seeds against their noise."""
+    """A sentence on the differences of paired seeds: more than noise when the 95 % interval of
+    their mean (Student's t) leaves 0 out."""
     differences = np.asarray(changed) - np.asarray(before)
     mean, count = float(differences.mean()), len(differences)
     if count < 2:
         return f"{name}: {mean:+.1f} with one seed, which says nothing about noise"
-    error = float(differences.std(ddof=1) / np.sqrt(count))
+    half = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
     word = "within the noise of seeds"
-    if abs(mean) > 2 * error:
+    if abs(mean) > half:
         word = "helps" if mean > 0 else "harms"
-    return f"{name}: {mean:+.1f} ± {error:.1f} (standard error of {count} paired seeds): {word}"
+    pooled = _pooled([changed, before])
+    return (
+        f"{name}: {mean:+.1f}, 95 % interval {mean - half:+.1f} to {mean + half:+.1f} "
+        f"({count} paired seeds; deviation of seeds {pooled:.1f}): {word}"
+    )
+
+
+def spread_verdict(name: str, values: Mapping[str, Sequence[float]]) -> str:
+    """A sentence on the best and the worst of several methods, picked after the fact, by Tukey's
+    range test, which allows for the picking. values: method -> figures, as many seeds each."""
+    means = {method: float(np.mean(own)) for method, own in values.items()}
+    best, worst = max(means, key=means.get), min(means, key=means.get)
+    text = f"{name}: best {best} ({means[best]:.1f}), worst {worst} ({means[worst]:.1f})"
+    count, methods = len(values[best]), len(values)
+    if count < 2:
+        return f"{text} with one seed, which says nothing about noise"
+    noise = _pooled(list(values.values())) / np.sqrt(count)
+    width = means[best] - means[worst]
+    p = 1.0 if width == 0 else 0.0
+    if noise > 0:
+        p = float(stats.studentized_range.sf(width / noise, methods, methods * (count - 1)))
+    word = "more than" if p < 0.05 else "within"
+    return f"{text}, {word} the noise of {count} seeds (Tukey p = {p:.2f})"
+
+
+def _pooled(values: Sequence[Sequence[float]]) -> float:
+    """The deviation of seeds within a method."""
+    return float(np.sqrt(np.mean([np.var(own, ddof=1) for own in values])))
 
 
 def plain(settings: Any) -> dict:
@@ -78,8 +138,9 @@ def plain(settings: Any) -> dict:
 
 
 def commit() -> str:
-    """Short hash of the code's commit, "unknown" outside a repository."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    """Short hash of the code's commit, "-dirty" when files were changed since, "unknown" outside a
+    repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     found = subprocess.run(
         command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )

@@ -135,12 +135,19 @@ def check_weights(settings: RoadSettings, stages: Sequence[str]) -> None:
             raise BadInput(path, "does not exist", WEIGHTS[path.name])
 
 
+# Old names in settings.json: the name of today, and the value that it then has.
+RENAMED: dict[str, tuple[str, Callable]] = {"canvases": ("scales", lambda canvases: [canvases])}
+
+
 def restore(kind: type, value: Any) -> Any:
     """The settings dataclass `kind` from the plain values that settings.json holds.
 
     Settings that the file does not have (an older version) keep their defaults.
     """
     hints = get_type_hints(kind)
+    for old, (new, convert) in RENAMED.items():
+        if old in value and new not in value:
+            value = {**value, new: convert(value[old])}
     found = {}
     for one in fields(kind):
         if one.name not in value:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pytest
 from tiny_road import travel, write_tiny
 
@@ -20,6 +21,18 @@ class Run:
 def cache(tmp_path_factory) -> Path:
     """The folder of compiled programs that the runs of this session share."""
     return tmp_path_factory.mktemp("jax_cache")
+
+
+@pytest.fixture(scope="module")
+def compile_once(cache):
+    """In this process: the same program is compiled once, however many trainings build it."""
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, option) for option in options]
+    jax.config.update(options[0], str(cache))
+    jax.config.update(options[1], 0)
+    yield
+    for option, value in zip(options, before, strict=True):
+        jax.config.update(option, value)
 
 
 @pytest.fixture(scope="session")

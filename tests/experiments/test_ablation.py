@@ -3,15 +3,22 @@
 import json
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
+from scipy import stats
 from test_drop_figures import TINY, pseudo, world  # noqa: F401  (a fixture)
 
 from experiments import ablation
-from experiments.seed_tables import markdown, run_cells, verdict
+from experiments.runs import open_run
+from experiments.seed_tables import markdown, run_cells, spread_verdict, verdict
 from experiments.settings import mini
 from experiments.stages import jsonable
 from weaksam_jax.cli import entry_point
 from weaksam_jax.engine.checkpoint import save_params
+from weaksam_jax.errors import BadInput
+from weaksam_jax.losses.detection import DropSettings
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,25 @@ def test_cells_run_once_and_again_when_their_settings_change(tmp_path):
     assert run_cells(methods, (0, 1), tmp_path, work, ("ap50",)) == rows and len(calls) == 4
     run_cells(methods | {"b": Number(3)}, (0, 1, 2), tmp_path, work, ("ap50",))
     assert calls[4:] == [("a", 2), ("b", 0), ("b", 1), ("b", 2)]
-    assert "| a | 5.0 ± 7.1 | 0.0, 10.0 |" in markdown(rows, ("ap50",))
+    assert "| a | 5.0 ± 7.1 | 0.0, 10.0 | 0.0 |" in markdown(rows, ("ap50",))
+    calls.clear()
+    run_cells(methods, (1,), tmp_path, work, ("ap50",), lambda seed: f"weights {seed}")
+    run_cells(methods, (1,), tmp_path, work, ("ap50",), lambda seed: f"weights {seed}")
+    assert calls == [("a", 1), ("b", 1)], "other weights, other cells"
+
+
+def test_a_stopped_cell_goes_on_but_never_from_other_settings(tmp_path):
+    seen = []
+
+    def stopped(method, seed, folder):
+        seen.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "checkpoint").touch()
+        raise KeyboardInterrupt
+
+    for value in (1, 1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run_cells({"a": Number(value)}, (0,), tmp_path, stopped, ("ap50",))
+    assert seen == [["started"], ["checkpoint", "started"], ["started"]]
 
 
 def test_a_verdict_needs_more_than_the_noise():
@@ -42,31 +67,115 @@ def test_a_verdict_needs_more_than_the_noise():
     assert "one seed" in verdict("x", [12], [10])
 
 
-@pytest.mark.parametrize(
-    ("table", "methods"),
-    [("5a", ["top-1", "adaptive", "adaptive + RoI drop"]), ("9", ["tau_cls 3"])],
-)
-def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # noqa: F811
+def test_a_verdict_is_the_paired_t_test():
+    rng = np.random.default_rng(0)
+    words = set()
+    for _ in range(40):
+        before = rng.normal(50, 2, 3)
+        changed = before + rng.normal(1, 0.8, 3)
+        told = verdict("x", changed, before)
+        sure = stats.ttest_rel(changed, before).pvalue < 0.05
+        assert sure == ("noise of seeds" not in told)
+        words.add(sure)
+    assert words == {True, False}
+
+
+def test_the_best_of_several_is_tukeys_test():
+    rng = np.random.default_rng(1)
+    words = set()
+    for shift in (0, 1, 2, 4, 6, 8):
+        values = {str(i): rng.normal(50 + shift * i, 2, 3) for i in range(3)}
+        order = sorted(values.values(), key=np.mean)
+        p = stats.tukey_hsd(*order).pvalue[0, 2]
+        told = spread_verdict("tau", values)
+        assert f"p = {p:.2f}" in told and ("within" in told) == (p >= 0.05)
+        words.add(p >= 0.05)
+    assert words == {True, False}
+    assert "one seed" in spread_verdict("tau", {"a": [1.0], "b": [2.0]})
+
+
+def write_run(run, world, **changes):  # noqa: F811
+    """A run directory with a finished wsod stage and the tiny detector's settings."""
     data, _, truth, params = world
-    run, settings = tmp_path / "run", jsonable(mini())
+    settings = jsonable(mini())
     tiny = replace(TINY, views=(((96, 96),),), mirrored=False, test_batch=2, test_pre_nms=50)
-    settings["retrain"] = jsonable(tiny)
+    drop = DropSettings(tau_cls=0.1, tau_reg=1.0, start=1)
+    settings["retrain"] = jsonable(replace(tiny, drop=drop, **changes))
     save_params(run / "wsod" / "params.safetensors", {"backbone": params["backbone"]["stem"]})
     found = [one | {"score": 0.5} for one in pseudo(truth, 0.0)["annotations"]]
     (run / "wsod" / "detections_train.json").write_text(json.dumps(found))
     (run / "settings.json").write_text(json.dumps({"settings": settings, "data": str(data)}))
-    flags = ["--table", table, "--runs", str(run), "--out", str(tmp_path / "out")]
-    flags += ["--seeds", "4", "--tau-reg", "--tau-cls", "3"]
+    return run
+
+
+@pytest.mark.parametrize(
+    ("table", "methods"),
+    [
+        ("5a", ["top-1", "adaptive", "adaptive + RoI drop"]),
+        ("9", ["tau_reg 1, tau_cls 0.1", "tau_reg 1, tau_cls 3"]),
+    ],
+)
+def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # noqa: F811
+    run, out = write_run(tmp_path / "run", world), tmp_path / "out"
+    flags = ["--table", table, "--runs", str(run), "--out", str(out)]
+    flags += ["--seeds", "4", "--tau-reg", "1", "--tau-cls", "0.1", "3"]
     assert entry_point(ablation.main, flags) == 0
-    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    rows = json.loads((out / "table.json").read_text())["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [(name, 4) for name in methods]
     drops = [row["settings"]["retrain"]["drop"] for row in rows]
     if table == "5a":
-        assert drops[:2] == [None] * 2 and drops[2]["tau_cls"] == 4.0
-        assert "one seed" in capsys.readouterr().out
+        assert drops[:2] == [None] * 2 and drops[2]["tau_cls"] == 0.1
     else:
-        assert (drops[0]["tau_reg"], drops[0]["tau_cls"]) == (1.0, 3.0)
-    assert (tmp_path / "out" / "table.png").read_bytes()[:4] == b"\x89PNG"
-    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    stages = {f"{name.replace(' ', '_')}-4" for name in methods}
-    assert {line["stage"] for line in log} == stages
+        assert [(one["tau_reg"], one["tau_cls"]) for one in drops] == [(1.0, 0.1), (1.0, 3.0)]
+    assert "one seed" in capsys.readouterr().out
+    assert (out / "table.png").read_bytes()[:4] == b"\x89PNG"
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    dropped = {line["stage"]: line.get("dropped_background") for line in log}
+    cells = [f"{name.replace(' ', '_')}-4" for name in methods]
+    assert set(dropped) == set(cells)
+    last = dropped[cells[-1]] if table == "5a" else dropped[cells[0]]
+    assert last > 0, "nothing was dropped at the loss of an untrained detector"
+    assert all((out / cell / "detections_test.json").exists() for cell in cells)
+    assert not list(out.rglob("checkpoints"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}
+    assert entry_point(ablation.main, flags) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}
+
+
+def test_runs_that_cannot_be_compared_are_refused(world, tmp_path, capsys):  # noqa: F811
+    one, other = write_run(tmp_path / "one", world), write_run(tmp_path / "two", world, steps=3)
+    never = write_run(tmp_path / "never", world, steps=1, warmup=0)
+
+    def said(*runs):
+        flags = ["--table", "5a", "--out", str(tmp_path / "out"), "--runs", *map(str, runs)]
+        assert entry_point(ablation.main, flags) == 2
+        return capsys.readouterr().err
+
+    assert f"{other}: has other settings" in said(one, other)
+    assert "begins at step 1 of 1: never" in said(never)
+    (one / "wsod" / "detections_train.json").unlink()
+    assert "detections_train.json: does not exist" in said(one)
+
+
+def test_a_run_of_before_is_read_with_its_canvases(world, tmp_path):  # noqa: F811
+    run = write_run(tmp_path / "run", world)
+    stored = json.loads((run / "settings.json").read_text())
+    retrain = stored["settings"]["retrain"]
+    del retrain["scales"]
+    retrain["canvases"] = [[32, 48], [48, 32]]
+    (run / "settings.json").write_text(json.dumps(stored))
+    assert open_run(run).settings.retrain.scales == (((32, 48), (48, 32)),)
+    retrain["detection"]["forgotten"] = 1
+    (run / "settings.json").write_text(json.dumps(stored))
+    with pytest.raises(BadInput, match=r"unknown: retrain\.detection\.forgotten"):
+        open_run(run)
+
+
+def test_a_run_that_was_moved_keeps_its_mini_set(world, tmp_path):  # noqa: F811
+    run = write_run(tmp_path / "run", world)
+    stored = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(stored | {"data": "runs/gone/data/VOC2007"}))
+    assert str(open_run(run).data) == "runs/gone/data/VOC2007"
+    (run / "data" / "VOC2007").mkdir(parents=True)
+    assert open_run(run).data == run / "data" / "VOC2007"
+    assert str(open_run(run, "elsewhere").data) == "elsewhere"

@@ -1,14 +1,18 @@
 """`python -m experiments.pgt`: both formats, both sheets, refusals."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
-from experiments.pgt import main
+from experiments.pgt import main, parse
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini import write_mini
+from weaksam_jax.pgt import PgtSettings
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,8 @@ def test_the_truth_is_found_and_its_parts_fall(world, tmp_path, capsys):
     assert "missed" in capsys.readouterr().out
     sheet = json.loads((tmp_path / "pgt.sheet.json").read_text())
     tags, truth = open_tags(world[0], "trainval"), open_truth(world[0], "trainval")
-    assert sheet["truth"]["recall50"] == 1 and sheet["truth"]["precision50"] == 1
+    for figure in ("recall50", "precision50", "recall70", "precision70"):
+        assert sheet["truth"][figure] == 1
     assert sheet["tags"]["without_box"] == 0
     assert sheet["tags"]["tags"] == sum(len(record.tags) for record in tags.records)
     for name, own in sheet["truth"]["per_class"].items():
@@ -48,6 +53,32 @@ def test_the_truth_is_found_and_its_parts_fall(world, tmp_path, capsys):
         assert own["objects"] == own["found"] == easy and own["missed"] == 0
     loaded = COCO(str(tmp_path / "pgt.json"))
     assert len(loaded.imgs) == 6 and {one["score"] for one in loaded.anns.values()} == {0.9}
+
+
+def test_the_picture_shows_pseudo_boxes_where_they_are(world, tmp_path):
+    """Without a score threshold the lower box of each object is drawn, too: other pixels."""
+    pictures = []
+    for more in ((), ("--settings.score-threshold", "-1", "--settings.overlap-threshold", "2")):
+        assert run(world, tmp_path / "pgt.json", *more) == 0
+        pictures.append(np.asarray(Image.open(tmp_path / "pgt.png").convert("RGB")).astype(int))
+    assert pictures[0].shape == pictures[1].shape
+    changed = (pictures[0] != pictures[1]).any(-1).mean()
+    assert 0.001 < changed < 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), PgtSettings()),
+        (("--settings.rule", "pgf"), PgtSettings.pgf()),
+        (("--settings.rule=pgf", "--settings.score-threshold", "0.4"),
+         replace(PgtSettings.pgf(), score_threshold=0.4)),
+        (("--settings.rule", "release_voc"), PgtSettings(rule="release_voc")),
+    ],
+)  # fmt: skip
+def test_the_rule_brings_its_own_thresholds(flags, expected):
+    needed = ["--detections", "a", "--data", "b", "--out", "c"]
+    assert parse([*needed, *flags]).settings == expected
 
 
 def test_voc_dict_has_every_image_and_corners(world, tmp_path):

@@ -1,12 +1,13 @@
 """Statistics of RoI losses: hand-made intervals, and a detector whose pseudo boxes we know."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.drop_figures import EDGES, Rois, intervals, judge, main, summary
+from experiments.drop_figures import EDGES, Rois, intervals, judge, main, summary, table
 from experiments.settings import mini
 from experiments.stages import jsonable
 from weaksam_jax.cli import entry_point
@@ -17,6 +18,7 @@ from weaksam_jax.losses.detection import DetectionSettings, DropSettings
 from weaksam_jax.retrain.network import build_model, init_model
 from weaksam_jax.retrain.settings import RetrainSettings
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 TINY = RetrainSettings(
     channels=8,
     fc_width=8,
@@ -41,7 +43,28 @@ def test_intervals_and_thresholds_by_hand():
     assert rows[2]["errors"] is None and rows[-1]["rois"] == 1
     found = summary(Rois(cls, reg, wrong, np.array([1.0, 5.0], np.float32)), TINY)
     assert found["dropped"] == 0.5 and found["errors"] == 0.5  # a loss of exactly tau is kept
-    assert found["errors_of_dropped"] == 0.5 and found["background_above_tau_cls"] == 0.5
+    assert found["errors_of_dropped"] == 0.5 and found["errors_of_kept"] == 0.5
+    assert (found["background_rois"], found["dropped_background"]) == (2, 0.5)
+
+
+def test_the_runs_rule_decides_what_is_dropped():
+    cls, reg = np.float32([5, 5, 1, 1]), np.float32([2, 0, 2, 0])
+    wrong = np.array([True, False, False, False])
+    rois = Rois(cls, reg, wrong, np.float32([9]))
+    drop = DropSettings(tau_cls=4.0, tau_reg=1.0)
+    both = summary(rois, replace(TINY, drop=replace(drop, rule="both")))
+    assert both["dropped"] == 0.25 and both["errors_of_dropped"] == 1
+    assert both["dropped_background"] == 0  # both losses of a background RoI are never high
+    spared = summary(rois, replace(TINY, drop=replace(drop, background=False)))
+    assert spared["dropped"] == 0.75 and spared["dropped_background"] == 0
+
+
+def test_nothing_to_share_is_none_and_still_json():
+    empty = np.zeros(0, np.float32)
+    found = summary(Rois(empty, empty, empty.astype(bool), empty), TINY)
+    assert found["dropped"] is found["dropped_background"] is found["errors"] is None
+    json.dumps(found, allow_nan=False)
+    assert " - " in table({"step": None, **found})
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +113,20 @@ def test_the_command_trains_measures_and_draws(world, tmp_path, capsys):
     assert entry_point(main, [*flags, "--at", "1", "2"]) == 0
     rows = json.loads((tmp_path / "out" / "drop.json").read_text())["rows"]
     assert [row["step"] for row in rows] == [1, 2] and all(row["rois"] for row in rows)
+    weights = [tmp_path / "out" / "training" / f"params_{step}.safetensors" for step in (1, 2)]
+    one, two = (path.read_bytes() for path in weights)
+    assert one != two
     log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["step"] == 2 and "dropped_foreground" not in json.loads(log[-1])
     assert (tmp_path / "out" / "drop_2.png").read_bytes()[:4] == b"\x89PNG"
+    # A step is measured at that step, also when the training has gone past it since.
+    weights[0].unlink()
+    assert entry_point(main, [*flags, "--at", "1"]) == 0
+    again = json.loads((tmp_path / "out" / "drop.json").read_text())["rows"]
+    assert again == rows[:1] and weights[0].read_bytes() == one
+    # Another seed is another training, in the same folder.
+    assert entry_point(main, [*flags, "--at", "1", "--seed", "7"]) == 0
+    assert weights[0].read_bytes() != one and not weights[1].exists()
+    capsys.readouterr()
+    assert entry_point(main, [*flags, "--at", "3"]) == 2
+    assert "--at" in capsys.readouterr().err
