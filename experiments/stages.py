@@ -295,8 +295,9 @@ class Journey:
 
         detections = read_json(self.out / "wsod" / "detections_train.json")
         train, made = self.splits["train"], {}
-        for name, rule in (("pgt", self.settings.pgt.rule), ("top1", "top_k")):
-            made[name] = make_pgt(detections, train, replace(self.settings.pgt, rule=rule))
+        top1 = replace(self.settings.pgt, rule="top_k", k=1)
+        for name, settings in (("pgt", self.settings.pgt), ("top1", top1)):
+            made[name] = make_pgt(detections, train, settings)
             write_json(self.out / "pgt" / f"{name}.json", made[name])
         return measure.pgt(made, self.truths["train"])
 

@@ -141,6 +141,12 @@ def test_pgt_quality_counts():
     counts = {key: quality[key] for key in ("objects", "found", "part_only", "missed")}
     assert counts == {"objects": 3, "found": 1, "part_only": 1, "missed": 1}
     assert quality["per_image"] == 5
+    each = quality["per_class"]
+    assert [each[name]["objects"] for name in CLASSES[:3]] == [2, 1, 0]
+    assert [each[name]["found"] for name in CLASSES[:3]] == [1, 0, 0]
+    assert [each[name]["part_only"] for name in CLASSES[:3]] == [1, 0, 0]
+    assert [each[name]["missed"] for name in CLASSES[:3]] == [0, 1, 0]
+    assert each[CLASSES[0]]["precision50"] == pytest.approx(1 / 3)
 
 
 def rle(mask):

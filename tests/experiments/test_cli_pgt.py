@@ -1,6 +1,7 @@
 """`python -m experiments.pgt`: both formats, both sheets, refusals."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from experiments.pgt import main, parse
+from experiments.options import RoadOptions
+from experiments.pgt import main, numbered, parse
+from experiments.settings import RoadSettings
+from experiments.stages import Journey
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini import write_mini
@@ -79,6 +83,21 @@ def test_the_picture_shows_pseudo_boxes_where_they_are(world, tmp_path):
 def test_the_rule_brings_its_own_thresholds(flags, expected):
     needed = ["--detections", "a", "--data", "b", "--out", "c"]
     assert parse([*needed, *flags]).settings == expected
+
+
+def test_the_roads_top_1_is_one_box_whatever_k_is(world, tmp_path):
+    data, path = world
+    found = [dict(numbered(one)) for one in json.loads(path.read_text())]
+    (tmp_path / "wsod").mkdir()
+    (tmp_path / "wsod" / "detections_train.json").write_text(json.dumps(found))
+    settings = RoadSettings(pgt=PgtSettings(rule="top_k", k=2))
+    Journey(RoadOptions(str(data), tmp_path, settings=settings)).run_pgt()
+    most = {}
+    for name in ("pgt", "top1"):
+        made = json.loads((tmp_path / "pgt" / f"{name}.json").read_text())["annotations"]
+        most[name] = Counter((one["image_id"], one["category_id"]) for one in made)
+    assert set(most["top1"].values()) == {1} and max(most["pgt"].values()) == 2
+    assert most["top1"].keys() == most["pgt"].keys()
 
 
 def test_voc_dict_has_every_image_and_corners(world, tmp_path):
