@@ -44,14 +44,19 @@ def test_a_path_that_cannot_be_used_is_one_line(tmp_path, capsys):
 def test_a_signal_during_a_garbage_collection_is_not_lost(number, status):
     """Python forgets what is raised in a callback of the collector, such as JAX's."""
 
-    def _xla_gc_callback(*_):
-        gc.callbacks.remove(_xla_gc_callback)
-        signal.raise_signal(number)
+    sent = []
+
+    def callback(phase, info):
+        if not sent:
+            sent.append(signal.raise_signal(number))
 
     def main(argv):
-        gc.callbacks.append(_xla_gc_callback)
-        gc.collect()
-        time.sleep(5)  # interrupted long before
+        gc.callbacks.append(callback)
+        try:
+            gc.collect()
+            time.sleep(5)  # interrupted long before
+        finally:
+            gc.callbacks.remove(callback)
 
     start = time.perf_counter()
     assert entry_point(main) == status

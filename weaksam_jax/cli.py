@@ -6,6 +6,7 @@ SIGTERM. Imports neither jax nor torch, so `bridge`'s commands use it too.
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -98,10 +99,11 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _swallows(frame: FrameType | None) -> bool:
-    """Whether JAX's callback of the garbage collector runs: Python prints and forgets what is
-    raised there."""
+    """Whether a callback of the garbage collector runs (JAX has one): Python prints and forgets
+    what is raised there."""
+    callbacks = {getattr(one, "__code__", None) for one in gc.callbacks}
     while frame is not None:
-        if frame.f_code.co_name == "_xla_gc_callback":
+        if frame.f_code in callbacks:
             return True
         frame = frame.f_back
     return False
