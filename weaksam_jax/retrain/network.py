@@ -14,6 +14,7 @@ from weaksam_jax.models.fpn import MiniTrunk
 from weaksam_jax.models.lite0 import Lite0, lite0_input
 from weaksam_jax.models.mini_cnn import mini_input
 from weaksam_jax.models.resnet import ResNet50, resnet_input
+from weaksam_jax.ops.canvas import inside_mask
 from weaksam_jax.retrain.settings import RetrainSettings
 
 
@@ -55,9 +56,7 @@ def normalise(images: jax.Array, sizes: jax.Array, backbone: str) -> jax.Array:
         "resnet50_msra": lambda x: resnet_input(x, "msra"),
     }
     scaled = inputs[backbone](images)
-    rows = jnp.arange(images.shape[1])[None, :] < sizes[:, :1]
-    columns = jnp.arange(images.shape[2])[None, :] < sizes[:, 1:]
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], scaled, 0)
+    return jnp.where(inside_mask(sizes, *images.shape[1:3])[..., None], scaled, 0)
 
 
 def init_model(

@@ -15,6 +15,7 @@ from weaksam_jax.data.records import TagSplit
 from weaksam_jax.engine.distributed import process
 from weaksam_jax.engine.loop import train
 from weaksam_jax.engine.mesh import AXIS, check_batch
+from weaksam_jax.engine.optimizer import warmed_steps
 from weaksam_jax.engine.step import create_state, make_train_step
 from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.detection import faster_rcnn_loss
@@ -101,13 +102,11 @@ def make_optimizer(settings: RetrainSettings, params: dict) -> optax.GradientTra
     rate = settings.learning_rate
     ramp = min(settings.warmup, settings.steps // 2)  # a short trial has a short warm-up
     if settings.milestones:
-        after = optax.piecewise_constant_schedule(
-            rate, {step - ramp: 0.1 for step in settings.milestones}
-        )
+        schedule = warmed_steps(rate, ramp, 1 / 1000, settings.milestones)
     else:
         after = optax.cosine_decay_schedule(rate, settings.steps - ramp)
-    warmup = optax.linear_schedule(rate / 1000, rate, ramp)
-    schedule = optax.join_schedules([warmup, after], [ramp])
+        warmup = optax.linear_schedule(rate / 1000, rate, ramp)
+        schedule = optax.join_schedules([warmup, after], [ramp])
     if settings.optimizer == "sgd":
         decay = optax.add_decayed_weights(settings.weight_decay)
         tx = optax.chain(decay, optax.sgd(schedule, momentum=0.9))

@@ -16,7 +16,8 @@ from weaksam_jax.data.scales import Scale, shape_group
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
 from weaksam_jax.models.lite0 import Lite0, lite0_input
-from weaksam_jax.wsod.network import MAPS, inside_mask
+from weaksam_jax.ops.canvas import inside_mask
+from weaksam_jax.wsod.network import MAPS
 from weaksam_jax.wsod.settings import WsodSettings
 from weaksam_jax.wsod.views import View, views_of
 

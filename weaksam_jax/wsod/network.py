@@ -14,6 +14,7 @@ from weaksam_jax.models.mil import MilDetector
 from weaksam_jax.models.mini_cnn import MiniCnn, mini_input
 from weaksam_jax.models.resnet import ResNet50, is_constant, resnet_input
 from weaksam_jax.models.vgg16 import Vgg16, vgg_input
+from weaksam_jax.ops.canvas import inside_mask
 from weaksam_jax.ops.roi import roi_align, roi_pool
 from weaksam_jax.wsod.settings import WsodSettings
 
@@ -153,9 +154,3 @@ def network_input(settings: WsodSettings, batch: dict) -> tuple[Any, jax.Array]:
     pixels = inputs[settings.backbone](images)
     images = jnp.where(inside_mask(sizes, height, width)[..., None], pixels, 0.0)
     return images, inside_mask(sizes / stride, height // stride, width // stride)
-
-
-def inside_mask(sizes: jax.Array, height: int, width: int) -> jax.Array:
-    rows = jnp.arange(height)[None, :] < sizes[:, :1]
-    columns = jnp.arange(width)[None, :] < sizes[:, 1:]
-    return rows[:, :, None] & columns[:, None, :]
