@@ -27,8 +27,8 @@ def run_cells(
     figures: Sequence[str],
     inputs: Callable[[int], Any] = lambda seed: None,
 ) -> list[dict]:
-    """One dictionary a cell: method, seed, what `work(method, seed, folder)` gave, seconds, its
-    settings and inputs.
+    """One dictionary a cell: method, seed, what `work(method, seed, folder)` gave, seconds, the
+    commit of the code, its settings and inputs.
 
     methods: name -> settings (a dataclass). inputs(seed): what else decides a cell, as JSON
     (fingerprints of the files it reads). A cell that has finished with the same settings and inputs
@@ -49,7 +49,7 @@ def run_cells(
             row = {"method": method, "seed": seed, **found}
             # Of a cell that was stopped, only those since it went on.
             row["seconds"] = round(time.monotonic() - begin, 1)
-            row |= {"settings": wanted, "inputs": given}
+            row |= {"commit": commit(), "settings": wanted, "inputs": given}
             write_json(stored, row, indent=1)
             say(f"  {figures[-1]} {row[figures[-1]]:.1f} after {row['seconds']:.0f} s")
         rows.append(row)
@@ -72,8 +72,8 @@ def open_folder(folder: Path, job: Any) -> None:
 
 def markdown(rows: Sequence[dict], figures: Sequence[str]) -> str:
     """A row a method: mean and deviation of each figure over its seeds, the last of each, and the
-    mean minutes of a cell (a dash for tables that were made without)."""
-    heads = ["method", *figures, f"{figures[-1]} of each seed", "minutes a cell"]
+    mean minutes of a cell and the code's commit (dashes for tables that were made without)."""
+    heads = ["method", *figures, f"{figures[-1]} of each seed", "minutes a cell", "commit"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -81,7 +81,8 @@ def markdown(rows: Sequence[dict], figures: Sequence[str]) -> str:
         each = ", ".join(f"{row[figures[-1]]:.1f}" for row in own)
         times = [row["seconds"] / 60 for row in own if "seconds" in row]
         minutes = f"{np.mean(times):.1f}" if times else "–"
-        lines.append(f"| {' | '.join([method, *cells, each, minutes])} |")
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in own if "commit" in row)) or "–"
+        lines.append(f"| {' | '.join([method, *cells, each, minutes, commits])} |")
     return "\n".join(lines)
 
 
