@@ -1,8 +1,8 @@
 """Ablations of retraining: Table 5a (pseudo boxes, RoI drop) and Table 9 (its thresholds).
 
-    python -m experiments.ablation --table 5a --runs runs/mini-0 runs/mini-1 --out runs/5a
+    python -m experiments.ablation --table 5a --runs runs/mini-0 runs/mini-1 --out runs/tables
     python -m experiments.ablation --table 9 --runs runs/mini-0 --seeds 0 1 2 \\
-        --tau-reg 4 6 8 --tau-cls 3 4 5 --out runs/9
+        --tau-reg 4 6 8 --tau-cls 3 4 5 --out runs/tables
 
 Retrains on the detections of finished runs with their settings. Seed i takes the i-th run (the
 first again when there are fewer), so that several runs vary the MIL detector, too. Table 5a: top-1,
@@ -10,10 +10,13 @@ adaptive, adaptive with RoI drop. Table 9: thresholds, one changed at a time; th
 run's. The paper's values (the defaults) are meant for a pre-trained R50: small networks drop every
 foreground RoI at tau_reg 1.
 
-Writes OUT/table.json (every cell, with command and commit), OUT/table.md and OUT/table.png, keeps
-the detections of each cell, and prints the table and verdicts. Table 5a: the mean difference of
-paired seeds is more than noise when its 95 % interval leaves 0 out, which three seeds grant to
-large differences alone. Table 9: Tukey's range test between the best and the worst threshold.
+Cells that differ in RoI drop alone are the same until it begins, so they go on from a common
+training (OUT/before_drop-SEED), and both tables in the same OUT share what they can.
+
+Writes OUT/table_5a.json (every cell, with command and commit), .md and .png, keeps the detections
+of each cell, and prints the table and verdicts. Table 5a: the mean difference of paired seeds is
+more than noise when its 95 % interval leaves 0 out, which three seeds grant to large differences
+alone. Table 9: Tukey's range test between the best and the worst threshold.
 The same command goes on where it stopped; finished cells are not repeated, those whose settings or
 run have changed are.
 """
@@ -21,7 +24,7 @@ run have changed are.
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -31,7 +34,7 @@ import tyro
 
 from experiments import measure
 from experiments.runs import open_run
-from experiments.seed_tables import markdown, run_cells, spread_verdict, verdict
+from experiments.seed_tables import markdown, open_folder, run_cells, spread_verdict, verdict
 from experiments.settings import RoadSettings
 from experiments.stages import Journey, retrain_start
 from weaksam_jax.cli import entry_point
@@ -98,12 +101,27 @@ def ablate(options: Ablation) -> str:
     def journey_of(seed: int) -> Journey:
         return journeys[options.seeds.index(seed) % len(journeys)]
 
+    images = [dataset_fingerprint(first.data, name) for name in first.names.values()]
+
+    def inputs(seed: int) -> list[str]:
+        return [*images, *weights_of(journey_of(seed))]
+
     def work(method: str, seed: int, folder: Path) -> dict:
         journey, settings = journey_of(seed), methods[method].retrain
         detections = read_json(journey.out / "wsod" / "detections_train.json")
         pgt = make_pgt(detections, train, methods[method].pgt)
-        start = retrain_start(journey.out, settings)
-        params = train_retrain(pgt, train, settings, folder, journey.mesh, seed, start)
+        init = retrain_start(journey.out, settings)
+
+        def retrain(settings: RetrainSettings, folder: Path, until: int | None = None) -> dict:
+            return train_retrain(pgt, train, settings, folder, journey.mesh, seed, init, until)
+
+        until = common_steps(methods, method)
+        if until and not (folder / "checkpoints").exists():
+            plain, common = undropped(methods[method]), options.out / f"before_drop-{seed}"
+            open_folder(common, [asdict(plain), until, seed, inputs(seed)])
+            retrain(plain.retrain, common, until)
+            copy_folder(common / "checkpoints", folder / "checkpoints")
+        params = retrain(settings, folder)
         logits = None
         if settings.tag_power:
             from experiments.clues import stored_logits
@@ -114,23 +132,16 @@ def ablate(options: Ablation) -> str:
         shutil.rmtree(folder / "checkpoints")
         return measure.average_precisions(found, truth)
 
-    images = [dataset_fingerprint(first.data, name) for name in first.names.values()]
-    rows = run_cells(
-        methods,
-        options.seeds,
-        options.out,
-        work,
-        FIGURES,
-        lambda seed: [*images, *weights_of(journey_of(seed))],
-    )
+    name = f"table_{options.table}"
+    rows = run_cells(methods, options.seeds, options.out, work, FIGURES, inputs, name)
     found = {name: [row["ap50"] for row in rows if row["method"] == name] for name in methods}
     if options.table == "5a":
         said = verdicts_5a(found)
     else:
         said = verdicts_9(found, methods, road.retrain.drop or DropSettings())
     lines = [markdown(rows, FIGURES), "", *said]
-    write_text(options.out / "table.md", "\n".join(lines) + "\n")
-    draw(rows, options.out / "table.png")
+    write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
+    draw(rows, options.out / f"{name}.png")
     return "\n".join(lines)
 
 
@@ -182,6 +193,27 @@ def table_9(road: RoadSettings, options: Ablation) -> dict[str, Method]:
         )
         for one in changed
     }
+
+
+def undropped(method: Method) -> Method:
+    """The method without RoI drop."""
+    return replace(method, retrain=replace(method.retrain, drop=None))
+
+
+def common_steps(methods: dict[str, Method], name: str) -> int:
+    """Steps that a method has in common with the others that differ from it in RoI drop alone: all
+    before the first drop begins; 0 when there are no others."""
+    own = undropped(methods[name])
+    group = [method.retrain.drop for method in methods.values() if undropped(method) == own]
+    return min((drop.start for drop in group if drop is not None), default=0) * (len(group) > 1)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """A copy that is whole or not there at all."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
 
 
 def check_drop(methods: dict[str, Method]) -> None:

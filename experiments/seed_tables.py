@@ -26,37 +26,44 @@ def run_cells(
     work: Cell,
     figures: Sequence[str],
     inputs: Callable[[int], Any] = lambda seed: None,
+    name: str = "table",
 ) -> list[dict]:
     """One dictionary a cell: method, seed, what `work(method, seed, folder)` gave, seconds, the
     commit of the code, its settings and inputs.
 
     methods: name -> settings (a dataclass). inputs(seed): what else decides a cell, as JSON
-    (fingerprints of the files it reads). A cell that has finished with the same settings and inputs
-    is not run again; one that was stopped finds its folder as it left it, but empty when they have
-    changed. Writes OUT/table.json (with command and commit) and OUT/table.md.
+    (fingerprints of the files it reads). A cell that has finished in `out` with the same settings,
+    seed and inputs is not run again, under whatever method's name; one that was stopped finds its
+    folder as it left it, but empty when they have changed. Writes OUT/<name>.json (with command and
+    commit) and OUT/<name>.md.
     """
     rows, cells = [], [(method, seed) for method in methods for seed in seeds]
     for number, (method, seed) in enumerate(cells, 1):
         folder = out / f"{method.replace(' ', '_')}-{seed}"
-        stored = folder / "row.json"
-        row = read_json(stored) if stored.exists() else {}
         wanted, given = plain(methods[method]), inputs(seed)
-        if (row.get("settings"), row.get("inputs")) != (wanted, given):
+        job = {"seed": seed, "settings": wanted, "inputs": given}
+        if (row := _finished(out, job)) is None:
             say(f"cell {number} of {len(cells)}: {method}, seed {seed}: training in {folder}")
-            open_folder(folder, [wanted, seed, given])
+            open_folder(folder, job)
             begin = time.monotonic()
             found = work(method, seed, folder)
             row = {"method": method, "seed": seed, **found}
             # Of a cell that was stopped, only those since it went on.
             row["seconds"] = round(time.monotonic() - begin, 1)
-            row |= {"commit": commit(), "settings": wanted, "inputs": given}
-            write_json(stored, row, indent=1)
+            row |= {"commit": commit(), **job}
+            write_json(folder / "row.json", row, indent=1)
             say(f"  {figures[-1]} {row[figures[-1]]:.1f} after {row['seconds']:.0f} s")
-        rows.append(row)
+        rows.append(row | {"method": method})
     note = {"command": " ".join(sys.argv), "commit": commit(), "rows": rows}
-    write_json(out / "table.json", note, indent=1)
-    write_text(out / "table.md", markdown(rows, figures) + "\n")
+    write_json(out / f"{name}.json", note, indent=1)
+    write_text(out / f"{name}.md", markdown(rows, figures) + "\n")
     return rows
+
+
+def _finished(out: Path, job: dict) -> dict | None:
+    """The row of a cell in `out` that did this job."""
+    rows = map(read_json, sorted(out.glob("*/row.json")))
+    return next((row for row in rows if job.items() <= row.items()), None)
 
 
 def open_folder(folder: Path, job: Any) -> None:

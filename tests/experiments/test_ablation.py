@@ -1,6 +1,7 @@
 """Tables of seeds: cells run once, honest verdicts, and both ablations on a tiny run."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +41,9 @@ def test_cells_run_once_and_again_when_their_settings_change(tmp_path):
     run_cells(methods | {"b": Number(3)}, (0, 1, 2), tmp_path, work, ("ap50",))
     assert calls[4:] == [("a", 2), ("b", 0), ("b", 1), ("b", 2)]
     assert "| a | 5.0 ± 7.1 | 0.0, 10.0 | 0.0 |" in markdown(rows, ("ap50",))
+    again = run_cells({"c": Number(3)}, (1,), tmp_path, work, ("ap50",), name="other")
+    assert len(calls) == 8 and [row["method"] for row in again] == ["c"], "it is cell b of seed 1"
+    assert (tmp_path / "other.json").exists()
     calls.clear()
     run_cells(methods, (1,), tmp_path, work, ("ap50",), lambda seed: f"weights {seed}")
     run_cells(methods, (1,), tmp_path, work, ("ap50",), lambda seed: f"weights {seed}")
@@ -120,7 +124,7 @@ def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # 
     flags = ["--table", table, "--runs", str(run), "--out", str(out)]
     flags += ["--seeds", "4", "--tau-reg", "1", "--tau-cls", "0.1", "3"]
     assert entry_point(ablation.main, flags) == 0
-    rows = json.loads((out / "table.json").read_text())["rows"]
+    rows = json.loads((out / f"table_{table}.json").read_text())["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [(name, 4) for name in methods]
     drops = [row["settings"]["retrain"]["drop"] for row in rows]
     if table == "5a":
@@ -128,18 +132,51 @@ def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # 
     else:
         assert [(one["tau_reg"], one["tau_cls"]) for one in drops] == [(1.0, 0.1), (1.0, 3.0)]
     assert "one seed" in capsys.readouterr().out
-    assert (out / "table.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / f"table_{table}.png").read_bytes()[:4] == b"\x89PNG"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     dropped = {line["stage"]: line.get("dropped_background") for line in log}
     cells = [f"{name.replace(' ', '_')}-4" for name in methods]
-    assert set(dropped) == set(cells)
+    assert set(dropped) == {*cells, "before_drop-4"} and dropped["before_drop-4"] is None
     last = dropped[cells[-1]] if table == "5a" else dropped[cells[0]]
     assert last > 0, "nothing was dropped at the loss of an untrained detector"
     assert all((out / cell / "detections_test.json").exists() for cell in cells)
-    assert not list(out.rglob("checkpoints"))
+    assert [path.parent.name for path in out.rglob("checkpoints")] == ["before_drop-4"]
     before = {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}
     assert entry_point(ablation.main, flags) == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}
+
+
+def test_cells_with_a_common_beginning_are_those_trained_alone(world, tmp_path):  # noqa: F811
+    """Also when a cell was stopped right after the copy, and when thresholds come later."""
+    run, out = write_run(tmp_path / "run", world, steps=3), tmp_path / "out"
+
+    def rows(table, out, **values):
+        options = ablation.Ablation(table, (run,), out, seeds=(4,), **values)
+        ablation.ablate(options)
+        return [path.parent for path in sorted(out.glob("*/row.json"))]
+
+    cells = rows("5a", out)
+    rows("9", out, tau_reg=(1.0,), tau_cls=(0.1, 0.5))
+    late = json.loads((out / "table_9.json").read_text())["rows"]
+    alone = tmp_path / "alone"
+    for values in ({"tau_cls": (0.1,), "tau_reg": ()}, {"tau_cls": (0.5,), "tau_reg": ()}):
+        shutil.rmtree(alone, ignore_errors=True)
+        (cell,) = rows("9", alone, **values)  # a method with no other has nothing in common
+        assert not (alone / "before_drop-4").exists()
+        want = json.loads((cell / "detections_test.json").read_text())
+        folder = "adaptive_+_RoI_drop-4" if values["tau_cls"] == (0.1,) else f"{cell.name}"
+        got = json.loads((out / folder / "detections_test.json").read_text())
+        assert len(got) == len(want) > 0
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-3)
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert len(cells) == 3 and [row["method"] for row in late] == [
+        "tau_reg 1, tau_cls 0.1",
+        "tau_reg 1, tau_cls 0.5",
+    ]
+    steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    (line,) = [one for one in steps if one["stage"] == "adaptive_+_RoI_drop-4"]
+    assert len(line["every_step"]["dropped_foreground"]) == 2, "the steps after the common one"
 
 
 def test_runs_that_cannot_be_compared_are_refused(world, tmp_path, capsys):  # noqa: F811

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -34,6 +34,7 @@ def train(
     log_every: int = 20,
     name: str = "train",
     log: str | Path | None = None,
+    every_step: Sequence[str] = (),
 ) -> TrainState:
     """Trains from the latest checkpoint (else from `state`) to step `steps`; returns that state.
 
@@ -41,9 +42,10 @@ def train(
     Grain iterator of dictionaries of arrays `[images, ...]` (`weaksam_jax.data.batches`); its
     `image_id` stays on the host. Writes `folder/checkpoints` (every `checkpoint_every` steps, at
     the end, and on Ctrl-C or SIGTERM) and appends lines `{"stage": name, "step", means since the
-    last line, "images_per_s"}` to `log` (None: `folder/../log.jsonl`) every `log_every` steps. A
-    run that was killed and started again ends in the same bits, and but for `images_per_s` in the
-    same log.
+    last line, "images_per_s"}` to `log` (None: `folder/../log.jsonl`) every `log_every` steps; of
+    the metrics named in `every_step` the line also holds `{"every_step": {metric: [the value at
+    each of these steps]}}`. A run that was killed and started again ends in the same bits, and but
+    for `images_per_s` in the same log.
 
     Several processes (each with its share of every batch, `folder` on a shared disk) do the same
     steps; the first alone logs. When one of them is told to stop, all save and stop after the same
@@ -58,7 +60,8 @@ def train(
     with contextlib.closing(checkpoints), _signals() as received:
         state, pending = checkpoints.restore(state, batches)
         done = int(state.step)
-        lines = _Log(Path(log or folder.parent / "log.jsonl"), name, done, pending)
+        path = Path(log or folder.parent / "log.jsonl")
+        lines = _Log(path, name, done, pending, every_step)
         batch = next(batches) if done < steps else {}
         alone, steps_left = process()[1] == 1, range(done, steps)
         bar = tqdm(
@@ -92,8 +95,10 @@ def train(
 class _Log:
     """Collects metrics on the device, fetches them at log points, writes `log.jsonl`."""
 
-    def __init__(self, path: Path, stage: str, step: int, pending: list[dict]):
-        self._path, self._stage = path, stage
+    def __init__(
+        self, path: Path, stage: str, step: int, pending: list[dict], every_step: Sequence[str]
+    ):
+        self._path, self._stage, self._every_step = path, stage, every_step
         self.pending = list(pending)  # fetched, but not yet part of a line
         self._on_device: list[tuple] = []  # (step, metrics, image ids)
         self._images, self._start = 0, time.perf_counter()
@@ -129,6 +134,8 @@ class _Log:
         means = {key: sum(m[key] for m in self.pending) / count for key in self.pending[0]}
         speed = round(self._images / seconds, 2)
         line = {"stage": self._stage, "step": step, **means, "images_per_s": speed}
+        each = {key: [m[key] for m in self.pending] for key in self._every_step if key in means}
+        line |= {"every_step": each} if each else {}
         if is_leader():
             runlog.append(self._path, line)
         self.pending, self._images, self._start = [], 0, time.perf_counter()

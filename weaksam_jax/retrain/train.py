@@ -41,8 +41,8 @@ def train_retrain(
     pgt: COCO dictionary for `images`; images without a box are left out. init_params: backbone
     parameters to start from (those of the MIL detector, which saw tags only, or ImageNet's);
     modules the backbone does not have are passed over. The log's name of the stage is that of the
-    folder. until: stop after so many steps of the schedule. Raises `BadInput` when pgt or
-    init_params do not fit.
+    folder; the shares of RoIs that were dropped stand in it for every step. until: stop after so
+    many steps of the schedule. Raises `BadInput` when pgt or init_params do not fit.
     """
     check_batch(settings.batch, mesh.size, settings.accumulate)
     samples = PseudoSamples(pgt, images, settings.scales, settings.augmentation)
@@ -63,6 +63,7 @@ def train_retrain(
         mesh,
         checkpoint_every=settings.checkpoint_every,
         name=Path(folder).name,
+        every_step=("dropped_foreground", "dropped_background"),
     )
     return jax.device_get(state.params)
 
