@@ -4,13 +4,14 @@ import math
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from weaksam_jax.boxes import HEAD_WEIGHTS, RPN_WEIGHTS, decode, encode
 from weaksam_jax.ops.anchors import pyramid_anchors
 from weaksam_jax.ops.matching import match_by_iou
-from weaksam_jax.ops.nms import nms
+from weaksam_jax.ops.nms import dense_nms, nms
 
 # Whole pixels of a small square: many ties, equal and empty boxes, IoUs exactly at a threshold.
 corner, side = st.integers(0, 12), st.integers(0, 8)
@@ -125,19 +126,20 @@ def test_matcher(rows, truth, rule):
     np.testing.assert_array_equal(np.asarray(index)[foreground], np.asarray(best)[foreground])
 
 
-suppress = jax.jit(nms, static_argnums=(3, 4))
+suppress = [jax.jit(form, static_argnums=(3, 4)) for form in (nms, dense_nms)]
 
 
+@pytest.mark.parametrize("form", suppress)
 @settings(max_examples=150)
 @given(
     rows=boxes,
     scores=st.lists(st.integers(0, 5), min_size=ROWS, max_size=ROWS),
     threshold=st.sampled_from([0.25, 0.5, 0.7]),
 )
-def test_nms(rows, scores, threshold):
+def test_nms(form, rows, scores, threshold):
     padded, valid = pad(rows, ROWS)
     values = np.asarray(scores, np.float32)
-    indices, kept = suppress(padded, values, valid, threshold, 8)
+    indices, kept = form(padded, values, valid, threshold, 8)
     expected = []
     for i in sorted(range(len(rows)), key=lambda i: (-scores[i], i)):
         if all(loop_iou(rows[i], rows[j]) <= np.float32(threshold) for j in expected):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weaksam_jax.boxes import iou
-from weaksam_jax.ops.nms import multiclass_nms, nms
+from weaksam_jax.ops.nms import dense_nms, multiclass_nms, nms
 
 
 def greedy(boxes, scores, valid, threshold):
@@ -26,10 +26,11 @@ def random_case(rng, count, classes=None):
     return boxes.astype(np.float32), scores.astype(np.float32), rng.random(count) < 0.8
 
 
+@pytest.mark.parametrize("form", [nms, dense_nms])
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 1.0])
-def test_nms_equals_the_loop(threshold):
+def test_nms_equals_the_loop(form, threshold):
     rng = np.random.default_rng(0)
-    run = jax.jit(nms, static_argnums=(3, 4))
+    run = jax.jit(form, static_argnums=(3, 4))
     for _ in range(60):
         boxes, scores, valid = random_case(rng, 40)
         valid &= rng.random() < 0.95
@@ -37,6 +38,18 @@ def test_nms_equals_the_loop(threshold):
         expected = greedy(boxes, scores, valid, threshold)[:12]
         assert list(np.asarray(indices)[np.asarray(kept)]) == expected
         assert list(kept) == [True] * len(expected) + [False] * (12 - len(expected))
+
+
+def test_a_chain_of_boxes_takes_a_round_each_and_still_ends():
+    """Every second box of a row in which each overlaps the next: the most rounds there can be."""
+    left = np.arange(200, dtype=np.float32) * 4
+    boxes = np.stack(
+        [left, np.zeros(200, np.float32), left + 10, np.full(200, 10.0, np.float32)], 1
+    )
+    indices, kept = dense_nms(boxes, -left, np.ones(200, bool), 0.3, 150)
+    assert kept.sum() == 100
+    np.testing.assert_array_equal(indices[:100], np.arange(0, 200, 2))
+    assert not dense_nms(boxes, -left, np.zeros(200, bool), 0.3, 250)[1].any()
 
 
 @pytest.mark.parametrize(

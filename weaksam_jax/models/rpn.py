@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from weaksam_jax.boxes import RPN_WEIGHTS, decode
-from weaksam_jax.ops.nms import nms
+from weaksam_jax.ops.nms import dense_nms
 
 
 class RPNHead(nn.Module):
@@ -73,5 +73,5 @@ def _level_proposals(logits, deltas, anchors, image_size, pre_nms, post_nms, iou
     limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
     boxes = jnp.clip(boxes, 0, limit)
     valid = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    kept, kept_valid = nms(boxes, scores, valid, iou_threshold, min(top, post_nms))
+    kept, kept_valid = dense_nms(boxes, scores, valid, iou_threshold, min(top, post_nms))
     return boxes[kept], jnp.where(kept_valid, scores[kept], -jnp.inf)

@@ -14,6 +14,9 @@ def nms(
     boxes: `[N, 4]`; scores: `[N]`; valid: bool `[N]`. Returns (indices int32 `[max_output]` by
     falling score, 0 where unused; keep_valid bool `[max_output]`). Equal scores: lower index first.
     Equal to torchvision's `nms` cut to `max_output`, except for its arbitrary order of ties.
+
+    A loop with a row of IoUs for each box that is kept: for few outputs of many boxes. `dense_nms`
+    gives the same and is faster for many.
     """
     remaining = jnp.where(valid, scores, -jnp.inf)
     indices = jnp.zeros(max_output, jnp.int32)
@@ -33,6 +36,33 @@ def nms(
     carry = (0, remaining, indices, kept)
     _, _, indices, kept = jax.lax.while_loop(unfinished, keep_best, carry)
     return indices, kept
+
+
+def dense_nms(
+    boxes: jax.Array, scores: jax.Array, valid: jax.Array, iou_threshold: float, max_output: int
+) -> tuple[jax.Array, jax.Array]:
+    """`nms` from the matrix of all IoUs `[N, N]`, in few rounds instead of a turn for each box.
+
+    Arguments and results as in `nms`. Each round keeps what no box kept in the round before, and of
+    higher score, overlaps; the first k boxes are right after k rounds at the latest, so the only
+    set that a round leaves as it is is that of the greedy loop. Rounds are as many as the longest
+    chain of boxes that suppress one another: about ten for the proposals of an RPN.
+    """
+    count = scores.shape[0]
+    order = jnp.argsort(jnp.where(valid, scores, -jnp.inf), descending=True, stable=True)
+    boxes, valid = boxes[order], valid[order]
+    before = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
+    overlaps = (iou(boxes, boxes) > iou_threshold) & before
+
+    def again(carry):
+        keep, _ = carry
+        changed = valid & ~jnp.any(overlaps & keep[None, :], axis=1)
+        return changed, jnp.any(changed != keep)
+
+    keep, _ = jax.lax.while_loop(lambda carry: carry[1], again, (valid, jnp.any(valid)))
+    place = jnp.where(keep, jnp.cumsum(keep) - 1, max_output)
+    indices = jnp.zeros(max_output, jnp.int32).at[place].set(order.astype(jnp.int32), mode="drop")
+    return indices, jnp.arange(max_output) < jnp.sum(keep)
 
 
 def multiclass_nms(
