@@ -5,7 +5,8 @@
 
 A seed's proposals and clues are those of its run (`--runs`, one a seed; its number is the seed of
 the training, too). Everything else is the preset's. Writes OUT/table.json (all runs, with command
-and commit) and OUT/table.md, and prints the table; finished trainings are not repeated.
+and commit) and OUT/table.md, and prints the table; finished trainings are not repeated, unless
+their proposals have changed.
 """
 
 import sys
@@ -19,8 +20,9 @@ from experiments import measure
 from experiments.seed_tables import markdown, run_cells
 from experiments.settings import mini
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import dataset_fingerprint, open_tags, open_truth, split_names
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import file_fingerprint
 from weaksam_jax.wsod.settings import WsodSettings
 
 FIGURES = ("corloc", "ap50")  # percent, on the training and the test split
@@ -76,8 +78,22 @@ def compare(options: MilMethods) -> list[dict]:
         }
         return measure.wsod(found, splits, truths, roots[1])["wsod"]
 
+    images = [dataset_fingerprint(data, name) for name in names.values()]
+
+    def inputs(seed: int) -> list[str]:
+        stores = [options.runs[seed] / "proposals" / name for name in names.values()]
+        return [*images, *map(store_fingerprint, stores)]
+
     methods = {name: replace(options.settings, method=name) for name in options.methods}
-    return run_cells(methods, range(len(options.runs)), options.out, work, FIGURES)
+    return run_cells(methods, range(len(options.runs)), options.out, work, FIGURES, inputs)
+
+
+def store_fingerprint(store: Path) -> str:
+    """Of the manifest of a split's proposals, which holds those of its networks and settings."""
+    path = store / "manifest.json"
+    if not path.exists():
+        raise BadInput(path, "does not exist", "finish the run's stage proposals")
+    return file_fingerprint(path)
 
 
 if __name__ == "__main__":

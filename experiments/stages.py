@@ -41,7 +41,8 @@ def travel(options: RoadOptions) -> dict:
     check_weights(options.settings, wanted or journey.usual())
     leads(journey.prepare)
     metrics = Road(options.out, options.seed).follow(journey.stages(), wanted)
-    leads(lambda: say(f"finished: {options.out / 'report' / 'index.html'}"))
+    page = options.out / "report" / "index.html"
+    leads(lambda: say(f"finished: {page if page.exists() else options.out}"))
     return metrics
 
 
