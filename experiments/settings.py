@@ -120,8 +120,10 @@ PRESETS: dict[str, Callable[[recipes.Method], RoadSettings]] = {
 
 
 def check_weights(settings: RoadSettings, stages: Sequence[str]) -> None:
-    """`BadInput` when a file of `weights` that one of the stages reads is missing: at once, and not
+    """`BadInput` when a file of weights that one of the stages reads is missing: at once, and not
     after hours."""
+    if "wsod" in stages:
+        detection.check_init(settings.wsod)
     readers = {
         "clues": settings.clues,
         "proposals": settings.sam,
@@ -131,8 +133,10 @@ def check_weights(settings: RoadSettings, stages: Sequence[str]) -> None:
     }
     for stage, name in readers.items():
         path = Path(name or "")
-        if stage in stages and path.name in WEIGHTS and not path.exists():
-            raise BadInput(path, "does not exist", WEIGHTS[path.name])
+        file = path.suffix or path.name in WEIGHTS  # else a name like weaktr or scratch
+        if file and stage in stages and not path.exists():
+            cure = WEIGHTS.get(path.name, f"give the settings of {stage} a file that exists")
+            raise BadInput(path, "does not exist", cure)
 
 
 # Old names in settings.json: the name of today, and the value that it then has.

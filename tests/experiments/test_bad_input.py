@@ -101,6 +101,8 @@ def test_data_that_is_no_data_set(tmp_path, capsys, exists):
     ("more", "message"),
     [
         (["--stages", "data,walk"], "--stages: walk is no stage"),
+        (["--settings.wsod.backbone", "vgg16"], "the MIL detector: has no weights for vgg16; set"),
+        (["--settings.retrain.init", "no/r50.safetensors"], "no/r50.safetensors: does not exist"),
         (["--proposals", "nowhere"], "nowhere/trainval/manifest.json: does not exist"),
     ],
 )

@@ -16,10 +16,9 @@ from weaksam_jax.models.resnet import ResNet50, is_constant, resnet_input
 from weaksam_jax.models.vgg16 import Vgg16, vgg_input
 from weaksam_jax.ops.canvas import inside_mask
 from weaksam_jax.ops.roi import roi_align, roi_pool
-from weaksam_jax.wsod.settings import WsodSettings
+from weaksam_jax.wsod.settings import PUBLISHED, WsodSettings, check_init
 
 STRIDE = {"mini_cnn": 8, "lite0": 16, "vgg16": 8, "resnet50": 16}
-PUBLISHED = ("vgg16", "resnet50")  # start from ImageNet weights
 MAPS = ("map0", "map1")  # cached maps of Lite0: block 10 at stride 16, ImageNet's head at 32
 
 
@@ -98,9 +97,7 @@ def load_init(settings: WsodSettings, params: dict) -> dict:
     missing, of another shape or unknown, or when the file was trained on other pixels or with
     another last ReLU.
     """
-    if settings.init is None and settings.backbone in PUBLISHED:
-        cure = 'set init to a file of bridge.convert, or to "scratch"'
-        raise BadInput("the MIL detector", f"has no weights for {settings.backbone}", cure)
+    check_init(settings)
     if settings.init in (None, "scratch"):
         return params
     path, fresh = settings.init, flax.traverse_util.flatten_dict(params, sep="/")

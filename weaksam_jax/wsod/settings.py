@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weaksam_jax.data.scales import Scale
+from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.mil import Method, Reduction
 from weaksam_jax.losses.mining import OicrRule
+
+PUBLISHED = ("vgg16", "resnet50")  # backbones that start from ImageNet weights
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,13 @@ class WsodSettings:
     """The best detection of every class is among them, however low: CorLoc and pseudo boxes ask for
     it. In the paper's code the 100 best are all there is, and AP with many classes wants that: of
     100 detections COCO's 80 classes would take 80."""
+
+
+def check_init(settings: WsodSettings) -> None:
+    """`BadInput` when a published backbone is to start from nothing."""
+    if settings.init is None and settings.backbone in PUBLISHED:
+        cure = 'set init to a file of bridge.convert, or to "scratch"'
+        raise BadInput("the MIL detector", f"has no weights for {settings.backbone}", cure)
 
 
 def mini() -> WsodSettings:
