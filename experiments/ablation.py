@@ -62,6 +62,8 @@ class Ablation:
     """The data set, if it has moved; mini: the set that the first run wrote [the first run's]."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the retraining."""
+    schedule: float = 1.0
+    """Of the run's retraining schedule (steps, milestones, start of RoI drop) this share."""
     tau_reg: tuple[float, ...] = (0.8, 1.0, 1.2)
     """Table 9: values of the box loss's threshold."""
     tau_cls: tuple[float, ...] = (3.0, 4.0, 5.0)
@@ -95,6 +97,7 @@ def ablate(options: Ablation) -> str:
     truth = first.truths["test"]
     if truth is None:
         raise BadInput(first.data, "has no boxes to measure with", "give a run with truth")
+    road = replace(road, retrain=shortened(road.retrain, options.schedule))
     methods = table_5a(road) if options.table == "5a" else table_9(road, options)
     check_drop(methods)
 
@@ -169,6 +172,17 @@ def weights_of(journey: Journey) -> list[str]:
         if not path.exists():
             raise BadInput(path, "does not exist", "finish the run's stage wsod (or give weights)")
     return [file_fingerprint(path) for path in paths]
+
+
+def shortened(settings: RetrainSettings, share: float) -> RetrainSettings:
+    """The same schedule in `share` of the steps; the warm-up stays as it is."""
+
+    def part(steps: int) -> int:
+        return max(1, round(share * steps))
+
+    drop = settings.drop and replace(settings.drop, start=part(settings.drop.start))
+    milestones = tuple(map(part, settings.milestones))
+    return replace(settings, steps=part(settings.steps), milestones=milestones, drop=drop)
 
 
 def table_5a(road: RoadSettings) -> dict[str, Method]:

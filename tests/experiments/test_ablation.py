@@ -18,6 +18,7 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.engine.checkpoint import save_params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.losses.detection import DropSettings
+from weaksam_jax.retrain.recipes import voc07
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -192,6 +193,15 @@ def test_runs_that_cannot_be_compared_are_refused(world, tmp_path, capsys):  # n
     assert "begins at step 1 of 1: never" in said(never)
     (one / "wsod" / "detections_train.json").unlink()
     assert "detections_train.json: does not exist" in said(one)
+
+
+def test_a_shortened_schedule_keeps_its_shape():
+    full = voc07()
+    half = ablation.shortened(full, 0.5)
+    assert half.steps * 2 == full.steps and half.drop.start * 2 == full.drop.start
+    assert [2 * one for one in half.milestones] == list(full.milestones)
+    assert ablation.shortened(full, 1.0) == full
+    assert ablation.shortened(replace(full, drop=None), 0.1).drop is None
 
 
 def test_a_run_of_before_is_read_with_its_canvases(world, tmp_path):  # noqa: F811
