@@ -14,9 +14,7 @@ writes them. AP ignores difficult objects; recall counts them, as the paper's ta
 from 1, inclusive); the images of that split need no annotations.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,8 +37,8 @@ from weaksam_jax.evaluate import (
     voc_mask_ap,
     write_comp4,
 )
-from weaksam_jax.evaluate.detections import as_arrays
-from weaksam_jax.files import read_json, write_json
+from weaksam_jax.evaluate.detections import as_arrays, naming, read_detections
+from weaksam_jax.files import write_json
 
 Metric = Literal["voc07", "voc12", "coco", "corloc", "voc-segm", "coco-segm", "recall"]
 
@@ -84,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 def voc_files(options: Evaluate) -> list[Path]:
     """Writes the server's files; needs images and no truth."""
     split = open_tags(options.data, options.split or split_names(options.data)["test"])
-    found = read_detections(options.detections, masks=False)
+    found = read_detections(options.detections)
     with naming(options.detections):
         return write_comp4(found, split, options.voc_files)
 
@@ -110,34 +108,6 @@ def evaluate(options: Evaluate) -> dict:
     if options.metric == "recall":
         head["difficult"] = options.difficult
     return {**head, "images": len(truth.records), **figures}
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Faults of "detections" become faults of that file."""
-    try:
-        yield
-    except BadInput as error:
-        if error.path != "detections":
-            raise
-        raise BadInput(path, error.problem, error.cure) from error
-
-
-def read_detections(path: Path, masks: bool) -> list[dict]:
-    """COCO results, or the annotations of a COCO file; `BadInput` names what an entry lacks."""
-    found = read_json(path)
-    if isinstance(found, dict):
-        found = found.get("annotations")
-    if not isinstance(found, list):
-        cure = "give a JSON list of results, or a file with annotations"
-        raise BadInput(path, "is no COCO results file", cure)
-    for number, one in enumerate(found):
-        for key in ("image_id", "category_id", "bbox", *(["segmentation"] if masks else [])):
-            if not isinstance(one, dict) or key not in one:
-                raise BadInput(path, f"entry {number} has no {key}", "give COCO results with it")
-        if not isinstance(one["bbox"], list) or len(one["bbox"]) != 4:
-            raise BadInput(path, f"entry {number}: bbox is no [x, y, w, h]", "correct it")
-    return found
 
 
 def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool = True) -> dict:

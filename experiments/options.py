@@ -10,6 +10,7 @@ import tyro
 
 from experiments.settings import PRESETS, RoadSettings
 from weaksam_jax.errors import BadInput
+from weaksam_jax.pgt import PgtSettings
 
 STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
 EXTRA_STAGES = ("retrain_without_drop",)
@@ -47,7 +48,8 @@ def parse(
     prog: str,
     find_data: Callable[[], Path | None] | None = None,
 ) -> RoadOptions:
-    """Reads the flags. The preset sets the defaults of `--settings.*`.
+    """Reads the flags. The preset sets the defaults of `--settings.*`; what it says of pseudo boxes
+    is for its own rule, so another `--settings.pgt.rule` starts from that rule's own values.
 
     find_data: asked for `--data auto` (the mini set when it finds nothing); None: data is required.
     """
@@ -55,6 +57,7 @@ def parse(
     first.add_argument("--data", default="auto")
     first.add_argument("--preset", default="auto")
     first.add_argument("--wsod", default="mist")
+    first.add_argument("--settings.pgt.rule", dest="rule")
     known, _ = first.parse_known_args(argv)
     data = known.data
     if data == "auto" and find_data:
@@ -66,6 +69,8 @@ def parse(
         preset = "mini" if data == "mini" else "light"
     make = PRESETS.get(preset, lambda method: RoadSettings())
     settings = make("oicr" if known.wsod == "oicr" else "mist")
+    if known.rule not in (None, settings.pgt.rule):
+        settings = replace(settings, pgt=PgtSettings())
     options = tyro.cli(
         RoadOptions,
         args=argv,
@@ -78,4 +83,5 @@ def parse(
         raise BadInput("--data", "is missing", "give the folder of your photos, see --help")
     name = Path(data.replace(":", "-")).resolve().name
     out = options.out or Path("runs") / f"{name}-{preset}"
-    return replace(options, data=data, out=out, preset=preset)
+    settings = replace(options.settings, pgt=options.settings.pgt.resolved())
+    return replace(options, data=data, out=out, preset=preset, settings=settings)

@@ -5,10 +5,10 @@
     python -m experiments.pgt --detections bbox.json --data VOC2012 --out voc_2012_trainval.json \\
         --settings.rule release --format voc-dict
 
---detections: COCO results; image ids may also be the names of VOC ("000005", "2008_000008"), as in
-wetectron's bbox.json, whose widths count the last pixel (+1) and so are widths as they are here.
-Boxes of classes that an image has no tag of are dropped; nothing but tags is read from the data set
-to make pseudo boxes.
+--detections: COCO results; image ids may also be the names of image files, with their suffix or
+without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths count the last pixel (+1)
+and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
+nothing but tags is read from the data set to make pseudo boxes.
 
 --settings.rule: paper (Algorithm 2), release and release_voc (what the released script does on COCO
 and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes whose boxes may lie in
@@ -16,23 +16,23 @@ one another, unless --settings.* says otherwise), top_k. --format: coco (an anno
 pycocotools loads) or voc-dict, which the released VOC loaders read: {"<id>": [{image_id,
 category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every image.
 
-Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes a tag, tags without
-a box and the spread of scores, and where the data set has boxes precision and recall at IoU .5 (and
-.7, in the file), objects of which only a part was found and objects missed, in all and by class.
-<out>.png shows pseudo boxes of a few images, which tags alone have chosen; true boxes are dashed.
+Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes an image and a tag,
+tags without a box and the spread of scores, and where the data set has boxes precision and recall
+at IoU .5 (and .7, in the file), objects of which only a part was found and objects missed, in all
+and by class. <out>.png shows pseudo boxes of a few images, which tags alone have chosen; true boxes
+are dashed.
 """
 
-import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 import tyro
 
-from experiments.evaluate import read_detections
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
@@ -41,7 +41,7 @@ from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.voc import voc_image_id
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import pgt_quality
-from weaksam_jax.evaluate.detections import as_arrays
+from weaksam_jax.evaluate.detections import as_arrays, naming, read_detections
 from weaksam_jax.files import write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
 from weaksam_jax.report.choose import showcase
@@ -61,7 +61,7 @@ class Pgt:
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
     out: Path
-    """The file that is written."""
+    """The .json file that is written."""
     split: str | None = None
     """The split that was detected on [the data set's training split]."""
     format: Literal["coco", "voc-dict"] = "coco"
@@ -70,49 +70,60 @@ class Pgt:
     """Which detections become pseudo boxes."""
 
 
-def parse(argv: Sequence[str] | None) -> Pgt:
-    """Reads the flags. The rule pgf sets the defaults of the other settings."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--settings.rule", dest="rule")
-    pgf = first.parse_known_args(argv)[0].rule == "pgf"
-    missing = dict.fromkeys(("detections", "data", "out"), tyro.MISSING)
-    return tyro.cli(
-        Pgt,
-        args=argv,
-        description=__doc__,
-        prog="python -m experiments.pgt",
-        default=Pgt(**missing, settings=PgtSettings.pgf() if pgf else PgtSettings()),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(argv)
+    options = tyro.cli(Pgt, args=argv, description=__doc__, prog="python -m experiments.pgt")
+    out, sheet_path, picture_path = outputs(options)
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
-    found = [numbered(one) for one in read_detections(options.detections, masks=False)]
-    try:
+    found = with_image_ids(read_detections(options.detections, scores=True), train)
+    with naming(options.detections):
         made = make_pgt(found, train, options.settings)
-    except BadInput as error:
-        raise BadInput(options.detections, error.problem, error.cure) from error
-    sheet = {"rule": asdict(options.settings), "tags": tag_sheet(made, train)}
+    sheet = {"rule": asdict(options.settings.resolved()), "tags": tag_sheet(made, train)}
     if truth is not None:
         tight = pgt_quality(made, truth, iou=0.7)
         shares = {"precision70": tight["precision50"], "recall70": tight["recall50"]}
         sheet["truth"] = pgt_quality(made, truth) | shares
-    write_json(options.out, voc_dict(made, train) if options.format == "voc-dict" else made)
-    path = options.out.with_suffix(".sheet.json")
-    write_json(path, sheet, indent=1)
-    save_png(options.out.with_suffix(".png"), picture(made, train, truth))
+    shown = picture(made, train, truth)  # may meet a broken image: before anything is written
+    write_json(out, voc_dict(made, train) if options.format == "voc-dict" else made)
+    write_json(sheet_path, sheet, indent=1)
+    save_png(picture_path, shown)
     print(table(sheet))
-    print(f"{len(made['annotations'])} boxes: {options.out}, sheet: {path}", file=sys.stderr)
+    print(f"{len(made['annotations'])} boxes: {out}, sheet: {sheet_path}", file=sys.stderr)
 
 
-def numbered(found: Mapping) -> Mapping:
-    """The detection with VOC's number for an image id that is a name."""
-    if not isinstance(found["image_id"], str):
-        return found
-    number = voc_image_id(found["image_id"])
-    return {**found, "image_id": found["image_id"] if number is None else number}
+def outputs(options: Pgt) -> tuple[Path, Path, Path]:
+    """The output, its sheet and its picture; `BadInput` when one cannot be or is the input."""
+    if options.out.suffix != ".json":
+        problem = f"{options.out} does not end in .json"
+        raise BadInput("--out", problem, "name a file, e.g. pgt.json")
+    paths = (options.out, options.out.with_suffix(".sheet.json"), options.out.with_suffix(".png"))
+    for path in paths:
+        if path.is_dir():
+            raise BadInput("--out", f"{path} is a folder", "give another name")
+        if path.resolve() == options.detections.resolve():
+            raise BadInput("--out", f"{path} is the file of --detections", "give another name")
+    return paths
+
+
+def with_image_ids(found: Sequence[Mapping], train: TagSplit) -> list[Mapping]:
+    """The detections with the split's image ids in place of names.
+
+    A name is a record's file name, or that without its suffix where this is one image's alone, or
+    else VOC's name of a number. Other names stay as they are.
+    """
+    stems = {r.image_id: str(PurePosixPath(r.file_name).with_suffix("")) for r in train.records}
+    often = Counter(stems.values())
+    known = {stem: image for image, stem in stems.items() if often[stem] == 1}
+    known |= {record.file_name: record.image_id for record in train.records}
+
+    def number(name: str) -> int | str:
+        voc = voc_image_id(name)
+        return known.get(name, name if voc is None else voc)
+
+    return [
+        {**one, "image_id": number(one["image_id"])} if isinstance(one["image_id"], str) else one
+        for one in found
+    ]
 
 
 def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
@@ -129,24 +140,27 @@ def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
 def tag_sheet(made: Mapping, train: TagSplit) -> dict:
     """What tags alone tell of pseudo boxes, in all and by class.
 
-    tags: (image, class) pairs; boxes; boxes_per_tag; without_box: tags that no box answers; score:
-    the 5th, 50th and 95th percentile (None without boxes).
+    tags: (image, class) pairs; boxes; boxes_per_image: of all images of the split; boxes_per_tag;
+    without_box: tags that no box answers; score: the 5th, 50th and 95th percentile (None without
+    boxes).
     """
     class_of = {category: label for label, category in enumerate(train.category_ids)}
     labels = np.asarray([class_of[one["category_id"]] for one in made["annotations"]], np.int64)
-    images = np.asarray([one["image_id"] for one in made["annotations"]], np.int64)
     scores = np.asarray([one["score"] for one in made["annotations"]], np.float64)
+    tags = Counter(tag for record in train.records for tag in record.tags)
+    pairs = {(one["image_id"], one["category_id"]) for one in made["annotations"]}
+    answered = Counter(class_of[category] for _, category in pairs)
 
     def row(chosen: Sequence[int]) -> dict:
         own = np.isin(labels, chosen)
-        tags = {(r.image_id, tag) for r in train.records for tag in r.tags if tag in chosen}
-        answered = set(zip(images[own].tolist(), labels[own].tolist(), strict=True))
-        spread = np.percentile(scores[own], (5, 50, 95)).tolist() if own.any() else None
+        boxes, total = int(own.sum()), sum(tags[label] for label in chosen)
+        spread = np.percentile(scores[own], (5, 50, 95)).tolist() if boxes else None
         return {
-            "tags": len(tags),
-            "boxes": int(own.sum()),
-            "boxes_per_tag": float(own.sum() / max(len(tags), 1)),
-            "without_box": len(tags - answered),
+            "tags": total,
+            "boxes": boxes,
+            "boxes_per_image": boxes / max(len(train.records), 1),
+            "boxes_per_tag": boxes / max(total, 1),
+            "without_box": total - sum(answered[label] for label in chosen),
             "score": spread,
         }
 
@@ -179,9 +193,8 @@ def picture(made: Mapping, train: TagSplit, truth: TruthSplit | None) -> np.ndar
 
 def table(sheet: Mapping) -> str:
     """The sheet as text: a row for all classes together and one for each."""
-    head = (
-        f"{'class':16} {'tags':>6} {'boxes':>6} {'a tag':>6} {'no box':>6} {'score 5-50-95 %':>18}"
-    )
+    head = f"{'class':16} {'tags':>6} {'boxes':>6} {'an image':>8} {'a tag':>6} {'no box':>6}"
+    head += f" {'score 5-50-95 %':>16}"
     truth = sheet.get("truth")
     if truth:
         head += f" {'prec.':>6} {'recall':>6} {'part':>6} {'missed':>6}"
@@ -191,8 +204,8 @@ def table(sheet: Mapping) -> str:
         rows.append((name, own, truth and truth["per_class"].get(name)))
     for name, own, judged in rows:
         spread = "-" if own["score"] is None else "-".join(f"{one:.2f}" for one in own["score"])
-        line = f"{name:16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_tag']:6.2f}"
-        line += f" {own['without_box']:6} {spread:>16}"
+        line = f"{name:16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_image']:8.2f}"
+        line += f" {own['boxes_per_tag']:6.2f} {own['without_box']:6} {spread:>16}"
         if judged:
             line += f" {100 * judged['precision50']:6.1f} {100 * judged['recall50']:6.1f}"
             line += f" {judged['part_only']:6} {judged['missed']:6}"

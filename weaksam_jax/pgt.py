@@ -4,8 +4,8 @@ Host side, NumPy: it runs once an image, on at most a hundred boxes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,29 +14,39 @@ from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
 Rule = Literal["paper", "release", "release_voc", "pgf"]
+AnyRule = Literal[Rule, "top_k"]
 # Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's code empties the list).
 PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
 
 
 @dataclass(frozen=True)
 class PgtSettings:
-    """Which detections become pseudo boxes."""
+    """Which detections become pseudo boxes. Raises `BadInput` for values out of range."""
 
-    rule: Literal["paper", "release", "release_voc", "pgf", "top_k"] = "paper"
+    rule: AnyRule = "paper"
     """paper: Algorithm 2; release, release_voc: its released variants; pgf: SoS-WSOD's; top_k: the
     `k` best of each class."""
-    score_threshold: float = 0.3
-    """tau_s of Algorithm 2 (pgf: 0.2, of the scores as they are)."""
+    score_threshold: float | None = None
+    """tau_s of Algorithm 2 [the rule's own: 0.3; pgf: 0.2, of the scores as they are]."""
     overlap_threshold: float = 0.85
     """tau_o: a box with so much of it in another goes."""
     k: int = 1
-    nested: tuple[str, ...] = ()
-    """Classes without the overlap test (pgf: `PGF_NESTED`)."""
+    nested: tuple[str, ...] | None = None
+    """Classes without the overlap test [the rule's own: none; pgf: `PGF_NESTED`]."""
 
-    @classmethod
-    def pgf(cls) -> "PgtSettings":
-        """Pseudo ground-truth filtering as SoS-WSOD runs it."""
-        return cls(rule="pgf", score_threshold=0.2, nested=PGF_NESTED)
+    def __post_init__(self):
+        _demand("rule", self.rule, self.rule in get_args(AnyRule), " or ".join(get_args(AnyRule)))
+        _check_thresholds(self.score_threshold, self.overlap_threshold)
+        _demand("k", self.k, self.k >= 1, "1 or more")
+
+    def resolved(self) -> "PgtSettings":
+        """The same, with the rule's own values where there is None."""
+        threshold, nested = self.score_threshold, self.nested
+        if threshold is None:
+            threshold = _own_threshold(self.rule)
+        if nested is None:
+            nested = PGF_NESTED if self.rule == "pgf" else ()
+        return replace(self, score_threshold=threshold, nested=nested)
 
 
 def adaptive_pgt(
@@ -44,7 +54,7 @@ def adaptive_pgt(
     scores: np.ndarray,
     labels: np.ndarray,
     image_labels: Sequence[int] | np.ndarray,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     overlap_threshold: float = 0.85,
     rule: Rule = "paper",
     nested: Sequence[int] = (),
@@ -52,19 +62,27 @@ def adaptive_pgt(
     """Indices, ascending, of the detections that Algorithm 2 keeps.
 
     boxes `[N, 4]`, scores `[N]`, labels int `[N]`; image_labels: the image's classes (class
-    indices, or bool `[C]`); detections of other classes are dropped.
+    indices, or bool `[C]`); detections of other classes are dropped. score_threshold: None is the
+    rule's own (0.3; pgf: 0.2).
 
-    rule="paper": within a class s' = (s - min) / (max - min), and 1 where max = min; keep
+    rule="paper": within a class s' = (s - min) / (max - min), and 1 where max = min; candidates are
     s' > score_threshold and always the class's best; then drop box j when |b_j ∩ b_k| / |b_j| >=
-    overlap_threshold for another kept box k. Of boxes that contain each other the best scored
-    stays (the paper is silent), so no class vanishes.
+    overlap_threshold for another candidate k. The best is sure to be a candidate and no more: the
+    overlap test may remove it for a worse box around it, as Algorithm 2 says. Of boxes that contain
+    each other the best scored stays (the paper is silent), so no class vanishes.
 
     rule="release": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
     class in the given order is always kept (its best, as test output is sorted); the containment
     test is simultaneous, with area + 1e-6. rule="release_voc": the same as run on VOC, where the
     script takes x2 and y2 for width and height in that test. rule="pgf": as "release" with s' = s
     (SoS-WSOD's filter). nested: class indices whose boxes are not tested for containment.
+
+    Raises `BadInput` for another rule and for thresholds outside 0..1.
     """
+    _demand("rule", rule, rule in get_args(Rule), " or ".join(get_args(Rule)))
+    _check_thresholds(score_threshold, overlap_threshold)
+    if score_threshold is None:
+        score_threshold = _own_threshold(rule)
     boxes, scores, labels = np.asarray(boxes, np.float64), np.asarray(scores), np.asarray(labels)
     kept = [np.zeros(0, np.int64)]
     for label in _classes(image_labels):
@@ -83,7 +101,8 @@ def top_k_pgt(
     image_labels: Sequence[int] | np.ndarray,
     k: int = 1,
 ) -> np.ndarray:
-    """Indices, ascending, of the k best detections of each of the image's classes."""
+    """Indices, ascending, of the k best detections of each of the image's classes; `BadInput` for k < 1."""
+    _demand("k", k, k >= 1, "1 or more")
     scores, labels = np.asarray(scores), np.asarray(labels)
     kept = [np.zeros(0, np.int64)]
     for label in _classes(image_labels):
@@ -97,10 +116,17 @@ def make_pgt(
 ) -> dict:
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
-    detections: COCO results of the MIL detector on `train`; they are cut to the image, and what is
-    empty then takes no part. Raises `BadInput` for a detection of an image or a category that
-    `train` does not have.
+    detections: COCO results of the MIL detector on `train`, each with a finite box and score
+    (`weaksam_jax.evaluate.detections.read_detections` with scores=True reads such). Before every
+    rule they are cut to the image, and what is empty then takes no part; the released script does
+    neither, so rule="release" differs from it there: in the cut boxes, in max and min of a class
+    with an empty box, and where a class's first detection is empty.
+
+    Raises `BadInput` for a detection of an image or a category that `train` does not have, and for
+    classes in `settings.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
+    settings = settings.resolved()
+    nested = _nested_labels(settings.nested, train)
     by_image: dict[int, list[Mapping]] = {record.image_id: [] for record in train.records}
     class_of = {category: label for label, category in enumerate(train.category_ids)}
     for found in detections:
@@ -109,7 +135,6 @@ def make_pgt(
             problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
             raise BadInput("detections", problem, "use detections made on this split")
         by_image[found["image_id"]].append(found)
-    nested = [label for label, name in enumerate(train.classes) if name in settings.nested]
     annotations = []
     for record in train.records:
         found, boxes = _inside(by_image[record.image_id], record)
@@ -140,11 +165,19 @@ def make_pgt(
     }
 
 
+def _nested_labels(names: Sequence[str], train: TagSplit) -> list[int]:
+    unknown = [name for name in names if name not in train.classes]
+    if unknown and set(names) != set(PGF_NESTED):
+        problem = f"{', '.join(unknown)}: no class of {train.dataset}/{train.split}"
+        raise BadInput("setting nested", problem, f"choose from {', '.join(train.classes)}")
+    return [label for label, name in enumerate(train.classes) if name in names]
+
+
 def _inside(found: list[Mapping], record: TagRecord) -> tuple[list[Mapping], np.ndarray]:
     """(detections, boxes float64 `[n, 4]`) of one image, cut to it, without the empty ones."""
     boxes = np.asarray([one["bbox"] for one in found], np.float64).reshape(-1, 4)
     boxes = clip(from_xywh(boxes), record.width, record.height)
-    whole = area(boxes) > 0  # False for NaN
+    whole = area(boxes) > 0
     return [one for one, keep in zip(found, whole, strict=True) if keep], boxes[whole]
 
 
@@ -158,6 +191,21 @@ def _choose(found, boxes, class_of, tags, settings: PgtSettings, nested) -> np.n
         return top_k_pgt(boxes, scores, labels, tags, settings.k)
     thresholds = settings.score_threshold, settings.overlap_threshold
     return adaptive_pgt(boxes, scores, labels, tags, *thresholds, settings.rule, nested)
+
+
+def _own_threshold(rule: AnyRule) -> float:
+    return 0.2 if rule == "pgf" else 0.3
+
+
+def _check_thresholds(score: float | None, overlap: float) -> None:
+    """`BadInput` unless both are in 0..1 (NaN is not)."""
+    for name, value in (("score_threshold", score), ("overlap_threshold", overlap)):
+        _demand(name, value, value is None or 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _demand(name: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise BadInput(f"setting {name}", f"is {value!r}", f"give {wanted}")
 
 
 def _classes(image_labels) -> np.ndarray:

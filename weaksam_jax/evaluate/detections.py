@@ -1,13 +1,18 @@
-"""COCO results as arrays."""
+"""COCO results: read and checked, and as arrays."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_json
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,60 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+
+def read_detections(path: str | Path, masks: bool = False, scores: bool = False) -> list[dict]:
+    """COCO results, or the annotations of a COCO file: every entry is an object with an image_id
+    (integer or text), a category_id (integer), a bbox of four finite numbers and, where it has one,
+    a finite score.
+
+    masks, scores: whether an entry without `segmentation`, `score` is refused. Raises `BadInput`
+    that names the file, the entry (counted from 0) and its fault.
+    """
+    found = read_json(path)
+    if isinstance(found, dict):
+        found = found.get("annotations")
+    if not isinstance(found, list):
+        cure = "give a JSON list of results, or a file with annotations"
+        raise BadInput(path, "is no COCO results file", cure)
+    needed = ["image_id", "category_id", "bbox"]
+    needed += ["segmentation"] * masks + ["score"] * scores
+    for number, one in enumerate(found):
+        for key in needed:
+            if not isinstance(one, dict) or key not in one:
+                raise BadInput(path, f"entry {number} has no {key}", "give COCO results with it")
+        if fault := _fault(one):
+            raise BadInput(path, f"entry {number}: {fault}", "correct it where it was made")
+    return found
+
+
+def _fault(one: Mapping) -> str | None:
+    """What is wrong with the values of a COCO result."""
+    image, category, box = one["image_id"], one["category_id"], one["bbox"]
+    if isinstance(image, bool) or not isinstance(image, int | str):
+        return "image_id is neither an integer nor a name"
+    if isinstance(category, bool) or not isinstance(category, int):
+        return "category_id is no integer"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return "bbox is no [x, y, w, h] of finite numbers"
+    return None if _is_finite(one.get("score", 1)) else "score is no finite number"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold (JSON's NaN, Infinity and 10**400 are not)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Faults of "detections" become faults of that file."""
+    try:
+        yield
+    except BadInput as error:
+        if error.path != "detections":
+            raise
+        raise BadInput(path, error.problem, error.cure) from error
 
 
 def as_arrays(detections: Sequence[Mapping], truth: TruthSplit | TagSplit) -> Detections:

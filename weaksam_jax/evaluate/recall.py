@@ -56,18 +56,23 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
 
     precision50: pseudo boxes matched one-to-one to an object of their class with IoU >= `iou`, over
     all that are not on a difficult object or crowd. recall50: matched objects over all that are
-    neither. part_only: objects not matched, but holding a pseudo box of their class (75 % of its
-    area inside); missed: the other unmatched ones. per_image: pseudo boxes an image. per_class: the
-    same (but for per_image) of each class that has a box or an object.
+    neither. part_only: objects not matched, but holding a wrong pseudo box of their class (75 % of
+    its area inside; wrong: neither matched nor on a difficult object or crowd); missed: the other
+    unmatched ones. per_image: pseudo boxes an image. per_class: the same (but for per_image) of
+    each class that has a box or an object.
     """
     found = as_arrays(pgt["annotations"], truth)
+    # The boxes of each image, found once: a split has thousands of images.
+    order = np.argsort(found.image, kind="stable")
+    starts = np.searchsorted(found.image[order], np.arange(1, len(truth.records)))
+    of_image = np.split(order, starts) if truth.records else []
     counts = np.zeros((len(truth.classes), 4), np.int64)  # right, boxes, objects, part_only
-    for image, record in enumerate(truth.records):
-        here = found.image == image
-        for label in np.union1d(record.labels, found.labels[here]):
+    for here, record in zip(of_image, truth.records, strict=True):
+        boxes, labels = found.boxes[here], found.labels[here]
+        for label in np.union1d(record.labels, labels):
             own = record.labels == label
             ignored = (record.difficult | record.crowd)[own]
-            mine = found.boxes[here & (found.labels == label)]
+            mine = boxes[labels == label]
             counts[label] += _judge(mine, record.boxes[own].astype(np.float64), ignored, iou)
     some = {
         name: _shares(*row) for name, row in zip(truth.classes, counts, strict=True) if row.any()
@@ -81,9 +86,12 @@ def _judge(mine: np.ndarray, theirs: np.ndarray, ignored: np.ndarray, iou: float
     overlap = box_iou(mine, theirs)
     pairs = greedy_matches(overlap[:, ~ignored], iou)
     on_ignored = (overlap[:, ignored] >= iou).any(1)
-    on_ignored[[row for row, _ in pairs]] = False
+    matched = [row for row, _ in pairs]
+    on_ignored[matched] = False
+    wrong = ~on_ignored
+    wrong[matched] = False
     left = np.setdiff1d(np.arange((~ignored).sum()), [column for _, column in pairs])
-    part_only = (containment(mine, theirs[~ignored][left]) >= 0.75).any(0).sum()
+    part_only = (containment(mine[wrong], theirs[~ignored][left]) >= 0.75).any(0).sum()
     return np.asarray([len(pairs), (~on_ignored).sum(), (~ignored).sum(), part_only])
 
 
