@@ -6,8 +6,8 @@
         --settings.rule release --format voc-dict
 
 --detections: COCO results; image ids may also be the names of image files, with their suffix or
-without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths count the last pixel (+1)
-and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
+without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths count the last pixel
+(+1) and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
 nothing but tags is read from the data set to make pseudo boxes.
 
 --settings.rule: paper (Algorithm 2), release and release_voc (what the released script does on COCO

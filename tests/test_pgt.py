@@ -175,7 +175,9 @@ def test_boxes_are_cut_to_the_image_before_the_choice(tmp_path):
     assert [(one["bbox"], one["area"], one["score"]) for one in top1] == [
         ([40, 30, 10, 10], 100, 0.8)
     ]
-    whole = make_pgt(found, split(tmp_path), PgtSettings(score_threshold=-1.0))["annotations"]
+    whole = make_pgt(found, split(tmp_path), PgtSettings(rule="pgf", score_threshold=0.0))[
+        "annotations"
+    ]
     assert [one["bbox"] for one in whole] == [[40, 30, 10, 10], [0, 0, 10, 20]]
 
 
@@ -230,5 +232,66 @@ def test_pgf_lets_bottles_lie_in_one_another(tmp_path):
         for category in (1, 2)
         for box, score in (([0, 0, 90, 90], 0.9), ([10, 10, 20, 20], 0.5), ([60, 60, 9, 9], 0.1))
     ]
-    made = make_pgt(found, train, PgtSettings.pgf())["annotations"]
+    made = make_pgt(found, train, PgtSettings(rule="pgf"))["annotations"]
     assert [(one["category_id"], one["score"]) for one in made] == [(1, 0.9), (1, 0.5), (2, 0.9)]
+
+
+@pytest.mark.parametrize("rule", ["paper", "release", "release_voc", "pgf", "top_k"])
+def test_the_rule_brings_its_own_values_and_given_ones_stay(rule):
+    own = PgtSettings(rule=rule).resolved()
+    assert own.score_threshold == (0.2 if rule == "pgf" else 0.3)
+    assert own.nested == (
+        ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep") if rule == "pgf" else ()
+    )
+    given = PgtSettings(rule=rule, score_threshold=0.7, nested=("dog",))
+    assert given.resolved() == given and own.resolved() == own
+
+
+def test_pgf_has_its_own_threshold_everywhere(tmp_path):
+    """Scores of 0.25 lie between pgf's 0.2 and the 0.3 of the others."""
+    boxes = np.asarray([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], float)
+    scores, labels = np.asarray([0.9, 0.25, 0.1]), np.zeros(3, int)
+    assert adaptive_pgt(boxes, scores, labels, [0], rule="pgf").tolist() == [0, 1]
+    assert adaptive_pgt(boxes, scores, labels, [0]).tolist() == [0]
+    found = [detection(3, 1, [20 * place, 0, 10, 10], score) for place, score in enumerate(scores)]
+    for settings, kept in ((PgtSettings(), 1), (PgtSettings(rule="pgf"), 2)):
+        assert len(make_pgt(found, split(tmp_path), settings)["annotations"]) == kept
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"score_threshold": value} for value in (-0.1, 1.1, np.nan, np.inf)),
+        *({"overlap_threshold": value} for value in (-0.1, 2.0, np.nan)),
+        *({"k": value} for value in (0, -1)),
+        {"rule": "papr"},
+    ],
+)
+def test_settings_out_of_range_are_refused(values):
+    (name,) = values
+    with pytest.raises(BadInput, match=f"setting {name}: is "):
+        PgtSettings(**values)
+    image = np.asarray([[0, 0, 1, 1]], float), np.ones(1), np.zeros(1, int), [0]
+    with pytest.raises(BadInput, match=f"setting {name}: is "):
+        top_k_pgt(*image, **values) if name == "k" else adaptive_pgt(*image, **values)
+
+
+def test_unknown_nested_classes_are_refused(tmp_path):
+    found = [detection(3, 1, [0, 0, 10, 10], 0.9)]
+    for nested in (("cat", "botle"), ("bottle",)):
+        with pytest.raises(BadInput, match=r"setting nested: (botle|bottle): no class"):
+            make_pgt(found, split(tmp_path), PgtSettings(nested=nested))
+    for settings in (PgtSettings(rule="pgf"), PgtSettings(nested=("cat",))):  # pgf's list is VOC's
+        assert len(make_pgt(found, split(tmp_path), settings)["annotations"]) == 1
+
+
+def test_release_differs_from_the_script_where_a_class_first_box_is_empty(tmp_path):
+    """The script would keep the first box; it lies outside, so here the next is the first."""
+    found = [
+        detection(3, 1, [60, 0, 10, 10], 0.1),
+        detection(3, 1, [0, 0, 10, 10], 0.2),
+        detection(3, 1, [20, 0, 10, 10], 0.9),
+    ]
+    settings = PgtSettings(rule="release", score_threshold=1.0)
+    made = make_pgt(found, split(tmp_path), settings)["annotations"]
+    assert [one["score"] for one in made] == [0.2, 0.9]

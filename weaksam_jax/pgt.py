@@ -19,6 +19,21 @@ AnyRule = Literal[Rule, "top_k"]
 PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
 
 
+def _own_threshold(rule: AnyRule) -> float:
+    return 0.2 if rule == "pgf" else 0.3
+
+
+def _check_thresholds(score: float | None, overlap: float) -> None:
+    """`BadInput` unless both are in 0..1 (NaN is not)."""
+    for name, value in (("score_threshold", score), ("overlap_threshold", overlap)):
+        _demand(name, value, value is None or 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _demand(name: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise BadInput(f"setting {name}", f"is {value!r}", f"give {wanted}")
+
+
 @dataclass(frozen=True)
 class PgtSettings:
     """Which detections become pseudo boxes. Raises `BadInput` for values out of range."""
@@ -101,7 +116,10 @@ def top_k_pgt(
     image_labels: Sequence[int] | np.ndarray,
     k: int = 1,
 ) -> np.ndarray:
-    """Indices, ascending, of the k best detections of each of the image's classes; `BadInput` for k < 1."""
+    """Indices, ascending, of the k best detections of each of the image's classes.
+
+    Raises `BadInput` for k < 1.
+    """
     _demand("k", k, k >= 1, "1 or more")
     scores, labels = np.asarray(scores), np.asarray(labels)
     kept = [np.zeros(0, np.int64)]
@@ -191,21 +209,6 @@ def _choose(found, boxes, class_of, tags, settings: PgtSettings, nested) -> np.n
         return top_k_pgt(boxes, scores, labels, tags, settings.k)
     thresholds = settings.score_threshold, settings.overlap_threshold
     return adaptive_pgt(boxes, scores, labels, tags, *thresholds, settings.rule, nested)
-
-
-def _own_threshold(rule: AnyRule) -> float:
-    return 0.2 if rule == "pgf" else 0.3
-
-
-def _check_thresholds(score: float | None, overlap: float) -> None:
-    """`BadInput` unless both are in 0..1 (NaN is not)."""
-    for name, value in (("score_threshold", score), ("overlap_threshold", overlap)):
-        _demand(name, value, value is None or 0 <= value <= 1, "a number from 0 to 1")
-
-
-def _demand(name: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise BadInput(f"setting {name}", f"is {value!r}", f"give {wanted}")
 
 
 def _classes(image_labels) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Metrics against loops written from their definitions, and against pycocotools."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,6 +149,101 @@ def test_pgt_quality_counts():
     assert [each[name]["part_only"] for name in CLASSES[:3]] == [1, 0, 0]
     assert [each[name]["missed"] for name in CLASSES[:3]] == [0, 1, 0]
     assert each[CLASSES[0]]["precision50"] == pytest.approx(1 / 3)
+
+
+def quality_as_loop(annotations, truth, iou=0.5):
+    """`pgt_quality` written out a box at a time: right, boxes, objects, part_only by class."""
+    counts = {name: [0, 0, 0, 0] for name in truth.classes}
+    for record in truth.records:
+        for label, name in enumerate(truth.classes):
+            mine = [
+                corners(one)
+                for one in annotations
+                if one["image_id"] == record.image_id and one["category_id"] == IDS[label]
+            ]
+            own = [i for i, other in enumerate(record.labels) if other == label]
+            easy = [i for i in own if not record.difficult[i] and not record.crowd[i]]
+            pairs = [
+                (overlap(b, record.boxes[i]), -n, -i) for n, b in enumerate(mine) for i in easy
+            ]
+            matched, found = set(), set()
+            for share, n, i in sorted(pairs, reverse=True):
+                if share >= iou and -n not in matched and -i not in found:
+                    matched.add(-n)
+                    found.add(-i)
+            aside = {
+                n
+                for n, box in enumerate(mine)
+                if n not in matched
+                and any(overlap(box, record.boxes[i]) >= iou for i in own if i not in easy)
+            }
+            wrong = [box for n, box in enumerate(mine) if n not in matched | aside]
+            held = [i for i in easy if i not in found and any(
+                share_inside(box, record.boxes[i]) >= 0.75 for box in wrong
+            )]  # fmt: skip
+            for place, count in enumerate((matched, mine, easy, held)):
+                counts[name][place] += len(count)
+            counts[name][1] -= len(aside)
+    return counts
+
+
+def share_inside(a, b):
+    w = min(a[2], b[2]) - max(a[0], b[0])
+    h = min(a[3], b[3]) - max(a[1], b[1])
+    return max(w, 0) * max(h, 0) / ((a[2] - a[0]) * (a[3] - a[1]))
+
+
+@given(st.integers(0, 10_000))
+def test_pgt_quality_is_the_loop(seed):
+    found, truth = random_case(seed)
+    for place, one in enumerate(found):  # every third a part, perhaps of several objects
+        share = 1 if place % 3 else 3
+        one["bbox"][2:] = [max(side // share, 1) for side in one["bbox"][2:]]
+    quality = pgt_quality({"annotations": found}, truth)
+    for name, (right, boxes, objects, part) in quality_as_loop(found, truth).items():
+        if not boxes and not objects:
+            continue
+        own = quality["per_class"][name]
+        assert (own["found"], own["objects"], own["part_only"]) == (right, objects, part)
+        assert own["missed"] == objects - right - part
+        assert own["precision50"] == pytest.approx(right / max(boxes, 1))
+
+
+def test_a_box_on_its_own_object_is_no_part_of_another():
+    """A small object inside a large one of its class: its box is right, the large one missed."""
+    boxes = np.asarray([[0, 0, 50, 50], [5, 5, 15, 15], [30, 30, 40, 40]], np.float32)
+    flags, crowd = np.asarray([False, False, True]), np.zeros(3, bool)
+    record = TruthRecord(1, "a", None, 60, 60, boxes, np.zeros(3, np.int32), flags, crowd)
+    truth = TruthSplit("made up", "train", CLASSES, IDS, (record,))
+
+    def counts(*found):
+        rows = [{"image_id": 1, "category_id": IDS[0], "bbox": box} for box in found]
+        quality = pgt_quality({"annotations": rows}, truth)
+        return quality["found"], quality["part_only"], quality["missed"]
+
+    small, difficult, part = [5, 5, 10, 10], [30, 30, 10, 10], [20, 5, 9, 9]
+    assert counts(small) == (1, 0, 1)
+    assert counts(small, difficult) == (1, 0, 1)
+    assert counts(small, part) == (1, 1, 0)
+
+
+def test_pgt_quality_of_a_split_is_that_of_its_images():
+    """Boxes in any order, images without any: the same as image by image."""
+    found, truth = random_case(3, images=12)
+    found = [one for one in found if one["image_id"] not in (0, 35, 77)]
+    whole = pgt_quality({"annotations": found}, truth)
+    assert pgt_quality({"annotations": found[::-1]}, truth) == whole
+    alone = [
+        pgt_quality(
+            {"annotations": [one for one in found if one["image_id"] == record.image_id]},
+            replace(truth, records=(record,)),
+        )
+        for record in truth.records
+    ]
+    for figure in ("objects", "found", "part_only", "missed"):
+        assert whole[figure] == sum(one[figure] for one in alone)
+    nothing = replace(truth, records=())
+    assert pgt_quality({"annotations": []}, nothing)["objects"] == 0
 
 
 def rle(mask):

@@ -1,8 +1,8 @@
 """`python -m experiments.pgt`: both formats, both sheets, refusals."""
 
 import json
+import shutil
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from experiments.options import RoadOptions
-from experiments.pgt import main, numbered, parse
-from experiments.settings import RoadSettings
+from experiments.options import parse as parse_road
+from experiments.pgt import main, with_image_ids
+from experiments.settings import RoadSettings, restore
 from experiments.stages import Journey
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini import write_mini
+from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.pgt import PgtSettings
 
 
@@ -62,7 +64,8 @@ def test_the_truth_is_found_and_its_parts_fall(world, tmp_path, capsys):
 def test_the_picture_shows_pseudo_boxes_where_they_are(world, tmp_path):
     """Without a score threshold the lower box of each object is drawn, too: other pixels."""
     pictures = []
-    for more in ((), ("--settings.score-threshold", "-1", "--settings.overlap-threshold", "2")):
+    every = ("--settings.rule", "pgf", "--settings.score-threshold", "0", "--settings.nested")
+    for more in ((), (*every, *open_tags(world[0], "trainval").classes)):
         assert run(world, tmp_path / "pgt.json", *more) == 0
         pictures.append(np.asarray(Image.open(tmp_path / "pgt.png").convert("RGB")).astype(int))
     assert pictures[0].shape == pictures[1].shape
@@ -70,24 +73,63 @@ def test_the_picture_shows_pseudo_boxes_where_they_are(world, tmp_path):
     assert 0.001 < changed < 0.5
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ((), PgtSettings()),
-        (("--settings.rule", "pgf"), PgtSettings.pgf()),
-        (("--settings.rule=pgf", "--settings.score-threshold", "0.4"),
-         replace(PgtSettings.pgf(), score_threshold=0.4)),
-        (("--settings.rule", "release_voc"), PgtSettings(rule="release_voc")),
-    ],
-)  # fmt: skip
-def test_the_rule_brings_its_own_thresholds(flags, expected):
-    needed = ["--detections", "a", "--data", "b", "--out", "c"]
-    assert parse([*needed, *flags]).settings == expected
+PGF = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
+RULES = {  # flags: rule, tau_s and classes without the overlap test that they come to
+    "": ("paper", 0.3, ()),
+    "rule pgf": ("pgf", 0.2, PGF),
+    "rule=pgf score-threshold 0.4": ("pgf", 0.4, PGF),
+    "rule pgf nested person": ("pgf", 0.2, ("person",)),
+    "rule release_voc": ("release_voc", 0.3, ()),
+    "score-threshold 0.5": ("paper", 0.5, ()),
+}
+
+
+def flags_of(text, prefix):
+    return [f"{prefix}{word}" if word[:4] in ("rule", "scor", "nest") else word
+            for word in text.split()]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RULES)
+def test_the_rule_brings_its_own_thresholds(world, tmp_path, text):
+    rule, threshold, nested = RULES[text]
+    if nested == ("person",):
+        nested = open_tags(world[0], "trainval").classes[:1]
+        text = text.replace("person", nested[0])
+    assert run(world, tmp_path / "pgt.json", *flags_of(text, "--settings.")) == 0
+    used = json.loads((tmp_path / "pgt.sheet.json").read_text())["rule"]
+    assert (used["rule"], used["score_threshold"]) == (rule, threshold)
+    assert used["nested"] == list(nested)
+
+
+@pytest.mark.parametrize("text", RULES)
+@pytest.mark.parametrize("preset", ["mini", "light", "voc07"])
+def test_on_the_road_a_presets_threshold_is_for_its_own_rule(preset, text):
+    """The mini preset's 0.8 is a figure of the paper's rule and not of another one."""
+    rule, threshold, nested = RULES[text]
+    if preset == "mini" and not text:
+        threshold = 0.8
+    flags = ["--data", "mini", "--preset", preset, *flags_of(text, "--settings.pgt.")]
+    made = parse_road(flags, "", "").settings.pgt
+    assert made == PgtSettings(rule, threshold, nested=nested)
+
+
+def test_the_mini_presets_rule_named_keeps_its_threshold():
+    made = parse_road(["--data", "mini", "--settings.pgt.rule", "paper"], "", "").settings.pgt
+    assert made == PgtSettings(score_threshold=0.8, nested=())
+
+
+def test_a_stored_run_keeps_its_values():
+    """As settings.json of runs before thresholds went by the rule has them."""
+    stored = {
+        "rule": "pgf", "score_threshold": 0.8, "overlap_threshold": 0.85, "k": 1, "nested": [],
+    }  # fmt: skip
+    kept = PgtSettings(rule="pgf", score_threshold=0.8, nested=())
+    assert restore(PgtSettings, stored).resolved() == kept
 
 
 def test_the_roads_top_1_is_one_box_whatever_k_is(world, tmp_path):
     data, path = world
-    found = [dict(numbered(one)) for one in json.loads(path.read_text())]
+    found = with_image_ids(json.loads(path.read_text()), open_tags(data, "trainval"))
     (tmp_path / "wsod").mkdir()
     (tmp_path / "wsod" / "detections_train.json").write_text(json.dumps(found))
     settings = RoadSettings(pgt=PgtSettings(rule="top_k", k=2))
@@ -130,7 +172,17 @@ def test_without_truth_the_sheet_has_the_tags_alone(world, tmp_path, capsys):
     sheet = json.loads((tmp_path / "pgt.sheet.json").read_text())
     tags = sum(len(record.tags) for record in train.records)
     assert "truth" not in sheet and sheet["tags"]["without_box"] == tags - 1
-    assert sheet["tags"]["score"] == [0.5] * 3 and "recall" not in capsys.readouterr().out
+    assert sheet["tags"]["boxes_per_image"] == 1 / len(train.records)
+    said = capsys.readouterr().out
+    assert sheet["tags"]["score"] == [0.5] * 3 and "recall" not in said
+    columns, everything = (line.split() for line in said.splitlines()[:2])
+    assert columns[3:5] == ["an", "image"]
+    per_image = f"{1 / len(train.records):.2f}"
+    assert everything[:4] == ["all", str(tags), "1", per_image]
+    assert everything[4] == f"{1 / tags:.2f}"
+    by_class = {line.split()[0]: line.split() for line in said.splitlines()[2:]}
+    assert by_class[train.classes[one.tags[0]]][3] == per_image
+    assert all(row[3] == "0.00" for row in by_class.values() if row[2] == "0")
 
 
 def test_detections_of_another_data_set_are_refused(world, tmp_path, capsys):
@@ -140,3 +192,129 @@ def test_detections_of_another_data_set_are_refused(world, tmp_path, capsys):
     assert run((world[0], tmp_path / "other.json"), tmp_path / "pgt.json") == 2
     assert str(tmp_path / "other.json") in capsys.readouterr().err
     assert not (tmp_path / "pgt.json").exists()
+
+
+def entry(**values):
+    return {"image_id": "{name}", "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5} | values
+
+
+def without(key):
+    return {name: value for name, value in entry().items() if name != key}
+
+
+FAULTS = {
+    "has no score": without("score"),
+    "has no bbox": without("bbox"),
+    "has no image_id": 5,
+    "score is no": [entry(score=value) for value in ("0.5", None, True, [1], np.nan, -np.inf)],
+    "bbox is no": [
+        entry(bbox=[0, 0, 5, value]) for value in ("a", None, np.inf, -np.inf, np.nan, [1], 10**400)
+    ] + [entry(bbox=value) for value in (["a"], [1, 2, 3], "abcd", None, {})],
+    "image_id is": [entry(image_id=value) for value in ([1], {}, None, 1.5, True)],
+    "category_id is": [entry(category_id=value) for value in ([1], {"a": 1}, None, "1", 1.5)],
+}  # fmt: skip
+CASES = [(text, one) for text, some in FAULTS.items()
+         for one in (some if isinstance(some, list) else [some])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "bad"), CASES)
+def test_faulty_detections_are_one_line_that_names_file_and_entry(
+    world, tmp_path, capsys, text, bad
+):
+    good, path = json.loads(world[1].read_text())[0], tmp_path / "bad.json"
+    if isinstance(bad, dict) and bad.get("image_id") == "{name}":
+        bad = {**bad, "image_id": good["image_id"]}
+    path.write_text(json.dumps([good, bad]))
+    assert run((world[0], path), tmp_path / "pgt.json") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"error: {path}: entry 1") and text in said[0]
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--settings.score-threshold", "nan"), "setting score_threshold"),
+        (("--settings.score-threshold", "1.5"), "setting score_threshold"),
+        (("--settings.overlap-threshold", "-0.5"), "setting overlap_threshold"),
+        (("--settings.rule", "top_k", "--settings.k", "0"), "setting k"),
+        (("--settings.nested", "botle"), "setting nested"),
+    ],
+)
+def test_bad_settings_are_one_line_before_anything_is_written(world, tmp_path, capsys, flags, text):
+    assert run(world, tmp_path / "pgt.json", *flags) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"error: {text}: ")
+    assert not any(tmp_path.iterdir())
+
+
+def test_bad_settings_of_the_road_are_refused_at_once(capsys):
+    flags = ["--data", "mini", "--settings.pgt.k", "0"]
+    assert entry_point(lambda argv: parse_road(argv, "", ""), flags) == 2
+    assert capsys.readouterr().err.startswith("error: setting k: ")
+
+
+@pytest.mark.parametrize("name", ["x.png", "voc.2007", "x", "folder", "folder.json", "with.json"])
+def test_an_output_that_cannot_be_is_refused(world, tmp_path, capsys, name):
+    for folder in ("folder", "folder.json", "with.png"):
+        (tmp_path / folder).mkdir()
+    assert run(world, tmp_path / name) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"error: --out: {tmp_path / name.split('.')[0]}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.json", "with.png"]
+
+
+@pytest.mark.parametrize("out", ["found.json", "../found/found.json", "found.sheet.json"])
+def test_the_input_is_not_overwritten(world, tmp_path, capsys, out):
+    folder = tmp_path / "found"
+    folder.mkdir()
+    path = folder / out.replace("../found/", "")
+    path.write_text(world[1].read_text())
+    out = folder / out.replace(".sheet", "")
+    assert run((world[0], path), out) == 2
+    assert "--detections" in capsys.readouterr().err
+    assert path.read_text() == world[1].read_text() and list(folder.iterdir()) == [path]
+
+
+def test_a_broken_image_leaves_no_output(world, tmp_path, capsys):
+    data, out = tmp_path / "VOC2007", tmp_path / "pgt.json"
+    shutil.copytree(world[0], data)
+    for path in (data / "JPEGImages").iterdir():  # whole headers: the size is still read
+        path.write_bytes(path.read_bytes()[:-200])
+    assert run((data, world[1]), out) == 2
+    assert "image cannot be read" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_image_ids_may_be_file_names_of_any_data_set(tmp_path):
+    names = ("cat.jpg", "b/dog.png", "2.jpg", "7_1.jpg", "two.jpg", "two.png")
+    records = tuple(
+        TagRecord(number, name, tmp_path / name, 9, 9, (0,)) for number, name in enumerate(names, 1)
+    )
+    train = TagSplit("made up", "train", ("cat",), (1,), records)
+    wanted = {
+        "cat.jpg": 1, "cat": 1, "b/dog.png": 2, "b/dog": 2, "2.jpg": 3, "2": 3, "7_1": 4,
+        "two.jpg": 5, "two.png": 6, "two": "two", "5": 5, "000005": 5, "2008_000001": 2008000001,
+        "dog": "dog", "": "", 4: 4,
+    }  # fmt: skip
+    found = [entry(image_id=name) for name in wanted]
+    assert [one["image_id"] for one in with_image_ids(found, train)] == list(wanted.values())
+    assert [one["image_id"] for one in found] == list(wanted)  # the input stays as it is
+
+
+def test_file_names_as_image_ids_end_to_end(world, tmp_path):
+    """The same pseudo boxes whether images are numbers, names or file names."""
+    made = []
+    records = {r.file_name: r.image_id for r in open_tags(world[0], "trainval").records}
+    for form in (
+        lambda name: name,
+        lambda name: name + ".jpg",
+        lambda name: records[name + ".jpg"],
+    ):
+        found = json.loads(world[1].read_text())
+        for one in found:
+            one["image_id"] = form(one["image_id"])
+        (tmp_path / "found.json").write_text(json.dumps(found))
+        assert run((world[0], tmp_path / "found.json"), tmp_path / "pgt.json") == 0
+        made.append((tmp_path / "pgt.json").read_text())
+    assert made[0] == made[1] == made[2] and len(json.loads(made[0])["annotations"])
