@@ -193,12 +193,21 @@ def share_inside(a, b):
     return max(w, 0) * max(h, 0) / ((a[2] - a[0]) * (a[3] - a[1]))
 
 
+def with_inner_objects(record):
+    """The record with an object of the same class in the corner of each of its objects."""
+    inner = record.boxes.copy()
+    inner[:, 2:] -= (inner[:, 2:] - inner[:, :2]) // 3 * 2
+    doubled = {key: np.tile(getattr(record, key), 2) for key in ("labels", "difficult", "crowd")}
+    return replace(record, boxes=np.concatenate([record.boxes, inner]), **doubled)
+
+
 @given(st.integers(0, 10_000))
 def test_pgt_quality_is_the_loop(seed):
     found, truth = random_case(seed)
     for place, one in enumerate(found):  # every third a part, perhaps of several objects
         share = 1 if place % 3 else 3
         one["bbox"][2:] = [max(side // share, 1) for side in one["bbox"][2:]]
+    truth = replace(truth, records=tuple(map(with_inner_objects, truth.records)))
     quality = pgt_quality({"annotations": found}, truth)
     for name, (right, boxes, objects, part) in quality_as_loop(found, truth).items():
         if not boxes and not objects:
