@@ -46,6 +46,7 @@ class PgtSettings:
     overlap_threshold: float = 0.85
     """tau_o: a box with so much of it in another goes."""
     k: int = 1
+    """top_k: boxes of each class in an image."""
     nested: tuple[str, ...] | None = None
     """Classes without the overlap test [the rule's own: none; pgf: `PGF_NESTED`]."""
 
