@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weaksam_jax.data.batches import (
-    choose_canvas,
     make_batches,
     pad_boxes,
     resize_to_canvas,
@@ -110,9 +109,7 @@ def test_boxes_follow_the_image(height, width, mirrored, scale):
     assert np.abs(boxes[0] - seen).max() <= 1.5
 
 
-def test_choose_canvas_and_padding():
-    assert choose_canvas(500, 375, ((480, 640), (640, 480))) == (480, 640)
-    assert choose_canvas(375, 500, ((480, 640), (640, 480))) == (640, 480)
+def test_boxes_are_padded_or_cut_to_their_number():
     padded, valid = pad_boxes(np.ones((3, 4), np.float32), 5)
     assert padded.shape == (5, 4) and valid.tolist() == [True] * 3 + [False] * 2
     assert pad_boxes(np.ones((7, 4)), 5)[1].all()

@@ -99,16 +99,6 @@ def make_batches(
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-def choose_canvas(width: int, height: int, canvases: Sequence[Canvas]) -> Canvas:
-    """The canvas (height, width) of which the image, fitted into it, leaves least unused."""
-
-    def used(canvas: Canvas) -> float:
-        scale = min(canvas[0] / height, canvas[1] / width)
-        return scale * scale * width * height / (canvas[0] * canvas[1])
-
-    return max(canvases, key=used)
-
-
 def resize_to_canvas(
     image: np.ndarray,
     boxes: np.ndarray,

@@ -14,6 +14,8 @@ from weaksam_jax.models.rpn import select_proposals
 from weaksam_jax.ops.matching import FOREGROUND, match_by_iou
 from weaksam_jax.ops.sampling import sample_balanced
 
+_KINDS = ("foreground", "background")
+
 
 @dataclass(frozen=True)
 class DropSettings:
@@ -250,22 +252,28 @@ def roi_objective(
     drop: DropSettings | None,
     axis_name: str | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Equation 2 over all RoIs `[R]` of the batch: ({"cls", "box"} terms, metrics)."""
+    """Equation 2 over all RoIs `[R]` of the batch: ({"cls", "box"} terms, metrics).
+
+    The metrics are shares of RoIs over all devices (an `axis_name`), not means of the devices' own.
+    """
     options = drop or DropSettings()
     active = jnp.asarray(drop is not None) & (step >= options.start)
     sums = dropped_sums(
         cls_loss, reg_loss, foreground, valid, active,
         options.tau_cls, options.tau_reg, options.rule, options.background,
     )  # fmt: skip
-    count = sums[options.normaliser]
+    counts = {name: value for name, value in sums.items() if name not in ("cls", "reg")}
     if axis_name is not None:
-        count = jax.lax.pmean(count, axis_name)
-    count = jnp.maximum(count, 1.0)
-    metrics = {"foreground_rois": sums["foreground"] / jnp.maximum(sums["n_valid"], 1.0)}
+        counts = jax.lax.pmean(counts, axis_name)
+    shares = {"foreground_rois": ("foreground", "n_valid")}
     if drop is not None:
-        for name in ("foreground", "background"):
-            share = sums[f"dropped_{name}"] / jnp.maximum(sums[name], 1.0)
-            metrics[f"dropped_{name}"] = share
+        shares |= {f"dropped_{name}": (f"dropped_{name}", name) for name in _KINDS}
+    # A mean count over devices may be below 1 and still not be 0.
+    metrics = {
+        name: counts[part] / jnp.where(counts[whole] > 0, counts[whole], 1.0)
+        for name, (part, whole) in shares.items()
+    }
+    count = jnp.maximum(counts[options.normaliser], 1.0)
     return {"cls": sums["cls"] / count, "box": sums["reg"] / count}, metrics
 
 

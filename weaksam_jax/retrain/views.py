@@ -7,9 +7,10 @@ import numpy as np
 from tqdm import tqdm
 
 from weaksam_jax.boxes import clip, flip, iou, to_xywh
-from weaksam_jax.data.batches import Canvas, choose_canvas, resize_to_canvas
+from weaksam_jax.data.batches import resize_to_canvas
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.scales import Canvas, Scale, shape_group
 
 # images uint8 [B, H, W, 3], sizes [B, 2] -> boxes [B, D, 4], scores, labels, valid [B, D]
 Detector = Callable[[np.ndarray, np.ndarray], tuple]
@@ -19,7 +20,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n, 4], scores [n], l
 def detect_split(
     detector: Detector,
     split: TagSplit,
-    views: Sequence[Sequence[Canvas]],
+    views: Sequence[Scale],
     mirrored: bool,
     batch: int,
     iou_threshold: float,
@@ -29,8 +30,8 @@ def detect_split(
 ) -> list[dict]:
     """COCO results of every image of `split` (its tags are not read), best first in each image.
 
-    views: canvas choices; an image is fitted into the one of each view that suits it best, and is
-    shown mirrored too when `mirrored`. The union of all views goes through one class-wise NMS.
+    views: scales; an image is shown in one canvas of each (`shape_group`), mirrored too when
+    `mirrored`. The union of all views goes through one class-wise NMS.
     factors: float `[images, C]`, what the scores of each class are multiplied with.
     """
     pooled: list[list[Found]] = [[] for _ in split.records]
@@ -65,24 +66,25 @@ def classwise_nms(
 
     A box goes when its IoU with a kept one of its class is above the threshold.
     """
-    order = np.argsort(-scores, kind="stable")
-    overlap = (iou(boxes, boxes) > iou_threshold) & (labels[:, None] == labels[None, :])
     alive = np.ones(len(boxes), bool)
-    keep = []
-    for index in order:
-        if alive[index]:
-            keep.append(index)
-            alive &= ~overlap[index]
-    return np.asarray(keep, np.int64)
+    for label in np.unique(labels):  # a matrix a class: 24 views of 80 classes give 4800 boxes
+        own = np.flatnonzero(labels == label)
+        own = own[np.argsort(-scores[own], kind="stable")]
+        overlap = iou(boxes[own], boxes[own]) > iou_threshold
+        for place, index in enumerate(own):
+            if alive[index]:
+                alive[own[place + 1 :]] &= ~overlap[place, place + 1 :]
+    order = np.argsort(-scores, kind="stable")
+    return order[alive[order]]
 
 
 def _jobs(
-    records: Sequence[TagRecord], view: Sequence[Canvas], batch: int
+    records: Sequence[TagRecord], view: Scale, batch: int
 ) -> Iterator[tuple[list[int], Canvas]]:
     """Batches of image indices that share a canvas."""
     groups: dict[Canvas, list[int]] = {}
     for index, record in enumerate(records):
-        groups.setdefault(choose_canvas(record.width, record.height, view), []).append(index)
+        groups.setdefault(view[shape_group(record, [view])], []).append(index)
     for canvas, members in groups.items():
         for start in range(0, len(members), batch):
             yield members[start : start + batch], canvas
