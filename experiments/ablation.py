@@ -40,7 +40,7 @@ from experiments.stages import Journey, retrain_start
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import dataset_fingerprint
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path, file_fingerprint, read_json, write_json, write_text
+from weaksam_jax.files import atomic_path, file_fingerprint, write_json, write_text
 from weaksam_jax.losses.detection import DropSettings
 from weaksam_jax.pgt import PgtSettings
 from weaksam_jax.retrain.settings import RetrainSettings
@@ -87,17 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def ablate(options: Ablation) -> str:
     """Runs every cell; returns the table and the verdicts."""
-    from weaksam_jax.pgt import make_pgt
     from weaksam_jax.retrain.detect import detect_retrain
     from weaksam_jax.retrain.train import train_retrain
 
+    check(options)
     journeys = open_runs(options)
     first = journeys[0]
     road, train, test = first.settings, first.splits["train"], first.splits["test"]
     truth = first.truths["test"]
     if truth is None:
         raise BadInput(first.data, "has no boxes to measure with", "give a run with truth")
-    road = replace(road, retrain=shortened(road.retrain, options.schedule))
+    retrain, pgt = shortened(road.retrain, options.schedule), road.pgt.resolved()
+    road = replace(road, pgt=pgt, retrain=retrain)
     methods = table_5a(road) if options.table == "5a" else table_9(road, options)
     check_drop(methods)
 
@@ -111,8 +112,7 @@ def ablate(options: Ablation) -> str:
 
     def work(method: str, seed: int, folder: Path) -> dict:
         journey, settings = journey_of(seed), methods[method].retrain
-        detections = read_json(journey.out / "wsod" / "detections_train.json")
-        pgt = make_pgt(detections, train, methods[method].pgt)
+        pgt = journey.pseudo_boxes(methods[method].pgt)
         init = retrain_start(journey.out, settings)
 
         def retrain(settings: RetrainSettings, folder: Path, until: int | None = None) -> dict:
@@ -142,10 +142,30 @@ def ablate(options: Ablation) -> str:
         said = verdicts_5a(found)
     else:
         said = verdicts_9(found, methods, road.retrain.drop or DropSettings())
-    lines = [markdown(rows, FIGURES), "", *said]
+    lines = [markdown(rows, FIGURES), "", *setting_notes(road), "", *said]
     write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
     draw(rows, options.out / f"{name}.png")
     return "\n".join(lines)
+
+
+def check(options: Ablation) -> None:
+    """`BadInput` for seeds and a schedule that make no table."""
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        problem = "names a seed twice" if options.seeds else "is empty"
+        raise BadInput("--seeds", problem, "a verdict needs different trainings: give 0 1 2, say")
+    if not 0 < options.schedule <= 1:
+        raise BadInput("--schedule", f"is {options.schedule:g}", "give a share from 0 to 1")
+
+
+def setting_notes(road: RoadSettings) -> list[str]:
+    """What the rows have in common: settings that the paper has otherwise are to be seen."""
+    pgt, drop, steps = road.pgt, road.retrain.drop or DropSettings(), road.retrain.steps
+    return [
+        f"adaptive: rule {pgt.rule}, tau_s {pgt.score_threshold:g}, tau_o "
+        f"{pgt.overlap_threshold:g} (paper: 0.3, 0.85)",
+        f"RoI drop: tau_cls {drop.tau_cls:g}, tau_reg {drop.tau_reg:g} (paper: 4, 1), rule "
+        f"{drop.rule}, from step {drop.start} of {steps}",
+    ]
 
 
 def open_runs(options: Ablation) -> list[Journey]:

@@ -28,6 +28,7 @@ from weaksam_jax.engine.distributed import leads
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
+from weaksam_jax.pgt import PgtSettings
 from weaksam_jax.retrain.settings import RetrainSettings
 
 # The embedded set is one data set; --seed varies the training on it.
@@ -292,15 +293,22 @@ class Journey:
 
     def run_pgt(self) -> dict:
         """Adaptive pseudo ground truth, and top-1 beside it."""
-        from weaksam_jax.pgt import make_pgt
-
-        detections = read_json(self.out / "wsod" / "detections_train.json")
-        train, made = self.splits["train"], {}
+        made = {}
         top1 = replace(self.settings.pgt, rule="top_k", k=1)
         for name, settings in (("pgt", self.settings.pgt), ("top1", top1)):
-            made[name] = make_pgt(detections, train, settings)
+            made[name] = self.pseudo_boxes(settings)
             write_json(self.out / "pgt" / f"{name}.json", made[name])
         return measure.pgt(made, self.truths["train"])
+
+    def pseudo_boxes(self, settings: PgtSettings) -> dict:
+        """The COCO dictionary that these settings make of the MIL detector's detections."""
+        from weaksam_jax.evaluate.detections import naming, read_detections
+        from weaksam_jax.pgt import make_pgt
+
+        path = self.out / "wsod" / "detections_train.json"
+        detections = read_detections(path, scores=True)
+        with naming(path):
+            return make_pgt(detections, self.splits["train"], settings)
 
     def run_retrain(self, name: str, settings) -> dict:
         """Trains Faster R-CNN on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the

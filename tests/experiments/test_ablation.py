@@ -132,7 +132,8 @@ def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # 
         assert drops[:2] == [None] * 2 and drops[2]["tau_cls"] == 0.1
     else:
         assert [(one["tau_reg"], one["tau_cls"]) for one in drops] == [(1.0, 0.1), (1.0, 3.0)]
-    assert "one seed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "one seed" in said and "tau_s 0.8" in said and "tau_cls 0.1, tau_reg 1 (paper" in said
     assert (out / f"table_{table}.png").read_bytes()[:4] == b"\x89PNG"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     dropped = {line["stage"]: line.get("dropped_background") for line in log}
@@ -193,6 +194,21 @@ def test_runs_that_cannot_be_compared_are_refused(world, tmp_path, capsys):  # n
     assert "begins at step 1 of 1: never" in said(never)
     (one / "wsod" / "detections_train.json").unlink()
     assert "detections_train.json: does not exist" in said(one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "0", "1", "0"], "--seeds: names a seed twice"),
+        (["--seeds"], "--seeds: is empty"),
+        (["--schedule", "0"], "--schedule: is 0"),
+        (["--schedule", "nan"], "--schedule: is nan"),
+    ],
+)
+def test_tables_that_would_say_nothing_are_refused(tmp_path, capsys, flags, message):
+    more = ["--table", "5a", "--runs", str(tmp_path), "--out", str(tmp_path / "out"), *flags]
+    assert entry_point(ablation.main, more) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_a_shortened_schedule_keeps_its_shape():
