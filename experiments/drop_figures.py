@@ -6,9 +6,9 @@
 Takes the pseudo boxes and settings of a finished run and, for the detector of that run or for one
 that is trained anew without RoI drop as far as each step of --at, samples RoIs of every training
 image as training does (unaugmented), with their classification and box losses. A foreground RoI is
-an error when its pseudo box overlaps no true box of its class by IoU >= 0.7. For each interval of
-either loss: the number of RoIs and the share of errors. RoI drop helps where that share rises with
-the loss; the table says how much of what a threshold drops is wrong.
+an error when its pseudo box overlaps no true box (--same-class: of its class) by IoU >= 0.7. For
+each interval of either loss: the number of RoIs and the share of errors. RoI drop helps where that
+share rises with the loss; the table says how much of what a threshold drops is wrong.
 
 Truth is read here, after training and for the figure alone. Writes OUT/drop.json and a picture a
 detector. A training that was stopped goes on with the same command.
@@ -51,6 +51,8 @@ class DropFigures:
     """Train anew without RoI drop and measure after so many steps [the run's own detector]."""
     seed: int = 0
     """Of that training and of the RoIs that are sampled."""
+    same_class: bool = False
+    """A true box of another class does not make a pseudo box right (the paper: it does)."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def measure(options: DropFigures) -> list[dict]:
 
     journey = open_run(options.run, options.data)
     settings, pgt = journey.settings.retrain, read_json(options.run / "pgt" / "pgt.json")
-    if any(step > settings.steps for step in options.at):
-        raise BadInput("--at", f"is past the {settings.steps} steps of the run", "ask for fewer")
+    if not all(0 < step <= settings.steps for step in options.at):
+        raise BadInput("--at", "is no step of the run", f"give steps from 1 to {settings.steps}")
     truth = journey.truths["train"]
     if truth is None:
         cure = "give a run on a set with truth"
@@ -90,10 +92,12 @@ def measure(options: DropFigures) -> list[dict]:
             params = load_params(options.run / "retrain" / "params.safetensors")
         else:
             params = train_until(options, pgt, journey, step)
-        rois = judge(params, pgt, journey.splits["train"], truth, settings, options.seed)
+        split, same = journey.splits["train"], options.same_class
+        rois = judge(params, pgt, split, truth, settings, options.seed, same)
         rows.append({"step": step, **summary(rois, settings)})
         draw(rois, options.out / f"drop{'' if step is None else f'_{step}'}.png", step)
     note = {"command": " ".join(sys.argv), "commit": commit(), "error_iou": ERROR_IOU}
+    note |= {"same_class": options.same_class}
     write_json(options.out / "drop.json", {**note, "rows": rows}, indent=1)
     return rows
 
@@ -124,6 +128,7 @@ def judge(
     truth: TruthSplit,
     settings: RetrainSettings,
     seed: int,
+    same_class: bool = False,
 ) -> Rois:
     """Samples the RoIs of every image with pseudo boxes and holds their boxes against the truth."""
     import jax
@@ -152,9 +157,10 @@ def judge(
             size = batch["size"][row]
             factor = np.asarray([record.width / size[1], record.height / size[0]] * 2)
             boxes = rois.targets[row][own] * factor
-            same = record.labels[None, :] == rois.labels[row][own][:, None]
-            overlap = np.where(same, iou(boxes, record.boxes.astype(np.float64)), 0)
-            wrong = ~(overlap >= ERROR_IOU).any(1)
+            right = iou(boxes, record.boxes.astype(np.float64)) >= ERROR_IOU
+            if same_class:
+                right &= record.labels[None, :] == rois.labels[row][own][:, None]
+            wrong = ~right.any(1)
             rest = rois.cls[row][valid & ~own]
             found.append((rois.cls[row][own], rois.reg[row][own], wrong, rest))
     return Rois(*(np.concatenate(column) for column in zip(*found, strict=True)))

@@ -98,6 +98,15 @@ def test_true_boxes_are_no_errors_and_moved_ones_are(world, shift, share):
     assert (rois.cls > 0).all() and (rois.reg >= 0).all() and len(rois.cls_background)
 
 
+def test_a_box_on_an_object_of_another_class_is_right_unless_classes_are_asked_for(world):
+    _, split, truth, params = world
+    boxes = pseudo(truth, 0.0)
+    for one in boxes["annotations"]:
+        one["category_id"] = one["category_id"] % len(split.classes) + 1
+    assert not judge(params, boxes, split, truth, TINY, 0).wrong.any()
+    assert judge(params, boxes, split, truth, TINY, 0, same_class=True).wrong.mean() > 0.9
+
+
 def test_the_command_trains_measures_and_draws(world, tmp_path, capsys):
     data, _, truth, params = world
     run, settings = tmp_path / "run", jsonable(mini())
@@ -128,5 +137,6 @@ def test_the_command_trains_measures_and_draws(world, tmp_path, capsys):
     assert entry_point(main, [*flags, "--at", "1", "--seed", "7"]) == 0
     assert weights[0].read_bytes() != one and not weights[1].exists()
     capsys.readouterr()
-    assert entry_point(main, [*flags, "--at", "3"]) == 2
-    assert "--at" in capsys.readouterr().err
+    for step in ("3", "0"):
+        assert entry_point(main, [*flags, "--at", step]) == 2
+        assert "--at" in capsys.readouterr().err
