@@ -43,6 +43,7 @@ def torchvision_model(rois: int):
         min_size=480,
         max_size=10_000,
         box_batch_size_per_image=rois,
+        rpn_post_nms_top_n_train=1000,
         box_score_thresh=0.0,
     )
 

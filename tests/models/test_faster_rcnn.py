@@ -21,7 +21,8 @@ from weaksam_jax.boxes import encode, iou
 from weaksam_jax.losses.detection import DetectionSettings, DropSettings, faster_rcnn_loss
 from weaksam_jax.models.faster_rcnn import BoxHead, FasterRCNN, detect, select_detections
 from weaksam_jax.models.fpn import FPN
-from weaksam_jax.models.rpn import RPNHead, select_proposals
+from weaksam_jax.models.rpn import RPNHead
+from weaksam_jax.ops.proposals import select_proposals
 
 CLASSES = 3
 

@@ -25,8 +25,8 @@ from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.losses.detection import DetectionSettings, faster_rcnn_loss
 from weaksam_jax.models.faster_rcnn import FasterRCNN, detect
 from weaksam_jax.models.resnet import ResNet50
-from weaksam_jax.models.rpn import select_proposals
 from weaksam_jax.ops.matching import match_by_iou, pyramid_level
+from weaksam_jax.ops.proposals import select_proposals
 from weaksam_jax.ops.sampling import sample_balanced
 
 WIDTH, CHANNELS, CLASSES, FC = 4, 8, 3, 24

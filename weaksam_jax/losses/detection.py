@@ -10,8 +10,8 @@ import optax
 
 from weaksam_jax.boxes import RPN_WEIGHTS, encode
 from weaksam_jax.losses.drop import roi_drop
-from weaksam_jax.models.rpn import select_proposals
 from weaksam_jax.ops.matching import FOREGROUND, match_by_iou
+from weaksam_jax.ops.proposals import select_proposals
 from weaksam_jax.ops.sampling import sample_balanced
 
 _KINDS = ("foreground", "background")

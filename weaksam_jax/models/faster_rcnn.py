@@ -15,10 +15,11 @@ import numpy as np
 
 from weaksam_jax.boxes import decode
 from weaksam_jax.models.fpn import FPN, XAVIER
-from weaksam_jax.models.rpn import RPNHead, select_proposals
+from weaksam_jax.models.rpn import RPNHead
 from weaksam_jax.ops.anchors import pyramid_anchors
 from weaksam_jax.ops.matching import pyramid_level
 from weaksam_jax.ops.nms import multiclass_nms
+from weaksam_jax.ops.proposals import select_proposals
 from weaksam_jax.ops.roi import roi_align_pyramid
 
 

@@ -1,4 +1,4 @@
-"""Region proposal network (Faster R-CNN §3.1) on a pyramid: its head and its proposals."""
+"""Head of the region proposal network (Faster R-CNN §3.1) on a pyramid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from weaksam_jax.boxes import RPN_WEIGHTS, decode
-from weaksam_jax.ops.nms import dense_nms
 
 
 class RPNHead(nn.Module):
@@ -35,43 +32,3 @@ class RPNHead(nn.Module):
             [objectness(x).astype(jnp.float32).reshape(x.shape[0], -1) for x in hidden],
             [deltas(x).astype(jnp.float32).reshape(x.shape[0], -1, 4) for x in hidden],
         )
-
-
-def select_proposals(
-    logits: Sequence[jax.Array],
-    deltas: Sequence[jax.Array],
-    anchors: Sequence[jax.Array],
-    image_size: jax.Array,
-    pre_nms: int,
-    post_nms: int,
-    iou_threshold: float = 0.7,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Proposals of one image: (boxes `[post_nms, 4]`, logits `[post_nms]`, valid `[post_nms]`).
-
-    logits `[N_l]`, deltas and anchors `[N_l, 4]` of each level; image_size `[2]` = (height, width)
-    of the image within the canvas. A level: best `pre_nms` anchors, decoded, clipped to the image,
-    empty ones dropped, NMS; then the best `post_nms` over all levels. No gradient flows through.
-    """
-    kept_boxes, kept_logits = [], []
-    for level in zip(logits, deltas, anchors, strict=True):
-        boxes, scores = _level_proposals(*level, image_size, pre_nms, post_nms, iou_threshold)
-        kept_boxes.append(boxes)
-        kept_logits.append(scores)
-    boxes, scores = jnp.concatenate(kept_boxes), jnp.concatenate(kept_logits)
-    padding = max(post_nms - scores.shape[0], 0)
-    best, order = jax.lax.top_k(jnp.pad(scores, (0, padding), constant_values=-jnp.inf), post_nms)
-    valid = best > -jnp.inf
-    boxes = jnp.where(valid[:, None], boxes[jnp.where(valid, order, 0)], 0)
-    return jax.lax.stop_gradient((boxes, jnp.where(valid, best, 0), valid))
-
-
-def _level_proposals(logits, deltas, anchors, image_size, pre_nms, post_nms, iou_threshold):
-    """Boxes `[k, 4]` and logits `[k]` (-inf: unused) of one level after NMS."""
-    top = min(pre_nms, logits.shape[0])
-    scores, order = jax.lax.top_k(jax.lax.stop_gradient(logits), top)
-    boxes = decode(jax.lax.stop_gradient(deltas)[order], jnp.asarray(anchors)[order], RPN_WEIGHTS)
-    limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
-    boxes = jnp.clip(boxes, 0, limit)
-    valid = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    kept, kept_valid = dense_nms(boxes, scores, valid, iou_threshold, min(top, post_nms))
-    return boxes[kept], jnp.where(kept_valid, scores[kept], -jnp.inf)

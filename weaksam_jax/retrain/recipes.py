@@ -2,8 +2,17 @@
 
 Values are those of the released configurations (30-retraining-and-wsis.md, sections 1.1, 1.2 and
 6); RoI drop is the paper's, with the release's step to begin at (the paper names none). What
-differs: an image's short side is drawn between 78 and 100 % of one of four sizes, so that a batch
-needs one of few canvases, instead of one of a list of sizes 32 pixels apart.
+differs, because canvases are few and their sides multiples of 32:
+
+- training: an image's short side is drawn between 78 and 100 % of one of four sizes instead of from
+  a list of sizes 32 pixels apart (499 to 1216 for 480 to 1216, at a mean of 817 for 848);
+- test sizes 688, 1000 and 1800 are 704, 1024 and 1792, longest sides 2000 and 1333 are 1984 and
+  1344, and a view is resized from the photograph and not from the photograph resized to 688;
+- images are shrunk by area averaging (OpenCV) for PIL's bilinear filter; objects whose side is
+  below 4 pixels on the canvas are left out.
+
+A device that cannot hold its share of the 16 images takes it in turns (`accumulate`; `dtype`
+bfloat16 halves the activations).
 """
 
 from dataclasses import replace
