@@ -131,11 +131,8 @@ class PlainDetector:
                     for ratio in RATIOS:
                         w = math.sqrt(size**2 / ratio)
                         h = ratio * w
-                        centre = x * stride, y * stride
-                        rows.append(
-                            [centre[0] - w / 2, centre[1] - h / 2]
-                            + [centre[0] + w / 2, centre[1] + h / 2]
-                        )
+                        cx, cy = x * stride, y * stride
+                        rows.append([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
             made.append(torch.tensor(rows))
         return made
 
@@ -186,11 +183,10 @@ class PlainDetector:
         order = torch.sort(torch.cat(scores), descending=True, stable=True).indices[:post_nms]
         return torch.cat(boxes)[order]
 
-    def detect(self, image, pre_nms, post_nms, threshold, iou, count):
-        """(boxes, scores, labels) of one normalised image `[1, 3, H, W]`, best first."""
-        size = image.shape[2:]
-        padded = F.pad(image, (0, -size[1] % 32, 0, -size[0] % 32))
-        levels = self.pyramid(padded)
+    def detect(self, canvas, size, pre_nms, post_nms, threshold, iou, count):
+        """(scores, boxes, labels), best first, of one normalised image in the top left corner of a
+        canvas `[1, 3, H, W]` of zeros; size: its (height, width)."""
+        levels = self.pyramid(canvas)
         proposals = self.proposals(levels, size, pre_nms, post_nms)
         logits, deltas = self.head(levels, 0, proposals)
         scores = F.softmax(logits, 1)[:, :-1]

@@ -81,7 +81,7 @@ def test_pyramid_rpn_and_box_head_equal_detectron2s(case):
 
 def test_the_case_tells_detectron2_from_torchvision(case):
     """Every convention that the two libraries differ in changes the result by far more."""
-    plain, model, params, image = case
+    _, model, params, image = case
     boxes = rois().astype(np.float32)[None]
 
     def head(model, backbone="resnet50_msra"):
