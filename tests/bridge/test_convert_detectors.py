@@ -1,5 +1,7 @@
 """Detector weights: real torchvision networks, detectron2's and Caffe2's names, both directions."""
 
+import bridge.torchvision_ops  # noqa: F401
+
 # isort: split
 import pickle
 

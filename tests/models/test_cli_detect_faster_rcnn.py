@@ -21,6 +21,7 @@ from weaksam_jax.data.batches import resize_to_canvas
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini import CLASSES, write_mini
+from weaksam_jax.data.store import proposal_path
 from weaksam_jax.evaluate import voc_ap
 from weaksam_jax.files import read_arrays, write_arrays
 from weaksam_jax.models.resnet import ResNet50
@@ -188,6 +189,27 @@ def test_a_stopped_detection_goes_on(files, data, tmp_path, monkeypatch):
     both = [(tmp_path / name / "detections.json").read_bytes() for name in ("whole", "parts")]
     assert both[0] == both[1]
     assert not (tmp_path / "parts" / "unfinished.jsonl").exists()
+
+
+def test_stored_clues_weigh_the_scores(files, data, tmp_path):
+    split, rng = open_tags(data, "test"), np.random.default_rng(0)
+    logits = {}
+    for record in split.records:
+        logits[record.image_id] = rng.normal(size=len(split.classes)).astype(np.float32)
+        path = proposal_path(tmp_path / "clues", "test", record.image_id)
+        write_arrays(path, {"class_logits": logits[record.image_id]})
+    found = {}
+    for power in ("0", "2"):
+        more = ["--settings.tag-power", power, "--clues", str(tmp_path / "clues")]
+        detect.main(flags(files["detectron2"], data, tmp_path / power, *more))
+        results = json.loads((tmp_path / power / "detections.json").read_text())
+        place = ("image_id", "category_id", "bbox")
+        found[power] = {str([one[name] for name in place]): one for one in results}
+    assert found["2"].keys() == found["0"].keys()
+    for key, one in found["2"].items():
+        logit = logits[one["image_id"]][split.category_ids.index(one["category_id"])]
+        expected = found["0"][key]["score"] / (1 + np.exp(-logit)) ** 2
+        assert one["score"] == pytest.approx(expected, abs=2e-6)
 
 
 def refusal(command, capsys):

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -162,7 +161,7 @@ def _inputs(canvas: Canvas) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros((1, *canvas, 3)), jnp.zeros((1, 1, 4))
 
 
-def _given_part(backbone: nn.Module, params: dict) -> dict:
+def _given_part(backbone: Any, params: dict) -> dict:
     """The part of a backbone's parameters that is given and not trained from scratch."""
     return params["stem"] if isinstance(backbone, MiniTrunk) else params
 
