@@ -139,6 +139,8 @@ def main(argv: list[str] | None = None) -> None:
         kind: Annotated[Kind, tyro.conf.Positional],
         to: Path,
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+        epsilon: float | None = None,
+        classes: str | None = None,
     ) -> None:
         """Published weights to arrays for weaksam_jax.
 
@@ -149,7 +151,22 @@ def main(argv: list[str] | None = None) -> None:
             to: the safetensors file to write; for a detector also a .pth: the published layout.
             source: the published file (with a .pth to write: the arrays' file); efficientnet_lite0
                 has that of the installed package.
+            epsilon: of faster_rcnn_torchvision's batch norm, which the file does not tell:
+                torchvision runs its published COCO weights, and detectors trained on from them,
+                with 0 and all others with 1e-5 [0 for the published file, which is known by its 91
+                outputs and old names, else 1e-5].
+            classes: names of a Faster R-CNN's classes in the file's order, without background,
+                separated by commas [torchvision with 91 outputs: COCO's; else those of the data
+                that it is run on, in their order: VOC by name, COCO by id].
         """
+        asked = {"epsilon": epsilon, "classes": classes and classes.split(",")}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        known = {
+            "faster_rcnn_torchvision": {"epsilon", "classes"},
+            "faster_rcnn_detectron2": {"classes"},
+        }
+        for name in asked.keys() - known.get(kind, set()):
+            raise BadInput(f"--{name}", f"is no matter of {kind}", "leave it out")
         back = to.suffix == ".pth" and kind in convert_vgg.LAYOUTS
         if to.suffix != ".safetensors" and not back:
             raise BadInput(to, "does not end in .safetensors", "name the output F.safetensors")
@@ -162,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         elif kind == "efficientnet_lite0":
             print(convert_efficientnet_lite0(to, source))
         else:
-            print(getattr(convert_detectors, f"convert_{kind}")(to, source))
+            print(getattr(convert_detectors, f"convert_{kind}")(to, source, **asked))
 
     tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
 

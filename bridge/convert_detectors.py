@@ -4,9 +4,15 @@ Names here are those of `weaksam_jax.models.resnet.ResNet50` and
 `weaksam_jax.models.faster_rcnn.FasterRCNN` joined by "/"; a convolution kernel is
 `[k, k, in, out]`, a dense kernel `[in, out]`. Any width, number of classes and of channels is
 taken: they are read off the tensors, and every other tensor must fit them.
+
+Metadata: `kind`; `pixels` of the ImageNet weights ("torchvision" or "msra"); and, of a detector,
+what the shapes do not tell: `backbone`, `aligned`, `round_anchors` (settings of the same names),
+`classes` (a JSON list of their names in the file's order where it is known, else their number), and
+torchvision's `epsilon`.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 
@@ -19,7 +25,9 @@ from bridge.detector_names import (
     RESNET_TORCHVISION,
     TORCHVISION,
     Naming,
+    Taken,
     conv_names,
+    numbers,
 )
 from bridge.released_pickles import read_pickle
 from weaksam_jax.errors import BadInput
@@ -29,7 +37,6 @@ Arrays = dict[str, np.ndarray]
 BATCH_NORM_EPSILON = 1e-5
 # What detectron2's models from MSRA's weights subtract (BGR, 0..255) and divide by.
 MSRA_PIXELS = {"pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)}
-_CURE = "give weights of the network and library that you named"
 
 
 def convert_resnet50(to: str | Path, source: str | Path) -> Path:
@@ -46,33 +53,64 @@ def convert_resnet50_msra(to: str | Path, source: str | Path) -> Path:
 
 
 def convert_faster_rcnn_torchvision(
-    to: str | Path, source: str | Path, epsilon: float = 0.0
+    to: str | Path,
+    source: str | Path,
+    epsilon: float | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """torchvision's `fasterrcnn_resnet50_fpn` state_dict -> parameters of
     `FasterRCNN(ResNet50(), aligned=False, round_anchors=True)`.
 
-    epsilon: of the batch norm; the published COCO weights are run with 0, a network of one's own
-    with `BATCH_NORM_EPSILON`.
+    epsilon: of the batch norm, which the file does not tell. torchvision runs its published COCO
+    weights, and what was trained on from them, with 0, every other detector with
+    `BATCH_NORM_EPSILON`. None: 0 for the published file (91 outputs under the names of before
+    0.14), else `BATCH_NORM_EPSILON`. classes: their names in the file's order, without background;
+    None: COCO's (with gaps) where there are 91 outputs.
     """
-    arrays = to_ours(_new_names(_read_numpy(source)), TORCHVISION, source, epsilon)
-    return _write(to, arrays, "faster_rcnn_torchvision", "torchvision")
+    tensors = _read_numpy(source)
+    coco = np.shape(tensors.get("roi_heads.box_predictor.cls_score.bias")) == (91,)
+    if epsilon is None:
+        published = coco and "rpn.head.conv.weight" in tensors
+        epsilon = 0.0 if published else BATCH_NORM_EPSILON
+    if classes is None and coco:
+        classes = torchvision_coco_classes()
+    arrays = to_ours(_new_names(tensors), TORCHVISION, source, epsilon)
+    stated = {"backbone": "resnet50", "aligned": "False", "round_anchors": "True"}
+    stated["epsilon"] = str(epsilon)
+    stated["classes"] = _classes(arrays, classes, source)
+    return _write(to, arrays, "faster_rcnn_torchvision", "torchvision", **stated)
 
 
-def convert_faster_rcnn_detectron2(to: str | Path, source: str | Path) -> Path:
+def torchvision_coco_classes() -> list[str]:
+    """Names of the 90 classes of torchvision's COCO detectors; gaps in COCO's ids are "N/A"."""
+    import bridge.torchvision_ops  # noqa: F401
+
+    # isort: split
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    return FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+
+
+def convert_faster_rcnn_detectron2(
+    to: str | Path, source: str | Path, classes: Sequence[str] | None = None
+) -> Path:
     """A detectron2 R50-FPN checkpoint (`.pkl` of the model zoo, `.pth` of a training run, such as
     the released retrained ones) -> parameters of `FasterRCNN(ResNet50(stride_in_1x1=True))`.
 
-    Raises `BadInput`, too, when the file says that its pixels are not MSRA's.
+    classes: their names in the file's order. Raises `BadInput`, too, when the file says that its
+    pixels are not MSRA's.
     """
     pickled = Path(source).suffix == ".pkl"
     tensors = _read_pkl(source, "model") if pickled else _read_numpy(source)
     for name, expected in MSRA_PIXELS.items():
-        found = np.ravel(tensors.get(name, expected))
+        found = np.ravel(numbers(tensors.get(name, np.asarray(expected)), name, source))
         if found.shape != (3,) or np.abs(found - expected).max() > 0.01:
             problem = f"was trained with {name} {found.tolist()}, not {list(expected)}"
             raise BadInput(source, problem, "give a model that starts from MSRA's R-50.pkl")
     arrays = to_ours(tensors, DETECTRON2, source)
-    return _write(to, arrays, "faster_rcnn_detectron2", "msra")
+    stated = {"backbone": "resnet50_msra", "aligned": "True", "round_anchors": "False"}
+    stated["classes"] = _classes(arrays, classes, source)
+    return _write(to, arrays, "faster_rcnn_detectron2", "msra", **stated)
 
 
 def to_ours(
@@ -86,7 +124,7 @@ def to_ours(
     Batch norm becomes scale = weight / sqrt(variance + epsilon) and bias - mean * scale, computed
     in float64. Raises `BadInput` for the first tensor that is missing, unknown or misshaped.
     """
-    taken = _Taken(tensors, path)
+    taken = Taken(tensors, path)
     shapes = _shapes(taken, naming)
     arrays: Arrays = {}
     root = "backbone/" if naming.layers else ""
@@ -138,7 +176,7 @@ def to_theirs(arrays: Mapping[str, np.ndarray], naming: Naming) -> Arrays:
     return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
 
 
-def _shapes(taken: "_Taken", naming: Naming) -> dict[str, tuple[int, ...]]:
+def _shapes(taken: Taken, naming: Naming) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights in PyTorch's layout, from the few sides that are free."""
     width = taken.shape(naming.kernel("stem"), 4)[0]
     shapes: dict[str, tuple[int, ...]] = {"stem": (width, 3, 7, 7)}
@@ -172,43 +210,6 @@ def _shapes(taken: "_Taken", naming: Naming) -> dict[str, tuple[int, ...]]:
         "box_head/cls": (rows, hidden),
         "box_head/box": (4 * (rows if naming.background_first else rows - 1), hidden),
     }
-
-
-class _Taken:
-    """Tensors by name and shape, remembering which were asked for."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], path: str | Path):
-        self._tensors, self._path, self._seen = tensors, path, set()
-
-    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor of that name; `BadInput` when it is missing or not of that shape."""
-        found = self.shape(name, len(shape))
-        if found != shape:
-            raise BadInput(self._path, f"{name} has the shape {found}, not {shape}", _CURE)
-        self._seen.add(name)
-        return np.asarray(self._tensors[name])
-
-    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor that must have so many dimensions."""
-        if name not in self._tensors:
-            raise BadInput(self._path, f"has no tensor {name}", _CURE)
-        found = np.shape(self._tensors[name])
-        if len(found) != dimensions:
-            problem = f"{name} has the shape {found}, not {dimensions} dimensions"
-            raise BadInput(self._path, problem, _CURE)
-        return found
-
-    def check_unknown(self, ignored: tuple[str, ...]) -> None:
-        """`BadInput` for tensors that nobody asked for."""
-        rest = sorted(set(self._tensors) - self._seen)
-        unknown = [
-            name
-            for name in rest
-            if not name.startswith(ignored) and not name.endswith(".num_batches_tracked")
-        ]
-        if unknown:
-            problem = f"holds {len(unknown)} unknown tensors, the first is {unknown[0]}"
-            raise BadInput(self._path, problem, _CURE)
 
 
 def _transpose(weight: np.ndarray) -> np.ndarray:
@@ -253,11 +254,20 @@ def _read_pkl(path: str | Path, key: str) -> dict:
     except BadInput as error:
         raise BadInput(path, error.problem, "give a published .pkl of weights") from error
     content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise BadInput(path, "holds no named tensors", "give a published .pkl of weights")
     return content
 
 
-def _write(to: str | Path, arrays: Arrays, kind: str, pixels: str) -> Path:
-    write_arrays(to, arrays, {"kind": kind, "pixels": pixels})
+def _classes(arrays: Arrays, names: Sequence[str] | None, source: str | Path) -> str:
+    """JSON of a detector's class names, or of their number."""
+    count = arrays["box_head/cls/bias"].size - 1
+    if names is not None and len(names) != count:
+        problem = f"has {count} classes without background, not the {len(names)} that are named"
+        raise BadInput(source, problem, "name every class, in the file's order")
+    return json.dumps(count if names is None else list(names))
+
+
+def _write(to: str | Path, arrays: Arrays, kind: str, pixels: str, **stated: str) -> Path:
+    write_arrays(to, arrays, {"kind": kind, "pixels": pixels, **stated})
     return Path(to)

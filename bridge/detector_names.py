@@ -1,9 +1,16 @@
-"""Names of ResNet-50's and Faster R-CNN R50-FPN's tensors: torchvision, detectron2, MSRA's file."""
+"""Names of ResNet-50's and Faster R-CNN R50-FPN's tensors (torchvision, detectron2, MSRA's file),
+and a reader that takes tensors by name and shape."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from weaksam_jax.errors import BadInput
 
 BLOCKS = (3, 4, 6, 3)
+CURE = "give weights of the network and library that you named"
 
 
 @dataclass(frozen=True)
@@ -117,3 +124,47 @@ DETECTRON2 = Naming(
     False,
     ("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std"),
 )
+
+
+class Taken:
+    """Tensors by name and shape, remembering which were asked for."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], path: str | Path):
+        self._tensors, self._path, self._seen = tensors, path, set()
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor of that name; `BadInput` when it is missing or not of that shape."""
+        found = self.shape(name, len(shape))
+        if found != shape:
+            raise BadInput(self._path, f"{name} has the shape {found}, not {shape}", CURE)
+        self._seen.add(name)
+        return self._tensors[name]
+
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The shape of a tensor that must have so many dimensions."""
+        if name not in self._tensors:
+            raise BadInput(self._path, f"has no tensor {name}", CURE)
+        found = np.shape(numbers(self._tensors[name], name, self._path))
+        if len(found) != dimensions:
+            problem = f"{name} has the shape {found}, not {dimensions} dimensions"
+            raise BadInput(self._path, problem, CURE)
+        return found
+
+    def check_unknown(self, ignored: tuple[str, ...]) -> None:
+        """`BadInput` for tensors that nobody asked for."""
+        rest = sorted(set(self._tensors) - self._seen)
+        unknown = [
+            name
+            for name in rest
+            if not name.startswith(ignored) and not name.endswith(".num_batches_tracked")
+        ]
+        if unknown:
+            problem = f"holds {len(unknown)} unknown tensors, the first is {unknown[0]}"
+            raise BadInput(self._path, problem, CURE)
+
+
+def numbers(value: object, name: str, path: str | Path) -> np.ndarray:
+    """`value`, which must be an array of numbers: a pickle may hold anything under a name."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+        raise BadInput(path, f"{name} is no array of numbers", CURE)
+    return value

@@ -1,11 +1,16 @@
-"""Detections of a MIL detector file on any data set, from any proposals.
+"""Detections of a detector file on any data set: MIL from any proposals, or Faster R-CNN.
 
     python -m experiments.detect --weights runs/voc07/wsod/params.safetensors --preset light \\
         --data /path/to/VOCdevkit/VOC2007 --split test --proposals runs/voc07/proposals \\
         --clues runs/voc07/clues --backbone runs/voc07/backbone/lite0.safetensors --out found
+    python -m experiments.detect --weights faster_rcnn.safetensors --preset voc07_faster_rcnn \\
+        --data /path/to/VOCdevkit/VOC2007 --split test --out found
 
---weights: a detector trained here (wsod/params.safetensors of a run), or a published one that
-bridge.convert has converted. --proposals: a store of any origin:
+--weights: a detector trained here (wsod/ or retrain/params.safetensors of a run), or a published
+one that bridge.convert has converted. A Faster R-CNN (presets *_faster_rcnn) needs no proposals;
+its file states backbone, pixels, RoIAlign, anchors and what is known of its classes, and is
+followed; detections of classes that the data does not have are left out. --proposals, for MIL: a
+store of any origin:
 
     a run's own              runs/NAME/proposals
     SAM, selective search    python -m bridge.export --help
@@ -14,7 +19,8 @@ bridge.convert has converted. --proposals: a store of any origin:
 
 --preset names the settings that the detector was trained with, --settings.* changes one of them;
 settings that only test reads may be chosen freely: test_scales, test_mirrored, test_batch,
-max_proposals, min_side, nms, max_detections, every_class.
+max_proposals, min_side, nms, max_detections, every_class; of a Faster R-CNN views, mirrored,
+test_batch, test_pre_nms, test_post_nms, score_threshold, nms, max_detections, tag_power.
 
 Writes OUT/detections.json (COCO results), OUT/settings.json, and where the data set has boxes
 OUT/metrics.json: AP50 by both rules of VOC, COCO AP, and CorLoc (ours and as the released script
@@ -25,6 +31,7 @@ stopped goes on with the same command; a finished one is made anew, never reused
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -36,34 +43,47 @@ from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, write_json
+from weaksam_jax.retrain import recipes as retrain_recipes
+from weaksam_jax.retrain import settings as retraining
+from weaksam_jax.retrain.settings import RetrainSettings
 from weaksam_jax.wsod import recipes
+from weaksam_jax.wsod.journal import Journal
 from weaksam_jax.wsod.settings import WsodSettings
+
+JOURNAL = "unfinished.jsonl"
+FASTER_RCNN: dict[str, Callable[[], RetrainSettings]] = {
+    "mini_faster_rcnn": retraining.mini,
+    "light_faster_rcnn": retraining.light,
+    "voc07_faster_rcnn": retrain_recipes.voc07,
+    "voc12_faster_rcnn": retrain_recipes.voc12,
+    "coco14_faster_rcnn": retrain_recipes.coco14,
+}
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Detects with a MIL detector and measures what it found."""
+    """Detects with a stored detector and measures what it found."""
 
     weights: Path
     """The detector's parameters (.safetensors)."""
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
-    proposals: Path
-    """The proposal store; it must hold the split."""
     out: Path
     """Folder that is written."""
+    proposals: Path | None = None
+    """The proposal store of a MIL detector; it must hold the split."""
     split: str | None = None
     """The images to detect on [the data set's test split]."""
     preset: str = "mini"
     """Settings that the detector was trained with; a wrong name lists those there are."""
     clues: Path | None = None
-    """Stored clues, for settings with clue_evidence or clue_power (light)."""
+    """Stored clues, for settings with clue_evidence, clue_power or tag_power (light)."""
     backbone: Path | None = None
     """Weights of a frozen backbone (light: backbone/lite0.safetensors of a run)."""
     voc_files: Path | None = None
     """Folder for comp4_det_<split>_<class>.txt, the files of the VOC evaluation server."""
-    settings: WsodSettings = tyro.MISSING
-    """Every setting of the MIL stage; the defaults are the preset's."""
+    settings: WsodSettings | RetrainSettings = tyro.MISSING
+    """Every setting of the detector; the defaults are the preset's."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,51 +95,69 @@ def parse(argv: list[str] | None) -> Detect:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=Detect.preset)
     name = first.parse_known_args(argv)[0].preset
-    known = recipes.PRESETS
+    known = recipes.PRESETS | FASTER_RCNN
     if name not in known:
         raise BadInput("--preset", f"{name} is no preset", f"choose from {', '.join(known)}")
-    missing = dict.fromkeys(("weights", "data", "proposals", "out"), tyro.MISSING)
+    missing = dict.fromkeys(("weights", "data", "out"), tyro.MISSING)
     return tyro.cli(
         Detect,
         args=argv,
         prog="python -m experiments.detect",
         description=f"{__doc__}\nPresets: {', '.join(known)}.",
         default=Detect(**missing, preset=name, settings=known[name]()),
-        config=(tyro.conf.OmitSubcommandPrefixes,),
+        config=(tyro.conf.AvoidSubcommands,),
     )
 
 
 def detect(options: Detect) -> list[dict]:
     """Detects, writes the results and prints the figures; returns COCO results."""
-    from weaksam_jax.engine.checkpoint import load_params
-    from weaksam_jax.wsod.detect import detect_wsod
-    from weaksam_jax.wsod.journal import Journal
-
     options = replace(options, split=options.split or split_names(options.data)["test"])
     split = open_tags(options.data, options.split)
+    faster_rcnn = isinstance(options.settings, RetrainSettings)
+    found = (find_by_faster_rcnn if faster_rcnn else find_by_mil)(options, split)
+    write_json(options.out / "detections.json", found)
+    (options.out / JOURNAL).unlink()
+    report(options, split, found)
+    return found
+
+
+def find_by_mil(options: Detect, split: TagSplit) -> list[dict]:
+    """COCO results of a MIL detector."""
+    from weaksam_jax.engine.checkpoint import load_params
+    from weaksam_jax.wsod.detect import detect_wsod
+
+    if options.proposals is None:
+        cure = "name a store, see --help, or choose a preset *_faster_rcnn"
+        raise BadInput("--proposals", f"is missing, which {options.preset} needs", cure)
     params = load_params(options.weights)
     backbone = None if options.backbone is None else load_params(options.backbone)
-    write_json(options.out / "settings.json", describe(options), indent=1)
-    journal = Journal(options.out / "unfinished.jsonl", job_key(options, split))
+    journal = open_journal(options, split)
+    place = split, options.proposals, options.settings, options.out
     try:
-        found = detect_wsod(
-            params,
-            split,
-            options.proposals,
-            options.settings,
-            options.out,
-            backbone,
-            options.clues,
-            journal,
-        )
+        return detect_wsod(params, *place, backbone, options.clues, journal)
     except BadInput as error:
         if error.path != "weights":
             raise
         raise BadInput(options.weights, error.problem, error.cure) from error
-    write_json(options.out / "detections.json", found)
-    journal.path.unlink()
-    report(options, split, found)
-    return found
+
+
+def find_by_faster_rcnn(options: Detect, split: TagSplit) -> list[dict]:
+    """COCO results of a Faster R-CNN, with the settings that its file states."""
+    from experiments.detect_faster_rcnn import detect_faster_rcnn, read_detector
+
+    for name in ("proposals", "backbone"):
+        if getattr(options, name) is not None:
+            problem = f"is not for a Faster R-CNN ({options.preset})"
+            raise BadInput(f"--{name}", problem, "leave it out, or choose a preset of MIL")
+    params, settings, shown = read_detector(options.weights, options.settings, split)
+    journal = open_journal(replace(options, settings=settings), shown)
+    return detect_faster_rcnn(params, shown, settings, journal, options.clues)
+
+
+def open_journal(options: Detect, split: TagSplit) -> Journal:
+    """Writes settings.json and opens the journal of this job."""
+    write_json(options.out / "settings.json", describe(options), indent=1)
+    return Journal(options.out / JOURNAL, job_key(options, split))
 
 
 def describe(options: Detect) -> dict:
@@ -133,7 +171,7 @@ def job_key(options: Detect, split: TagSplit) -> str:
     """A hash of everything that decides the detections."""
     files = [path and file_fingerprint(path) for path in (options.weights, options.backbone)]
     stores = [path and str(path.resolve()) for path in (options.proposals, options.clues)]
-    manifest = read_manifest(options.proposals, split.split)
+    manifest = options.proposals and read_manifest(options.proposals, split.split)
     images = [[one.image_id, one.file_name, one.width, one.height] for one in split.records]
     return fingerprint(
         [files, stores, manifest, images, split.category_ids, asdict(options.settings)]

@@ -39,7 +39,10 @@ def travel(options: RoadOptions) -> dict:
     """Runs the whole road (or the chosen stages); returns metrics.json's content."""
     journey = Journey(options)
     wanted = journey.wanted()
-    check_weights(options.settings, wanted or journey.usual())
+    stages = wanted or journey.usual()
+    check_weights(options.settings, stages)
+    if "retrain" in stages and options.settings.retrain.init is not None:
+        retrain_start(options.out, options.settings.retrain)  # weights that do not fit: at once
     leads(journey.prepare)
     metrics = Road(options.out, options.seed).follow(journey.stages(), wanted)
     page = options.out / "report" / "index.html"
@@ -332,9 +335,11 @@ class Journey:
         """Writes the detector and its detections on the test split."""
         from experiments.clues import stored_logits
         from weaksam_jax.retrain.detect import detect_retrain
+        from weaksam_jax.retrain.network import detector_metadata
 
         folder, test = self.out / name, self.splits["test"]
-        save_params(folder / "params.safetensors", params)
+        metadata = detector_metadata(settings, test.classes)
+        save_params(folder / "params.safetensors", params, metadata)
         logits = stored_logits(self.clue_root, test) if settings.tag_power else None
         found = detect_retrain(params, test, settings, tag_logits=logits)
         write_json(folder / "detections_test.json", found)
@@ -372,12 +377,14 @@ def _content(name: str | None) -> str | None:
 
 def retrain_start(run: Path, settings: RetrainSettings) -> dict | None:
     """Backbone parameters that retraining in a run starts from: those of `init`, ImageNet's Lite0,
-    or the MIL detector's own (None when it has none)."""
+    or the MIL detector's own (None when it has none). `BadInput` when the file does not fit."""
+    from weaksam_jax.retrain.network import load_backbone
+
     if settings.init is not None:
-        return load_params(settings.init)
+        return load_backbone(settings.init, settings)
     if settings.backbone == "lite0":
-        return load_params(run / "backbone" / "lite0.safetensors")
-    return load_params(run / "wsod" / "params.safetensors").get("backbone")
+        return load_backbone(run / "backbone" / "lite0.safetensors", settings)
+    return load_backbone(run / "wsod" / "params.safetensors", settings, "backbone/")
 
 
 def jsonable(value):

@@ -90,12 +90,9 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         with safetensors.safe_open(str(path), framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        cure = "delete it and run the command again"
-        problem = (
-            "does not exist"
-            if not Path(path).exists()
-            else f"is no whole safetensors file ({error})"
-        )
+        if not Path(path).exists():
+            raise BadInput(path, "does not exist", "check the path") from error
+        problem, cure = f"is no whole safetensors file ({error})", "replace or make it again"
         raise BadInput(path, problem, cure) from error
 
 

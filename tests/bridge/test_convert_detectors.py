@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from small_detector import CHANNELS, CLASSES, HIDDEN, old_names, small_arrays
 from torchvision.models import resnet50
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
@@ -26,22 +27,6 @@ from weaksam_jax.files import read_arrays
 from weaksam_jax.models.faster_rcnn import FasterRCNN
 from weaksam_jax.models.resnet import ResNet50
 from weaksam_jax.retrain.network import detector_params
-
-WIDTH, CHANNELS, CLASSES, HIDDEN = 2, 3, 4, 5
-
-
-def small_arrays():
-    """A detector of ours with random weights, names joined by "/"."""
-    model = FasterRCNN(ResNet50(WIDTH), CLASSES, channels=CHANNELS, fc_width=HIDDEN)
-    inputs = np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 1, 4), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    rng = np.random.default_rng(0)
-    flat = jax.tree_util.tree_leaves_with_path(shapes)
-    arrays = {
-        "/".join(entry.key for entry in path): rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        for path, x in flat
-    }
-    return model, arrays
 
 
 def equal(found, expected, tolerance=0.0):
@@ -62,7 +47,15 @@ def test_torchvisions_detector_fills_ours(torchvision_detector, tmp_path):
     arrays, metadata = read_arrays(
         convert_faster_rcnn_torchvision(tmp_path / "detector.safetensors", path)
     )
-    assert metadata == {"kind": "faster_rcnn_torchvision", "pixels": "torchvision"}
+    assert metadata == {
+        "kind": "faster_rcnn_torchvision",
+        "pixels": "torchvision",
+        "backbone": "resnet50",
+        "aligned": "False",
+        "round_anchors": "True",
+        "epsilon": "1e-05",
+        "classes": "20",
+    }
     params = detector_params(FasterRCNN(ResNet50(), 20), (64, 64), arrays)
     count = sum(x.size for x in jax.tree.leaves(params))
     background = 4 * 1024 + 4  # its deltas
@@ -79,24 +72,16 @@ def test_torchvisions_detector_fills_ours(torchvision_detector, tmp_path):
 
 
 def test_torchvisions_published_names_and_epsilon(tmp_path):
-    """The published file has the names of before 0.14, and torchvision runs it with epsilon 0."""
+    """The published file has the names of before 0.14."""
     _, arrays = small_arrays()
-    tensors = to_theirs(arrays, TORCHVISION)
-    old = {
-        name.replace("rpn.head.conv.0.0", "rpn.head.conv")
-        .replace(".0.weight", ".weight" if "_blocks" in name else ".0.weight")
-        .replace(".0.bias", ".bias" if "_blocks" in name else ".0.bias"): value
-        for name, value in tensors.items()
-    }
+    old = old_names(to_theirs(arrays, TORCHVISION))
     assert "backbone.fpn.inner_blocks.3.weight" in old and "rpn.head.conv.bias" in old
     variance = "backbone.body.layer1.0.bn2.running_var"
     old[variance] = np.full_like(old[variance], 2e-5)
     torch.save({n: torch.tensor(v) for n, v in old.items()}, tmp_path / "old.pth")
     for epsilon in (0.0, 1e-5):
         to = tmp_path / f"{epsilon}.safetensors"
-        found, _ = read_arrays(
-            convert_faster_rcnn_torchvision(to, tmp_path / "old.pth", *([epsilon] * (epsilon > 0)))
-        )
+        found, _ = read_arrays(convert_faster_rcnn_torchvision(to, tmp_path / "old.pth", epsilon))
         name = "backbone/res2/block0/conv2/norm/scale"
         np.testing.assert_allclose(
             found.pop(name), arrays[name] / np.sqrt(2e-5 + epsilon), rtol=1e-5
@@ -214,7 +199,14 @@ def test_detectron2_checkpoints(tmp_path, ending):
     to = tmp_path / "detector.safetensors"
     found, metadata = read_arrays(convert_faster_rcnn_detectron2(to, path))
     equal(found, arrays, 1e-6)
-    assert metadata["pixels"] == "msra"
+    assert metadata == {
+        "kind": "faster_rcnn_detectron2",
+        "pixels": "msra",
+        "backbone": "resnet50_msra",
+        "aligned": "True",
+        "round_anchors": "False",
+        "classes": str(CLASSES),
+    }
     params = detector_params(model, (64, 64), found)
     np.testing.assert_array_equal(params["fpn"]["output3"]["bias"], arrays["fpn/output3/bias"])
     write(tensors | {"pixel_std": np.float32([57.375, 57.12, 58.395]).reshape(3, 1, 1)})
@@ -253,10 +245,11 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 
 def test_arrays_that_do_not_fit_the_detector_are_named():
     model, arrays = small_arrays()
-    with pytest.raises(BadInput, match="box_head/box/bias is missing"):
-        detector_params(model.clone(classes=CLASSES + 1), (64, 64), arrays)
-    with pytest.raises(BadInput, match="extra/kernel is not of this detector"):
-        detector_params(model, (64, 64), arrays | {"extra/kernel": np.zeros(1)})
+    with pytest.raises(BadInput, match=r"f\.safetensors: box_head/box/bias is missing"):
+        detector_params(model.clone(classes=CLASSES + 1), (64, 64), arrays, "f.safetensors")
+    extra = arrays | {"extra/kernel": np.zeros(1)}
+    with pytest.raises(BadInput, match=r"f\.safetensors: extra/kernel is not of this detector"):
+        detector_params(model, (64, 64), extra, "f.safetensors")
 
 
 class Touch:

@@ -3,6 +3,8 @@
 import bridge.torchvision_ops  # noqa: F401
 
 # isort: split
+import sys
+
 import numpy as np
 import torch
 import torchvision.ops.poolers
@@ -18,6 +20,23 @@ from torchvision.ops.roi_align import _roi_align
 # The compiled operator is missing on CPU-only torch; this is torchvision's own formula in Python,
 # without its torch.compile.
 PYTHON_ROI_ALIGN = _roi_align.__wrapped__
+_MODULE = sys.modules["torchvision.ops.roi_align"]  # (the package has the function of that name)
+_INTERPOLATE = _MODULE._bilinear_interpolate
+
+
+def _interpolate_inside(features, rois, y, x, *masks):
+    """The compiled operator's samples are 0 more than a cell outside, the Python one's are not."""
+
+    def inside(position, size):
+        return (position >= -1) & (position <= size)
+
+    height, width = features.shape[2:]
+    rows = inside(y, height)[:, None, :, None, :, None]
+    columns = inside(x, width)[:, None, None, :, None, :]
+    return _INTERPOLATE(features, rois, y, x, *masks) * (rows & columns)
+
+
+_MODULE._bilinear_interpolate = _interpolate_inside
 
 
 def roi_align(features, rois, output_size, spatial_scale, sampling_ratio):

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from weaksam_jax.ops.matching import pyramid_level
 from weaksam_jax.ops.roi import roi_align, roi_align_pyramid, roi_pool
 
 
@@ -241,6 +243,59 @@ def test_pyramid_reads_each_box_from_its_level():
     theirs = jax.grad(lambda maps: jnp.sum(separate(maps) * weights))(levels)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def adaptive_align(features, box, stride, size=7):
+    """detectron2's aligned RoIAlign with sampling_ratio 0, one sample at a time: a cell of
+    `size`² has ceil(side / size) samples along each side, sides in cells of the map."""
+    height, width, channels = features.shape
+    x1, y1, x2, y2 = box.astype(np.float64) / stride - 0.5
+    rows, columns = math.ceil((y2 - y1) / size), math.ceil((x2 - x1) / size)
+    out = np.zeros((size, size, channels))
+    for i, j, a, b in np.ndindex(size, size, rows, columns):
+        y = y1 + (i + (a + 0.5) / rows) * (y2 - y1) / size
+        x = x1 + (j + (b + 0.5) / columns) * (x2 - x1) / size
+        if not (-1 <= y <= height and -1 <= x <= width):
+            continue
+        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+        top, left = min(int(y), height - 2), min(int(x), width - 2)
+        v, u = np.array([1 - y + top, y - top]), np.array([1 - x + left, x - left])
+        out[i, j] += np.einsum("i,j,ijc", v, u, features[top : top + 2, left : left + 2])
+    return out / (rows * columns)
+
+
+def test_two_samples_are_close_to_detectron2s_adaptive_number():
+    """RoIs of 20 to 200 pixels at their levels, on smooth maps of standard deviation 1 (white noise
+    under a Gaussian of 1.5 cells): see the figures in `roi_align_pyramid`."""
+    rng, extent, strides = np.random.default_rng(0), 320, (4, 8)
+    maps = []
+    for stride in strides:
+        noise = rng.normal(size=(extent // stride, extent // stride, 4))
+        smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
+        maps.append((smooth / smooth.std()).astype(np.float32))
+    sides = np.linspace(20, 200, 40)[:, None] * rng.uniform(0.8, 1.25, (40, 2))
+    sides = sides.clip(20, 200)
+    corner = rng.uniform(0, extent - sides)
+    boxes = np.concatenate([corner, corner + sides], 1).astype(np.float32)
+    level = np.asarray(pyramid_level(boxes, 2))
+    assert min(np.bincount(level)) > 10
+    expected = [
+        adaptive_align(maps[k], box, strides[k]) for box, k in zip(boxes, level, strict=True)
+    ]
+
+    def difference(**options):
+        return np.abs(
+            roi_align_pyramid(maps, strides, boxes, level, **options) - np.stack(expected)
+        )
+
+    ours = difference()
+    assert ours.mean() < 0.03 and ours.max() < 0.25
+    for wrong in (difference(sampling_ratio=1), difference(aligned=False)):
+        assert wrong.mean() > 0.08 and wrong.max() > 0.5
+    cells = sides / np.asarray(strides)[level][:, None]
+    two = ((cells > 7.01) & (cells < 13.99)).all(1)  # detectron2 takes two samples there
+    assert two.sum() >= 5
+    assert ours[two].max() < 1e-4 < 1e-3 < ours[~two].max()
 
 
 def test_adaptive_sampling_is_refused():

@@ -155,6 +155,11 @@ def roi_align_pyramid(
     time, rematerialised (32 keeps CPU caches warm; 0: all at once, for GPU). The cost is that of
     one level, whatever L. Raises ValueError for `sampling_ratio` < 1 (the adaptive grid has no
     static shape).
+
+    detectron2 takes ceil(side / output_size) samples instead, sides in cells. On smooth maps of
+    standard deviation 1, RoIs of 20 to 200 pixels at their levels, 2 samples differ from that by
+    0.02 in the mean and 0.16 at most (tests/ops/test_roi.py): by nothing at sides of 7 to 14 cells,
+    0.01 below and 0.03 above; 1 sample would by 0.11 and 0.8, a half-pixel shift by 0.19 and 1.1.
     """
     if sampling_ratio < 1:
         raise ValueError("sampling_ratio must be at least 1")

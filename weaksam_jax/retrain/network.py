@@ -1,21 +1,30 @@
-"""The Faster R-CNN that settings name, its fresh parameters and what is fed to it."""
+"""The Faster R-CNN that settings name, its fresh or stored parameters and what is fed to it."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from weaksam_jax.data.batches import Canvas
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_arrays
 from weaksam_jax.models.faster_rcnn import FasterRCNN
 from weaksam_jax.models.fpn import MiniTrunk
 from weaksam_jax.models.lite0 import Lite0, lite0_input
 from weaksam_jax.models.mini_cnn import mini_input
-from weaksam_jax.models.resnet import ResNet50, resnet_input
+from weaksam_jax.models.resnet import Pixels, ResNet50, resnet_input
 from weaksam_jax.ops.canvas import inside_mask
 from weaksam_jax.retrain.settings import RetrainSettings
+
+# The pixels that the ImageNet weights of a backbone were trained on: metadata `pixels` of a file.
+PIXELS: dict[str, Pixels] = {"resnet50": "torchvision", "resnet50_msra": "msra"}
 
 
 def build_model(settings: RetrainSettings, classes: int) -> FasterRCNN:
@@ -52,8 +61,7 @@ def normalise(images: jax.Array, sizes: jax.Array, backbone: str) -> jax.Array:
     inputs = {
         "mini_cnn": mini_input,
         "lite0": lite0_input,
-        "resnet50": lambda x: resnet_input(x, "torchvision"),
-        "resnet50_msra": lambda x: resnet_input(x, "msra"),
+        **{name: partial(resnet_input, pixels=pixels) for name, pixels in PIXELS.items()},
     }
     scaled = inputs[backbone](images)
     return jnp.where(inside_mask(sizes, *images.shape[1:3])[..., None], scaled, 0)
@@ -68,40 +76,110 @@ def init_model(
     """
     if backbone is None and not isinstance(model.backbone, MiniTrunk):
         cure = "give the weights that bridge.convert writes"
-        raise BadInput("backbone weights", "are missing (this backbone is not for scratch)", cure)
+        raise BadInput("retrain.init", "is missing (this backbone is not for scratch)", cure)
     params = jax.jit(model.init)(key, *_inputs(canvas))["params"]
     if backbone is None:
         return params
     whole = params["backbone"]
-    part = whole["stem"] if isinstance(model.backbone, MiniTrunk) else whole
-    given = _fill(part, flax.traverse_util.flatten_dict(backbone, sep="/"), "backbone weights")
+    part = _given_part(model.backbone, whole)
+    given = _fill(part, _flat(backbone), "backbone weights")
     whole = {**whole, "stem": given} if isinstance(model.backbone, MiniTrunk) else given
     return {**params, "backbone": whole}
 
 
-def detector_params(model: FasterRCNN, canvas: Canvas, arrays: Mapping[str, Any]) -> dict:
+def load_backbone(path: str | Path, settings: RetrainSettings, root: str = "") -> dict | None:
+    """Backbone parameters (nested) for `init_model` from a safetensors file.
+
+    root: "backbone/" reads those of a whole detector; None when it has none. Raises `BadInput` with
+    the path when one is missing or of another shape, or trained on other pixels than
+    `settings.backbone` is fed with, which shapes do not tell and which costs several AP silently.
+    """
+    arrays, metadata = read_arrays(path)
+    check_pixels(path, metadata, settings.backbone)
+    given = {
+        name.removeprefix(root): value for name, value in arrays.items() if name.startswith(root)
+    }
+    if not given:
+        return None
+    backbone = _build_backbone(settings.backbone, jnp.dtype(settings.dtype))
+    whole = jax.eval_shape(backbone.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    _check_shapes(_flat(_given_part(backbone, whole)), given, path)
+    return flax.traverse_util.unflatten_dict(given, sep="/")
+
+
+def check_pixels(path: str | Path, metadata: Mapping[str, str], backbone: str) -> None:
+    """`BadInput` when a file states (metadata `pixels`) that its weights saw other pixels than this
+    backbone is fed with."""
+    pixels = metadata.get("pixels")
+    if pixels is not None and pixels != PIXELS.get(backbone):
+        right = [name for name, theirs in PIXELS.items() if theirs == pixels]
+        cure = f"set retrain.backbone to {' or '.join(right)}, or give the weights of {backbone}"
+        raise BadInput(path, f"was trained on {pixels} pixels, not for backbone {backbone}", cure)
+
+
+def detector_metadata(settings: RetrainSettings, classes: Sequence[str]) -> dict[str, str]:
+    """What a file of a detector must state beside its arrays: for `as_trained` and its classes."""
+    return {
+        "kind": "faster_rcnn",
+        "backbone": settings.backbone,
+        "aligned": str(settings.aligned),
+        "round_anchors": str(settings.round_anchors),
+        "classes": json.dumps(list(classes)),
+    }
+
+
+def as_trained(settings: RetrainSettings, metadata: Mapping[str, str]) -> RetrainSettings:
+    """`settings` with what the file of a detector states of itself in their place: its backbone
+    (and so its pixels and strides), `aligned` and `round_anchors`."""
+    stated = {
+        one: metadata[one] == "True" for one in ("aligned", "round_anchors") if one in metadata
+    }
+    if "backbone" in metadata:
+        stated["backbone"] = metadata["backbone"]
+    return replace(settings, **stated)
+
+
+def detector_params(
+    model: FasterRCNN,
+    canvas: Canvas,
+    arrays: Mapping[str, Any],
+    path: str | Path = "detector weights",
+) -> dict:
     """Parameters of the whole detector from `arrays` with names joined by "/" (`bridge.convert`'s).
 
-    Raises `BadInput` when one is missing, unknown or of another shape.
+    Raises `BadInput`, which names `path`, when one is missing, unknown or of another shape.
     """
     own = jax.eval_shape(model.init, jax.random.key(0), *_inputs(canvas))["params"]
-    unknown = sorted(set(arrays) - set(flax.traverse_util.flatten_dict(own, sep="/")))
+    unknown = sorted(set(arrays) - set(_flat(own)))
     if unknown:
-        cure = "give weights of the same detector"
-        raise BadInput("detector weights", f"{unknown[0]} is not of this detector", cure)
-    return _fill(own, arrays, "detector weights")
+        cure = "give weights of the same detector, or the settings that it was trained with"
+        raise BadInput(path, f"{unknown[0]} is not of this detector", cure)
+    return _fill(own, arrays, path)
 
 
 def _inputs(canvas: Canvas) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros((1, *canvas, 3)), jnp.zeros((1, 1, 4))
 
 
-def _fill(own: dict, given: Mapping[str, Any], where: str) -> dict:
+def _given_part(backbone: Any, params: dict) -> dict:
+    """The part of a backbone's parameters that is given and not trained from scratch."""
+    return params["stem"] if isinstance(backbone, MiniTrunk) else params
+
+
+def _flat(params: dict) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def _check_shapes(own: Mapping[str, Any], given: Mapping[str, Any], path: str | Path) -> None:
+    for name, value in own.items():
+        if name not in given or np.shape(given[name]) != value.shape:
+            problem = f"{name} is missing or of another shape than {list(value.shape)}"
+            raise BadInput(path, problem, "give weights of the same network")
+
+
+def _fill(own: dict, given: Mapping[str, Any], path: str | Path) -> dict:
     """`own` (a tree of arrays or shapes) with the values of `given`; names joined by "/"."""
-    own = flax.traverse_util.flatten_dict(own, sep="/")
-    wrong = [name for name in own if name not in given or given[name].shape != own[name].shape]
-    if wrong:
-        problem = f"{wrong[0]} is missing or of another shape"
-        raise BadInput(where, problem, "give weights of the same network")
+    own = _flat(own)
+    _check_shapes(own, given, path)
     filled = {name: jnp.asarray(given[name], value.dtype) for name, value in own.items()}
     return flax.traverse_util.unflatten_dict(filled, sep="/")

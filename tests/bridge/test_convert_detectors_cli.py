@@ -1,0 +1,119 @@
+"""`python -m bridge.convert` of detectors: what their files state, and what ends in one line."""
+
+import bridge.torchvision_ops
+
+# isort: split
+import inspect
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from small_detector import CLASSES, old_names, small_arrays
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.ops import FrozenBatchNorm2d
+
+import bridge.convert
+from bridge.convert_detectors import BATCH_NORM_EPSILON, to_theirs
+from bridge.detector_names import DETECTRON2, TORCHVISION
+from weaksam_jax.cli import entry_point
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_arrays
+
+STEM = {
+    "resnet50_msra": "conv1_w",
+    "faster_rcnn_detectron2": "backbone.bottom_up.stem.conv1.weight",
+}
+
+
+@pytest.mark.parametrize("kind", STEM)
+@pytest.mark.parametrize(
+    "value", [np.array(["a", "b"]), np.array([[1], None], object), "text", [[1.0], [2.0, 3.0]]]
+)
+def test_what_is_no_array_of_numbers_ends_in_one_line(tmp_path, capsys, kind, value):
+    path = tmp_path / "weights.pkl"
+    command = [kind, "--from", str(path), "--to", str(tmp_path / "x.safetensors")]
+    contents = {STEM[kind]: {STEM[kind]: value}, "named": {7: value}}
+    if kind == "faster_rcnn_detectron2":
+        contents["pixel_mean"] = {"pixel_mean": value}
+    for name, content in contents.items():
+        path.write_bytes(pickle.dumps({"model": content, "blobs": content}, protocol=2))
+        assert entry_point(bridge.convert.main, command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {path}: ") and name in line
+
+
+def frozen_norm(tensors, name, epsilon):
+    """Scale and bias of torchvision's frozen norm, from its values at 0 and 1."""
+    count = tensors[f"{name}.bias"].shape[0]
+    norm = FrozenBatchNorm2d(count, eps=epsilon)
+    state = {key: torch.tensor(tensors[f"{name}.{key}"]) for key in norm.state_dict()}
+    norm.load_state_dict(state)
+    low, high = (norm(torch.full((1, count, 1, 1), x))[0, :, 0, 0].numpy() for x in (0.0, 1.0))
+    return high - low, low
+
+
+@pytest.mark.parametrize(
+    ("classes", "old", "flag", "epsilon"),
+    [
+        (90, True, (), 0.0),  # the published file
+        (90, False, (), 1e-5),
+        (CLASSES, True, (), 1e-5),
+        (CLASSES, False, (), 1e-5),
+        (CLASSES, False, ("--epsilon", "0"), 0.0),
+        (90, True, ("--epsilon", "1e-5"), 1e-5),
+    ],
+)
+def test_epsilon_of_torchvisions_norms(tmp_path, classes, old, flag, epsilon):
+    tensors = to_theirs(small_arrays(classes)[1], TORCHVISION)
+    name = "backbone.body.layer1.0.bn2"
+    for part, value in (("running_var", 2e-5), ("running_mean", 3e-3)):
+        tensors[f"{name}.{part}"] = np.full_like(tensors[f"{name}.{part}"], value)
+    named = old_names(tensors) if old else tensors
+    torch.save({n: torch.tensor(v) for n, v in named.items()}, tmp_path / "d.pth")
+    to = tmp_path / "d.safetensors"
+    command = ["faster_rcnn_torchvision", "--from", str(tmp_path / "d.pth"), "--to", str(to)]
+    bridge.convert.main([*command, *flag])
+    found, metadata = read_arrays(to)
+    scale, bias = frozen_norm(tensors, name, epsilon)
+    np.testing.assert_allclose(found["backbone/res2/block0/conv2/norm/scale"], scale, rtol=1e-4)
+    np.testing.assert_allclose(found["backbone/res2/block0/conv2/norm/bias"], bias, rtol=1e-4)
+    assert float(metadata["epsilon"]) == epsilon
+
+
+def test_published_detectors_are_run_with_the_epsilon_of_the_rule():
+    """torchvision sets the norms of its published COCO detector to 0, and leaves others at 1e-5."""
+    source = inspect.getsource(fasterrcnn_resnet50_fpn)
+    assert "if weights == FasterRCNN_ResNet50_FPN_Weights.COCO_V1" in source
+    assert "overwrite_eps(model, 0.0)" in source
+    assert FrozenBatchNorm2d(1).eps == torch.nn.BatchNorm2d(1).eps == BATCH_NORM_EPSILON
+
+
+def test_names_of_the_classes(tmp_path):
+    """COCO's where torchvision has 91 outputs; else those that are given, or their number."""
+    path, to = tmp_path / "d.pth", tmp_path / "d.safetensors"
+
+    def classes(count, *names, naming=TORCHVISION, library="torchvision"):
+        tensors = to_theirs(small_arrays(count)[1], naming)
+        torch.save({n: torch.tensor(v) for n, v in tensors.items()}, path)
+        flags = ("--classes", ",".join(names)) if names else ()
+        command = [f"faster_rcnn_{library}", "--from", str(path), "--to", str(to), *flags]
+        bridge.convert.main(command)
+        return json.loads(read_arrays(to)[1]["classes"])
+
+    coco = classes(90)
+    assert len(coco) == 90 and (coco[0], coco[11], coco[89]) == ("person", "N/A", "toothbrush")
+    own = [f"class {i}" for i in range(90)]
+    assert classes(90, *own) == own
+    assert classes(2, "cat", "dog", naming=DETECTRON2, library="detectron2") == ["cat", "dog"]
+    assert classes(80, naming=DETECTRON2, library="detectron2") == 80
+    with pytest.raises(BadInput, match=r"d\.pth: has 2 classes without background, not the 3"):
+        classes(2, "background", "cat", "dog")
+
+
+def test_options_of_other_networks_are_refused(tmp_path):
+    command = ["resnet50", "--from", str(tmp_path / "r.pth"), "--to", "r.safetensors"]
+    for flag in (("--epsilon", "0"), ("--classes", "cat")):
+        with pytest.raises(BadInput, match=f"{flag[0]}: is no matter of resnet50"):
+            bridge.convert.main([*command, *flag])
