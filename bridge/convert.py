@@ -181,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             print(getattr(convert_detectors, f"convert_{kind}")(to, source, **asked))
 
-    tyro.cli(command, args=argv, description=__doc__.splitlines()[0])
+    about = __doc__.splitlines()[0]
+    tyro.cli(command, args=argv, description=about, prog="python -m bridge.convert")
 
 
 if __name__ == "__main__":

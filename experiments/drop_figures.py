@@ -30,7 +30,7 @@ from weaksam_jax.boxes import iou
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, read_json, write_json
+from weaksam_jax.files import fingerprint, read_arrays, read_json, write_json
 from weaksam_jax.retrain.settings import RetrainSettings
 
 ERROR_IOU = 0.7
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(options: DropFigures) -> list[dict]:
     """One dictionary a detector: its step (None: the run's own), intervals and thresholds."""
-    from weaksam_jax.engine.checkpoint import load_params
+    from weaksam_jax.retrain.network import build_model, detector_params
 
     journey = open_run(options.run, options.data)
     settings, pgt = journey.settings.retrain, read_json(options.run / "pgt" / "pgt.json")
@@ -89,7 +89,9 @@ def measure(options: DropFigures) -> list[dict]:
     rows = []
     for step in sorted(options.at) or (None,):
         if step is None:
-            params = load_params(options.run / "retrain" / "params.safetensors")
+            path = options.run / "retrain" / "params.safetensors"
+            model = build_model(settings, len(journey.splits["train"].classes))
+            params = detector_params(model, settings.scales[0][0], read_arrays(path)[0], path)
         else:
             params = train_until(options, pgt, journey, step)
         split, same = journey.splits["train"], options.same_class
