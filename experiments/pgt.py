@@ -10,11 +10,13 @@ without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths coun
 (+1) and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
 nothing but tags is read from the data set to make pseudo boxes.
 
---settings.rule: paper (Algorithm 2), release and release_voc (what the released script does on COCO
-and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes whose boxes may lie in
-one another, unless --settings.* says otherwise), top_k. --format: coco (an annotation file that
-pycocotools loads) or voc-dict, which the released VOC loaders read: {"<id>": [{image_id,
-category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every image.
+--settings.rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
+boxes around it go; docs/results.md compares the two), release and release_voc (what the released
+script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes
+whose boxes may lie in one another, unless --settings.* says otherwise), top_k. --format: coco (an
+annotation file that pycocotools loads) or voc-dict, which the released VOC loaders read:
+{"<id>": [{image_id, category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every
+image.
 
 Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes an image and a tag,
 tags without a box and the spread of scores, and where the data set has boxes precision and recall

@@ -69,6 +69,26 @@ def test_no_tagged_class_vanishes_and_no_other_appears(image):
     assert set(labels[kept]) == set(tags) & set(labels.tolist())
 
 
+@given(images())
+def test_best_kept_is_algorithm_2_without_what_lies_around_the_best(image):
+    boxes, scores, labels, tags = image
+    kept = adaptive_pgt(boxes, scores, labels, tags, rule="best_kept").tolist()
+    expected = []
+    for label in tags:
+        mine = [i for i in range(len(boxes)) if labels[i] == label]
+        if not mine:
+            continue
+        best = max(mine, key=lambda i: scores[i])
+        low, high = min(scores[mine]), scores[best]
+        rest = [i for i in mine if i == best or inside(boxes[best], boxes[i]) < 0.85]
+        rest = [i for i in rest if i == best or (scores[i] - low) / (high - low) > 0.3]
+        # Nothing is left to threshold: with tau_s below 0 the loop applies the overlap test alone.
+        alone = algorithm_2(boxes[rest], scores[rest], np.zeros(len(rest)), [0], -1.0)
+        expected += [rest[i] for i in alone]
+        assert best in kept
+    assert kept == sorted(expected)
+
+
 @given(images(), st.randoms())
 def test_paper_rule_does_not_depend_on_the_order(image, random):
     boxes, scores, labels, tags = image
@@ -236,7 +256,7 @@ def test_pgf_lets_bottles_lie_in_one_another(tmp_path):
     assert [(one["category_id"], one["score"]) for one in made] == [(1, 0.9), (1, 0.5), (2, 0.9)]
 
 
-@pytest.mark.parametrize("rule", ["paper", "release", "release_voc", "pgf", "top_k"])
+@pytest.mark.parametrize("rule", ["paper", "best_kept", "release", "release_voc", "pgf", "top_k"])
 def test_the_rule_brings_its_own_values_and_given_ones_stay(rule):
     own = PgtSettings(rule=rule).resolved()
     assert own.score_threshold == (0.2 if rule == "pgf" else 0.3)

@@ -13,7 +13,7 @@ from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection, 
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
-Rule = Literal["paper", "release", "release_voc", "pgf"]
+Rule = Literal["paper", "best_kept", "release", "release_voc", "pgf"]
 AnyRule = Literal[Rule, "top_k"]
 # Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's code empties the list).
 PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
@@ -39,8 +39,9 @@ class PgtSettings:
     """Which detections become pseudo boxes. Raises `BadInput` for values out of range."""
 
     rule: AnyRule = "paper"
-    """paper: Algorithm 2; release, release_voc: its released variants; pgf: SoS-WSOD's; top_k: the
-    `k` best of each class."""
+    """paper: Algorithm 2; best_kept: the same, but the best box of a class stays and boxes around
+    it go; release, release_voc: its released variants; pgf: SoS-WSOD's; top_k: the `k` best of each
+    class."""
     score_threshold: float | None = None
     """tau_s of Algorithm 2 [the rule's own: 0.3; pgf: 0.2, of the scores as they are]."""
     overlap_threshold: float = 0.85
@@ -87,6 +88,9 @@ def adaptive_pgt(
     overlap test may remove it for a worse box around it, as Algorithm 2 says. Of boxes that contain
     each other the best scored stays (the paper is silent), so no class vanishes.
 
+    rule="best_kept" (ours): the class's best is kept, boxes that have overlap_threshold of it in
+    them are dropped, and the rest goes through "paper".
+
     rule="release": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
     class in the given order is always kept (its best, as test output is sorted); the containment
     test is simultaneous, with area + 1e-6. rule="release_voc": the same as run on VOC, where the
@@ -106,7 +110,8 @@ def adaptive_pgt(
         if len(index):
             limit = np.inf if label in nested else overlap_threshold
             own = boxes[index], scores[index], score_threshold, limit
-            kept.append(index[_paper(*own) if rule == "paper" else _release(*own, rule)])
+            alone = {"paper": _paper, "best_kept": _best_kept}.get(rule)
+            kept.append(index[alone(*own) if alone else _release(*own, rule)])
     return np.sort(np.concatenate(kept))
 
 
@@ -221,12 +226,28 @@ def _classes(image_labels) -> np.ndarray:
 
 
 def _paper(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
+    candidate = _candidates(scores, score_threshold)
+    return _uncovered(boxes, scores, np.flatnonzero(candidate), overlap_threshold)
+
+
+def _best_kept(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
+    best = np.argmax(scores)
+    around = containment(boxes[[best]], boxes)[0] >= overlap_threshold
+    around[best] = False
+    candidate = _candidates(scores, score_threshold) & ~around
+    return _uncovered(boxes, scores, np.flatnonzero(candidate), overlap_threshold)
+
+
+def _candidates(scores, score_threshold) -> np.ndarray:
     low, high = scores.min(), scores.max()
     normalised = (scores - low) / (high - low) if high > low else np.ones_like(scores)
-    best = np.argmax(scores)
     candidate = normalised > score_threshold
-    candidate[best] = True
-    index = np.flatnonzero(candidate)
+    candidate[np.argmax(scores)] = True
+    return candidate
+
+
+def _uncovered(boxes, scores, index, overlap_threshold) -> np.ndarray:
+    """Those of `index` that lie in no other of them."""
     index = index[np.argsort(-scores[index], kind="stable")]  # better ones first
     inside = containment(boxes[index], boxes[index]) >= overlap_threshold
     np.fill_diagonal(inside, False)
