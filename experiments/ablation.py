@@ -42,7 +42,7 @@ from weaksam_jax.data.datasets import dataset_fingerprint
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, file_fingerprint, write_json, write_text
 from weaksam_jax.losses.detection import DropSettings
-from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.pgt import AnyRule, PgtSettings
 from weaksam_jax.retrain.settings import RetrainSettings
 
 FIGURES = ("ap", "ap50")  # percent, on the test split
@@ -64,6 +64,8 @@ class Ablation:
     """Of the retraining."""
     schedule: float = 1.0
     """Of the run's retraining schedule (steps, milestones, start of RoI drop) this share."""
+    rules: tuple[AnyRule, ...] = ()
+    """Table 5a: further rows, pseudo boxes by these rules with their own thresholds, no RoI drop."""
     tau_reg: tuple[float, ...] = (0.8, 1.0, 1.2)
     """Table 9: values of the box loss's threshold."""
     tau_cls: tuple[float, ...] = (3.0, 4.0, 5.0)
@@ -99,7 +101,7 @@ def ablate(options: Ablation) -> str:
         raise BadInput(first.data, "has no boxes to measure with", "give a run with truth")
     retrain, pgt = shortened(road.retrain, options.schedule), road.pgt.resolved()
     road = replace(road, pgt=pgt, retrain=retrain)
-    methods = table_5a(road) if options.table == "5a" else table_9(road, options)
+    methods = table_5a(road, options.rules) if options.table == "5a" else table_9(road, options)
     check_drop(methods)
 
     def journey_of(seed: int) -> Journey:
@@ -205,14 +207,15 @@ def shortened(settings: RetrainSettings, share: float) -> RetrainSettings:
     return replace(settings, steps=part(settings.steps), milestones=milestones, drop=drop)
 
 
-def table_5a(road: RoadSettings) -> dict[str, Method]:
-    """The rows of Table 5a with the run's settings."""
+def table_5a(road: RoadSettings, rules: Sequence[AnyRule] = ()) -> dict[str, Method]:
+    """The rows of Table 5a with the run's settings, and one for each further rule."""
     plain = replace(road.retrain, drop=None)
     dropped = replace(road.retrain, drop=road.retrain.drop or DropSettings())
     return {
         "top-1": Method(replace(road.pgt, rule="top_k", k=1), plain),
         "adaptive": Method(road.pgt, plain),
         "adaptive + RoI drop": Method(road.pgt, dropped),
+        **{f"rule {rule}": Method(PgtSettings(rule=rule).resolved(), plain) for rule in rules},
     }
 
 
@@ -260,8 +263,10 @@ def check_drop(methods: dict[str, Method]) -> None:
 
 
 def verdicts_5a(found: dict[str, list[float]]) -> list[str]:
-    """What each row brought over the one before. found: method -> AP50 of each seed."""
-    return [verdict(f"{b} after {a}", found[b], found[a]) for a, b in pairwise(found)]
+    """What each row brought over the one before, a further rule over "adaptive". found: method ->
+    AP50 of each seed."""
+    pairs = [*pairwise(list(found)[:3]), *(("adaptive", rule) for rule in list(found)[3:])]
+    return [verdict(f"{b} after {a}", found[b], found[a]) for a, b in pairs]
 
 
 def verdicts_9(found: dict[str, list[float]], methods: dict[str, Method], base) -> list[str]:

@@ -211,6 +211,17 @@ def test_tables_that_would_say_nothing_are_refused(tmp_path, capsys, flags, mess
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
+def test_further_rules_have_their_own_thresholds_and_are_held_against_adaptive():
+    rows = ablation.table_5a(mini(), ("best_kept", "pgf"))
+    assert list(rows)[3:] == ["rule best_kept", "rule pgf"]
+    assert [rows[name].pgt.score_threshold for name in list(rows)[1:]] == [0.8, 0.8, 0.3, 0.2]
+    assert rows["rule pgf"].retrain.drop is None and "bottle" in rows["rule pgf"].pgt.nested
+    said = ablation.verdicts_5a({name: [float(i)] for i, name in enumerate(rows)})
+    heads = [line.split(":")[0] for line in said]
+    assert heads[2:] == ["rule best_kept after adaptive", "rule pgf after adaptive"]
+    assert "+2.0" in said[2] and "+3.0" in said[3]
+
+
 def test_a_shortened_schedule_keeps_its_shape():
     full = voc07()
     half = ablation.shortened(full, 0.5)
