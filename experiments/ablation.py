@@ -65,7 +65,7 @@ class Ablation:
     schedule: float = 1.0
     """Of the run's retraining schedule (steps, milestones, start of RoI drop) this share."""
     rules: tuple[AnyRule, ...] = ()
-    """Table 5a: further rows, pseudo boxes by these rules with their own thresholds, no RoI drop."""
+    """Table 5a: further rows without RoI drop, pseudo boxes by these rules (own thresholds)."""
     tau_reg: tuple[float, ...] = (0.8, 1.0, 1.2)
     """Table 9: values of the box loss's threshold."""
     tau_cls: tuple[float, ...] = (3.0, 4.0, 5.0)
