@@ -102,7 +102,7 @@ def randomise(module, seed=0):
     return module
 
 
-def small_faster_rcnn(width, channels, classes, sizes, fc_width=24, **options):
+def small_faster_rcnn(width, channels, classes, sizes, fc_width=24, seed=0, **options):
     """`classes` without the background; anchors of one size a level; P2..P6."""
     body = SmallResNet(width)
     layers = {f"layer{k + 1}": str(k) for k in range(4)}
@@ -114,7 +114,7 @@ def small_faster_rcnn(width, channels, classes, sizes, fc_width=24, **options):
         box_predictor=FastRCNNPredictor(fc_width, classes + 1),
         **options,
     )
-    return randomise(model)
+    return randomise(model, seed)
 
 
 def numpy_state(module, gradients=False):

@@ -57,7 +57,7 @@ class FasterRCNN(nn.Module):
     `canonical_level` (0 = finest). roi_chunk: see `roi_align_pyramid`.
 
     torchvision's conventions, for its weights: aligned=False (RoIAlign without the half-pixel
-    shift) and round_anchors=True (`cell_anchors`). dtype: of the pyramid and both heads (the
+    shift) and round_anchors=True (`pyramid_anchors`). dtype: of the pyramid and both heads (the
     backbone has its own); logits, deltas and all box algebra are float32 in any case.
     """
 

@@ -22,12 +22,18 @@ def cell_anchors(
 
 
 def level_anchors(
-    height: int, width: int, stride: int, cells: np.ndarray, offset: float = 0.0
+    height: int,
+    width: int,
+    stride: int | tuple[int, int],
+    cells: np.ndarray,
+    offset: float = 0.0,
 ) -> np.ndarray:
     """Anchors of one map `[height, width]`: float32 `[height * width * A, 4]`, row-major, the A
-    anchors `cells` of a cell together. Centres lie at (column + offset) * stride."""
-    x = (np.arange(width, dtype=np.float32) + offset) * stride
-    y = (np.arange(height, dtype=np.float32) + offset) * stride
+    anchors `cells` of a cell together. Centres lie at (column + offset) * stride; stride: of rows
+    and columns, or (of rows, of columns)."""
+    rows, columns = np.broadcast_to(stride, 2)
+    x = (np.arange(width, dtype=np.float32) + offset) * columns
+    y = (np.arange(height, dtype=np.float32) + offset) * rows
     y, x = np.meshgrid(y, x, indexing="ij")
     centre = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
     return (centre + cells[None]).reshape(-1, 4).astype(np.float32)
@@ -41,8 +47,17 @@ def pyramid_anchors(
     offset: float = 0.0,
     rounded: bool = False,
 ) -> list[np.ndarray]:
-    """Anchors of every level, finest first; `sizes[l]` are the anchor sizes of level l."""
+    """Anchors of every level, finest first; `sizes[l]` are the anchor sizes of level l.
+
+    rounded (torchvision): the corners of a cell's anchors are whole pixels, and the cells of a map
+    lie canvas // map pixels apart. That is the stride but where the canvas is no multiple of it:
+    P6 of 96 rows has two, 48 apart and not 64.
+    """
+    steps = list(strides)
+    if rounded:
+        canvas = [side * strides[0] for side in shapes[0]]
+        steps = [(canvas[0] // height, canvas[1] // width) for height, width in shapes]
     return [
         level_anchors(height, width, stride, cell_anchors(size, ratios, rounded), offset)
-        for (height, width), stride, size in zip(shapes, strides, sizes, strict=True)
+        for (height, width), stride, size in zip(shapes, steps, sizes, strict=True)
     ]
