@@ -25,13 +25,18 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def compile_once(cache):
-    """In this process: the same program is compiled once, however many trainings build it."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, option) for option in options]
-    jax.config.update(options[0], str(cache))
-    jax.config.update(options[1], 0)
+    """In this process: the same program is compiled once, however many trainings build it, and
+    quickly."""
+    options = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {option: getattr(jax.config, option) for option in options}
+    for option, value in options.items():
+        jax.config.update(option, value)
     yield
-    for option, value in zip(options, before, strict=True):
+    for option, value in before.items():
         jax.config.update(option, value)
 
 
