@@ -30,12 +30,13 @@ def compile_once(cache):
     options = {
         "jax_compilation_cache_dir": str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_disable_most_optimizations": True,
     }
     before = {option: getattr(jax.config, option) for option in options}
     for option, value in options.items():
         jax.config.update(option, value)
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     for option, value in before.items():
         jax.config.update(option, value)
 

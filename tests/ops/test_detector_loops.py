@@ -48,13 +48,15 @@ def test_anchors(shapes, ratios, per_level, rounded):
     sizes = [[8.0 * stride * (1 + k) for k in range(per_level)] for stride in strides]
     found = pyramid_anchors(shapes, strides, sizes, ratios, rounded=rounded)
     for level, (height, width) in enumerate(shapes):
-        expected = []
+        expected, steps = [], (strides[level], strides[level])
+        if rounded:  # torchvision divides the canvas by the map
+            steps = shapes[0][0] * 4 // height, shapes[0][1] * 4 // width
         for row in range(height):
             for column in range(width):
                 for size in sizes[level]:
                     for ratio in ratios:
                         w, h = size / math.sqrt(ratio), size * math.sqrt(ratio)
-                        x, y = column * strides[level], row * strides[level]
+                        x, y = column * steps[1], row * steps[0]
                         half = [round(w / 2), round(h / 2)] if rounded else [w / 2, h / 2]
                         expected.append([x - half[0], y - half[1], x + half[0], y + half[1]])
         np.testing.assert_allclose(found[level], expected, rtol=1e-6, atol=1e-4)
