@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -35,3 +36,15 @@ def small_disk(tmp_path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """The same program is compiled once, however many runs of this module build it."""
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, option) for option in options]
+    jax.config.update(options[0], str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update(options[1], 0)
+    yield
+    for option, value in zip(options, before, strict=True):
+        jax.config.update(option, value)

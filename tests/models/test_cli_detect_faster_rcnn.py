@@ -5,7 +5,6 @@ import functools
 import json
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -28,24 +27,14 @@ from weaksam_jax.models.resnet import ResNet50
 from weaksam_jax.retrain import network
 from weaksam_jax.retrain.recipes import voc07
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 WIDTH, CHANNELS, HIDDEN = 4, 8, 24
 SIZES, CANONICAL = (16, 24, 40, 64, 96), 40
 CANVAS, SCORE, DETECTIONS, PRE_NMS, POST_NMS = (192, 192), 0.15, 30, 100, 200
 # The detector of torchvision's layout has an order of its own and a class that the data lacks.
 NAMES = ("other", *reversed(CLASSES))
 CLASSES_OF_DATA = tuple(sorted(CLASSES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The same program is compiled once, however many commands of this module build it."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, option) for option in options]
-    jax.config.update(options[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(options[1], 0)
-    yield
-    for option, value in zip(options, before, strict=True):
-        jax.config.update(option, value)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from weaksam_jax.retrain.samples import Augmentation, PseudoSamples, augment, re
 from weaksam_jax.retrain.settings import RetrainSettings, light
 from weaksam_jax.retrain.views import classwise_nms, detect_split
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 COLOURS = ((255, 0, 0), (0, 255, 0))  # class 0, class 1
 SIZES = ((80, 60), (60, 80), (64, 64), (80, 60), (60, 80), (64, 64))  # width, height
 
@@ -57,18 +59,6 @@ def split(tmp_path_factory):
         if i < 6
     ]
     return split, {"images": [], "categories": [], "annotations": annotations}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The same program is compiled once, however many runs of this module build it."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, option) for option in options]
-    jax.config.update(options[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(options[1], 0)
-    yield
-    for option, value in zip(options, before, strict=True):
-        jax.config.update(option, value)
 
 
 def small(**changes):

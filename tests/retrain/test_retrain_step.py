@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from test_retrain import compile_once, small, split  # noqa: F401  (fixtures)
+from test_retrain import small, split  # noqa: F401  (a fixture)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 import processes
@@ -21,6 +21,8 @@ from weaksam_jax.losses.detection import DropSettings, roi_objective
 from weaksam_jax.retrain.network import build_model, init_model
 from weaksam_jax.retrain.samples import Augmentation, PseudoSamples
 from weaksam_jax.retrain.train import make_optimizer, make_step
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def test_four_devices_take_the_gradient_of_the_whole_batch(tmp_path, monkeypatch):
