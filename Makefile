@@ -15,7 +15,7 @@ test: .venv/installed-test lint
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python .ci/walls.py
+	$(BIN)/python .ci/boundaries.py
 
 # torch first and by its exact version, so that pip cannot choose a newer build with CUDA packages.
 .venv/installed: pyproject.toml

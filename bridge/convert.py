@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import tyro
 
-from bridge import convert_detectors, convert_vgg
-from bridge.checkpoints import read_checkpoint
+from bridge.weights import faster_rcnn as convert_detectors
+from bridge.weights import vgg as convert_vgg
+from bridge.weights.checkpoints import read_checkpoint
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, read_arrays, write_arrays
 
@@ -95,7 +96,7 @@ def convert_efficientnet_lite0(to: str | Path, source: str | Path | None = None)
 
 
 def convert_vgg16(kind: str, to: str | Path, source: str | Path) -> Path:
-    """Writes VGG16's arrays ("vgg16", "wetectron" or "mmdet_oicr", see `bridge.convert_vgg`) to a
+    """Writes VGG16's arrays ("vgg16", "wetectron" or "mmdet_oicr", see `bridge.weights.vgg`) to a
     safetensors file; returns its path."""
     readers = {
         "vgg16": convert_vgg.vgg16_arrays,

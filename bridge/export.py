@@ -14,7 +14,7 @@ and 3.1 GB of attention for the largest it sees, 640 x 640; its maps: 0.08 GB a 
 pixels, 0.4 GB for 1000 x 1000, the largest they are (`WeakTrClues`). SAM's image encoder, whatever
 the size of the image: 2.5 GB for ViT-B (measured on a CPU), a third more for L and H by their
 number of heads. Decoded masks: 0.84 GB with the paper's prompts (`propose`), and a few full-size
-ones (`bridge.sam_decoder.numbers_at_once`).
+ones (`bridge.sam.decoder.numbers_at_once`).
 """
 
 import os
@@ -32,15 +32,15 @@ import safetensors
 import torch
 import tyro
 
-from bridge.checkpoints import network_fingerprint, weights_fingerprint
-from bridge.clue_networks import load_clues
-from bridge.clues import ClueNetwork, Clues
+from bridge.clues.load import load_clues
+from bridge.clues.maps import ClueNetwork, Clues
 from bridge.presets import PRESETS, PresetName, preset_of_sam
-from bridge.prompts import Prompts, PromptSettings, dense_grid, prompt_points
-from bridge.proposals import ProposalSettings, propose
-from bridge.sam import EncoderType, Sam, load_sam
-from bridge.selective_search import SelectiveSearchSettings, selective_search
-from bridge.verify import verify_split
+from bridge.proposals.generate import ProposalSettings, propose
+from bridge.proposals.prompts import Prompts, PromptSettings, dense_grid, prompt_points
+from bridge.proposals.selective_search import SelectiveSearchSettings, selective_search
+from bridge.proposals.verify import verify_split
+from bridge.sam.load import EncoderType, Sam, load_sam
+from bridge.weights.checkpoints import network_fingerprint, weights_fingerprint
 from bridge.workers import for_images
 from weaksam_jax.data.datasets import is_training, open_tags
 from weaksam_jax.data.images import load_image
@@ -175,8 +175,8 @@ class _Job:
         try:
             size = record.path.stat().st_size
         except OSError as error:
-            cure = "restore the image or take it out of the data set"
-            raise BadInput(record.path, f"cannot be read ({error.strerror})", cure) from error
+            hint = "restore the image or take it out of the data set"
+            raise BadInput(record.path, f"cannot be read ({error.strerror})", hint) from error
         return fingerprint([self.key, record.image_id, record.width, record.height, size, tags])
 
     def is_done(self, record: TagRecord) -> bool:
@@ -392,7 +392,7 @@ def main(argv: list[str] | None = None) -> None:
             keep_decoded: store the box and scores of every mask that SAM decodes too (22 bytes a
                 mask), so that other thresholds and NMS need no second run.
             encoder_dtype: of SAM's image encoder; the others are faster on a GPU and move some
-                boxes by pixels (bridge/sam_agreement.py measures it).
+                boxes by pixels (bridge/sam/agreement.py measures it).
             device: auto: the GPU of this process's local rank where there are GPUs.
             verify: check what OUT holds of the split, write nothing; 2 names the first bad file.
         """
@@ -407,8 +407,8 @@ def main(argv: list[str] | None = None) -> None:
             labels = "tags" if training else "predicted"
         if labels == "tags" and not training:
             problem = f"tags: {split} is no training split, its tags are unknown at test time"
-            cure = "give --labels predicted, or tags_at_test_time to use them all the same"
-            raise BadInput("--labels", problem, cure)
+            hint = "give --labels predicted, or tags_at_test_time to use them all the same"
+            raise BadInput("--labels", problem, hint)
         settings = ExportSettings.preset(preset, source=proposals, labels=labels)
         decoding = {"keep_decoded": keep_decoded, "encoder_dtype": encoder_dtype}
         settings = replace(settings, proposals=replace(settings.proposals, **decoding))

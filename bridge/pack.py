@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from bridge.verify import verify_split
+from bridge.proposals.verify import verify_split
 from weaksam_jax.data.packs import INDEX, open_pack, write_pack
 from weaksam_jax.data.store import proposal_path, read_manifest, write_manifest
 from weaksam_jax.errors import BadInput

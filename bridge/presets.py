@@ -13,9 +13,9 @@ trained on the tags of 106 images that are also in VOC2007's test split, and cho
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bridge.clue_networks import ClueSettings
-from bridge.prompts import PromptSettings
-from bridge.proposals import ProposalSettings
+from bridge.clues.load import ClueSettings
+from bridge.proposals.generate import ProposalSettings
+from bridge.proposals.prompts import PromptSettings
 
 PresetName = Literal[
     *("paper", "release", "mini", "light"),

@@ -64,8 +64,8 @@ def read_pickle(path: str | Path) -> Any:
         raise BadInput(path, "does not exist", "check the path of the proposals") from error
     except _BROKEN as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        cure = "give a proposal pickle of the released code; it may hold arrays and lists only"
-        raise BadInput(path, f"is no readable pickle of arrays ({first})", cure) from error
+        hint = "give a proposal pickle of the released code; it may hold arrays and lists only"
+        raise BadInput(path, f"is no readable pickle of arrays ({first})", hint) from error
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -112,8 +112,8 @@ def read_released(path: str | Path, split: TagSplit) -> list[np.ndarray]:
     elif isinstance(content, list):
         if len(content) != len(split.records):
             problem = f"lists {len(content)} images, {split.dataset}/{split.split} has "
-            cure = "give the pickle of this split, or the split of this pickle"
-            raise BadInput(path, f"{problem}{len(split.records)}", cure)
+            hint = "give the pickle of this split, or the split of this pickle"
+            raise BadInput(path, f"{problem}{len(split.records)}", hint)
         entries = content
     else:
         problem = f"holds a {type(content).__name__}, neither MIST's dict nor OICR's list"
@@ -127,8 +127,8 @@ def _mist_entries(path: str | Path, content: dict, split: TagSplit) -> list[Any]
     try:
         boxes, indexes = content["boxes"], [int(one) for one in content["indexes"]]
     except (KeyError, TypeError, ValueError) as error:
-        cure = "give a MIST pickle: a dict of boxes, scores and indexes"
-        raise BadInput(path, f"lacks boxes or integer indexes ({error})", cure) from error
+        hint = "give a MIST pickle: a dict of boxes, scores and indexes"
+        raise BadInput(path, f"lacks boxes or integer indexes ({error})", hint) from error
     if len(boxes) != len(indexes):
         problem = f"has {len(boxes)} entries of boxes and {len(indexes)} indexes"
         raise BadInput(path, problem, "download it again")
@@ -143,19 +143,19 @@ def _mist_entries(path: str | Path, content: dict, split: TagSplit) -> list[Any]
 def _our_boxes(path: str | Path, record: TagRecord, entry: Any) -> np.ndarray:
     """An entry's boxes in our convention; `BadInput` when they cannot be of this image."""
     where = f"boxes of image {record.image_id} ({record.file_name})"
-    cure = "give the pickle of this data set, its images in the order of the image list"
+    hint = "give the pickle of this data set, its images in the order of the image list"
     try:
         boxes = np.asarray(entry, np.float64)
         boxes = boxes.reshape(-1, 4) if boxes.size else np.zeros((0, 4))
     except (TypeError, ValueError) as error:
-        raise BadInput(path, f"{where} are no numbers [n, 4]", cure) from error
+        raise BadInput(path, f"{where} are no numbers [n, 4]", hint) from error
     boxes = boxes[boxes.any(1)] + [0, 0, 1, 1]
     size = np.asarray([record.width, record.height], np.float64)
     if not np.isfinite(boxes).all() or (boxes[:, 2:] <= boxes[:, :2]).any():
-        raise BadInput(path, f"{where} are inverted or not finite", cure)
+        raise BadInput(path, f"{where} are inverted or not finite", hint)
     if (boxes[:, :2] < -OVERHANG).any() or (boxes[:, 2:] > size + OVERHANG).any():
         problem = f"{where} reach beyond its {record.width} x {record.height} pixels"
-        raise BadInput(path, problem, cure)
+        raise BadInput(path, problem, hint)
     boxes = clip(boxes, float(record.width), float(record.height))
     return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)].astype(np.float32)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bridge.tag_samples import TagSamples, epoch_batches
-from bridge.weaktr import WeakTr, WeakTrConfig, check_keys, read_tensors, save_tensors
+from bridge.clues.tag_samples import TagSamples, epoch_batches
+from bridge.clues.weaktr import WeakTr, WeakTrConfig, check_keys, read_tensors, save_tensors
 from weaksam_jax import runlog
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.records import TagSplit

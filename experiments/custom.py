@@ -21,8 +21,8 @@ from weaksam_jax.cli import entry_point
 
 def main(argv: list[str] | None = None) -> None:
     # Inside, so that Ctrl-C during these imports (both worlds, seconds) ends in one line.
-    from experiments.options import parse
-    from experiments.stages import travel
+    from experiments.pipeline.options import parse
+    from experiments.pipeline.stages import travel
     from weaksam_jax.engine.distributed import start
 
     options = parse(argv, __doc__, "python -m experiments.custom")

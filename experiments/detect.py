@@ -41,14 +41,14 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
+from weaksam_jax.detectors.faster_rcnn import config as retraining
+from weaksam_jax.detectors.faster_rcnn import recipes as retrain_recipes
+from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
+from weaksam_jax.detectors.mil import recipes
+from weaksam_jax.detectors.mil.config import WsodSettings
+from weaksam_jax.engine.journal import Journal
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, write_json
-from weaksam_jax.retrain import recipes as retrain_recipes
-from weaksam_jax.retrain import settings as retraining
-from weaksam_jax.retrain.settings import RetrainSettings
-from weaksam_jax.wsod import recipes
-from weaksam_jax.wsod.journal import Journal
-from weaksam_jax.wsod.settings import WsodSettings
 
 JOURNAL = "unfinished.jsonl"
 FASTER_RCNN: dict[str, Callable[[], RetrainSettings]] = {
@@ -123,12 +123,12 @@ def detect(options: Detect) -> list[dict]:
 
 def find_by_mil(options: Detect, split: TagSplit) -> list[dict]:
     """COCO results of a MIL detector."""
+    from weaksam_jax.detectors.mil.detect import detect_wsod
     from weaksam_jax.engine.checkpoint import load_params
-    from weaksam_jax.wsod.detect import detect_wsod
 
     if options.proposals is None:
-        cure = "name a store, see --help, or choose a preset *_faster_rcnn"
-        raise BadInput("--proposals", f"is missing, which {options.preset} needs", cure)
+        hint = "name a store, see --help, or choose a preset *_faster_rcnn"
+        raise BadInput("--proposals", f"is missing, which {options.preset} needs", hint)
     params = load_params(options.weights)
     backbone = None if options.backbone is None else load_params(options.backbone)
     journal = open_journal(options, split)
@@ -138,7 +138,7 @@ def find_by_mil(options: Detect, split: TagSplit) -> list[dict]:
     except BadInput as error:
         if error.path != "weights":
             raise
-        raise BadInput(options.weights, error.problem, error.cure) from error
+        raise BadInput(options.weights, error.problem, error.hint) from error
 
 
 def find_by_faster_rcnn(options: Detect, split: TagSplit) -> list[dict]:
@@ -230,7 +230,7 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
-    from weaksam_jax.engine.programs import keep_programs
+    from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     sys.exit(entry_point(main))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
+from weaksam_jax.engine.journal import Journal
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
-from weaksam_jax.retrain.settings import RetrainSettings
-from weaksam_jax.wsod.journal import Journal
 
 # Images that are detected between two entries of the journal.
 PART = 1000
@@ -28,7 +28,7 @@ def read_detector(
     classes must have as many as the data, in its order. Raises `BadInput` with the path when
     classes, names or shapes do not fit.
     """
-    from weaksam_jax.retrain.network import as_trained, build_model, detector_params
+    from weaksam_jax.detectors.faster_rcnn.network import as_trained, build_model, detector_params
 
     arrays, metadata = read_arrays(path)
     settings = as_trained(settings, metadata)
@@ -42,10 +42,10 @@ def stated_classes(
 ) -> Sequence[str] | int:
     """Names of the detector's classes, or their number where the file does not name them."""
     if "box_head/cls/bias" not in arrays:
-        cure = (
+        hint = (
             "give the retrained detector of a run, or what bridge.convert makes of a Faster R-CNN"
         )
-        raise BadInput(path, "is no Faster R-CNN", cure)
+        raise BadInput(path, "is no Faster R-CNN", hint)
     stated = json.loads(metadata.get("classes", "0"))
     return stated or arrays["box_head/cls/bias"].size - 1
 
@@ -79,7 +79,7 @@ def detect_faster_rcnn(
     of a class that the data does not have are left out, after they took their place among an
     image's `max_detections`. clues_root: stored clues, for settings with `tag_power`.
     """
-    from weaksam_jax.retrain.detect import detect_retrain
+    from weaksam_jax.detectors.faster_rcnn.detect import detect_retrain
 
     todo = [one for one in shown.records if one.image_id not in journal.done]
     for start in range(0, len(todo), PART):
@@ -95,11 +95,11 @@ def detect_faster_rcnn(
 
 def tag_logits(clues_root: Path | None, split: TagSplit) -> np.ndarray:
     """What stored clues say of every image: float32 `[images, C]`."""
-    from experiments.clues import stored_logits
+    from experiments.pipeline.clues import stored_logits
 
     if clues_root is None:
-        cure = "give the clues of the run, or --settings.tag-power 0"
-        raise BadInput("--clues", "are missing, with which tag_power weighs the scores", cure)
+        hint = "give the clues of the run, or --settings.tag-power 0"
+        raise BadInput("--clues", "are missing, with which tag_power weighs the scores", hint)
     if UNUSED in split.category_ids:
         problem = f"have no logits of all {len(split.classes)} classes of the detector"
         raise BadInput(clues_root, problem, "set --settings.tag-power 0")

@@ -22,10 +22,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from experiments import measure
-from experiments.road import summary
+from experiments.pipeline import metrics as measure
+from experiments.pipeline.runner import summary
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.detections import as_arrays, naming, read_detections
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import (
@@ -37,7 +38,6 @@ from weaksam_jax.evaluate import (
     voc_mask_ap,
     write_comp4,
 )
-from weaksam_jax.evaluate.detections import as_arrays, naming, read_detections
 from weaksam_jax.files import write_json
 
 Metric = Literal["voc07", "voc12", "coco", "corloc", "voc-segm", "coco-segm", "recall"]
@@ -96,8 +96,8 @@ def evaluate(options: Evaluate) -> dict:
     split = options.split or split_names(options.data)[role]
     truth = open_truth(options.data, split)
     if truth is None:
-        cure = "give a data set with boxes (VOCdevkit or COCO folder)"
-        raise BadInput(options.data, "has tags only, no truth to compare with", cure)
+        hint = "give a data set with boxes (VOCdevkit or COCO folder)"
+        raise BadInput(options.data, "has tags only, no truth to compare with", hint)
     if options.metric == "recall" and options.detections.is_dir():
         figures = store_recall(options, split, truth)
     else:
@@ -118,8 +118,8 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool =
     if metric in ("voc-segm", "coco-segm"):
         found, truth = only_masked(found, truth)
         if not truth.records:
-            cure = "add SegmentationObject (VOC) or segmentation (COCO)"
-            raise BadInput(f"{truth.dataset}/{truth.split}", "has no true masks", cure)
+            hint = "add SegmentationObject (VOC) or segmentation (COCO)"
+            raise BadInput(f"{truth.dataset}/{truth.split}", "has no true masks", hint)
         figures = (
             voc_mask_ap(found, truth) if metric == "voc-segm" else coco_ap(found, truth, "segm")
         )

@@ -38,12 +38,12 @@ import tyro
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.detections import as_arrays, naming, read_detections
+from weaksam_jax.data.formats.voc import voc_image_id
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.data.voc import voc_image_id
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import pgt_quality
-from weaksam_jax.evaluate.detections import as_arrays, naming, read_detections
 from weaksam_jax.files import write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
 from weaksam_jax.report.choose import showcase

@@ -35,12 +35,12 @@ class Predict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from weaksam_jax.engine.programs import keep_programs
+    from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 
     options = tyro.cli(
         Predict, args=argv, description=__doc__, prog="python -m experiments.predict"
     )
-    keep_programs()
+    enable_compilation_cache()
     results = predict(options)
     write_json(options.out / "predictions.json", results, indent=1)
     print(f"{len(results)} objects on {len(options.images)} photos: {options.out}")
@@ -48,12 +48,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(options: Predict) -> list[dict]:
     """Detects, adds masks, writes a picture a photo; returns COCO results."""
-    from experiments.clues import fresh_logits
-    from experiments.settings import RoadSettings, restore
+    from experiments.pipeline.clues import fresh_logits
+    from experiments.pipeline.config import RoadSettings, restore
     from weaksam_jax.data.images import image_size
     from weaksam_jax.data.records import TagRecord, TagSplit
+    from weaksam_jax.detectors.faster_rcnn.detect import detect_retrain
     from weaksam_jax.engine.checkpoint import load_params
-    from weaksam_jax.retrain.detect import detect_retrain
 
     pgt_path = options.run / "pgt" / "pgt.json"
     if not pgt_path.exists():
@@ -87,9 +87,9 @@ def predict(options: Predict) -> list[dict]:
 
 def add_masks(results: list[dict], split, sam_name: str) -> None:
     """Puts `segmentation` (RLE) into the results: SAM prompted by each box."""
-    from bridge.masks import MaskSettings, box_masks
-    from bridge.packed_masks import encode_rle
-    from bridge.sam import load_sam
+    from bridge.proposals.packed_masks import encode_rle
+    from bridge.sam.load import load_sam
+    from bridge.sam.pseudo_masks import MaskSettings, box_masks
     from weaksam_jax.boxes import from_xywh
     from weaksam_jax.data.images import load_image
 

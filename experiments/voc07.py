@@ -27,8 +27,8 @@ def find_voc07() -> Path | None:
 
 def main(argv: list[str] | None = None) -> None:
     # Inside, so that Ctrl-C during these imports (both worlds, seconds) ends in one line.
-    from experiments.options import parse
-    from experiments.stages import travel
+    from experiments.pipeline.options import parse
+    from experiments.pipeline.stages import travel
     from weaksam_jax.engine.distributed import start
 
     options = parse(argv, __doc__, "python -m experiments.voc07", find_voc07)

@@ -58,8 +58,8 @@ def entry_point(
     except Exception as error:
         full = _full_disk(error)
         if full is None and isinstance(error, OSError) and error.errno in _UNUSABLE:
-            cure = "give another path, or make it accessible"
-            return _fail(f"{error.filename}: cannot be used ({error.strerror}); {cure}", 2)
+            hint = "give another path, or make it accessible"
+            return _fail(f"{error.filename}: cannot be used ({error.strerror}); {hint}", 2)
         if full is None:
             raise
         return _fail(

@@ -92,8 +92,8 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     except (OSError, safetensors.SafetensorError) as error:
         if not Path(path).exists():
             raise BadInput(path, "does not exist", "check the path") from error
-        problem, cure = f"is no whole safetensors file ({error})", "replace or make it again"
-        raise BadInput(path, problem, cure) from error
+        problem, hint = f"is no whole safetensors file ({error})", "replace or make it again"
+        raise BadInput(path, problem, hint) from error
 
 
 def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -106,8 +106,8 @@ def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[st
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return arrays, header.get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
-        cure = "delete it and make it again"
-        raise BadInput(name, f"is no whole safetensors file ({error})", cure) from error
+        hint = "delete it and make it again"
+        raise BadInput(name, f"is no whole safetensors file ({error})", hint) from error
 
 
 def fingerprint(value: Any) -> str:

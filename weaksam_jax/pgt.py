@@ -141,7 +141,7 @@ def make_pgt(
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
     detections: COCO results of the MIL detector on `train`, each with a finite box and score
-    (`weaksam_jax.evaluate.detections.read_detections` with scores=True reads such). Before every
+    (`weaksam_jax.data.detections.read_detections` with scores=True reads such). Before every
     rule they are cut to the image, and what is empty then takes no part; the released script does
     neither, so rule="release" differs from it there: in the cut boxes, in max and min of a class
     with an empty box, and where a class's first detection is empty.

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bridge.checkpoints import network_fingerprint
-from bridge.clip_es import (
+from bridge.clues.clip_es import (
     BACKGROUNDS,
     ClipSettings,
     background_names,
@@ -21,6 +20,7 @@ from bridge.clip_es import (
     load_clip_es,
     spread_matrix,
 )
+from bridge.weights.checkpoints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 pytest.importorskip("open_clip", reason="extra `clip` is not installed")

@@ -9,13 +9,13 @@ import torch
 from plain_weaktr import published_state
 from safetensors.torch import save_file
 
-from bridge.checkpoints import network_fingerprint
-from bridge.clue_networks import ClueSettings, load_clues
-from bridge.clues import predicted_classes
-from bridge.lite_cam import LiteCam, LiteSettings
-from bridge.prompts import PromptSettings, prompt_points
+from bridge.clues.lite_cam import LiteCam, LiteSettings
+from bridge.clues.load import ClueSettings, load_clues
+from bridge.clues.maps import predicted_classes
+from bridge.clues.weaktr import WeakTr, WeakTrClues, load_weaktr, save_tensors, to_tensor
+from bridge.proposals.prompts import PromptSettings, prompt_points
 from bridge.train_weaktr import WeakTrSettings
-from bridge.weaktr import WeakTr, WeakTrClues, load_weaktr, save_tensors, to_tensor
+from bridge.weights.checkpoints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 SIZES = {"dim": 128, "heads": 2, "depth": 4}

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridge.checkpoints import read_checkpoint
 from bridge.convert import convert_efficientnet_lite0, fold_batch_norm, main
+from bridge.weights.checkpoints import read_checkpoint
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 

@@ -13,7 +13,7 @@ from small_detector import CHANNELS, CLASSES, HIDDEN, old_names, small_arrays
 from torchvision.models import resnet50
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from bridge.convert_detectors import (
+from bridge.weights.faster_rcnn import (
     convert_faster_rcnn_detectron2,
     convert_faster_rcnn_torchvision,
     convert_resnet50,
@@ -21,12 +21,12 @@ from bridge.convert_detectors import (
     to_ours,
     to_theirs,
 )
-from bridge.detector_names import DETECTRON2, RESNET_MSRA, TORCHVISION, conv_names
+from bridge.weights.names import DETECTRON2, RESNET_MSRA, TORCHVISION, conv_names
+from weaksam_jax.backbones.resnet import ResNet50
+from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
+from weaksam_jax.detectors.faster_rcnn.network import detector_params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
-from weaksam_jax.models.faster_rcnn import FasterRCNN
-from weaksam_jax.models.resnet import ResNet50
-from weaksam_jax.retrain.network import detector_params
 
 
 def equal(found, expected, tolerance=0.0):

@@ -15,8 +15,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
 import bridge.convert
-from bridge.convert_detectors import BATCH_NORM_EPSILON, to_theirs
-from bridge.detector_names import DETECTRON2, TORCHVISION
+from bridge.weights.faster_rcnn import BATCH_NORM_EPSILON, to_theirs
+from bridge.weights.names import DETECTRON2, TORCHVISION
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays

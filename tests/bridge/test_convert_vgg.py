@@ -1,6 +1,6 @@
 """VGG16 and its detectors in published layouts: there and back, what is refused, published shapes.
 
-That the converted networks compute the same is in tests/models/test_mil.py and test_vgg16.py.
+That the converted networks compute the same is in tests/detectors/mil/test_mil.py and test_vgg16.py.
 """
 
 import sys
@@ -12,20 +12,20 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from bridge.checkpoints import read_checkpoint
 from bridge.convert import main
-from bridge.convert_vgg import (
+from bridge.weights.checkpoints import read_checkpoint
+from bridge.weights.vgg import (
     mmdet_oicr_arrays,
     published_tensors,
     vgg16_arrays,
     wetectron_arrays,
 )
-from experiments.plain_mil import CONVOLUTIONS, random_state
+from experiments.bench.torch_mil import CONVOLUTIONS, random_state
 from weaksam_jax.boxes import decode
+from weaksam_jax.detectors.mil.config import WsodSettings
+from weaksam_jax.detectors.mil.network import build_model
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
-from weaksam_jax.wsod.network import build_model
-from weaksam_jax.wsod.settings import WsodSettings
 
 SMALL = {"channels": (2, 3, 4, 5, 6), "width": 7, "classes": 3}
 READERS = {"wetectron": wetectron_arrays, "mmdet_oicr": mmdet_oicr_arrays}
@@ -172,7 +172,7 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
         shapes |= {f"{head}.fc_refine{k}": (81, 4096) for k in (1, 2, 3)}
     state = {f"{name}.weight": torch.zeros(1).expand(shape) for name, shape in shapes.items()}
     state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
-    monkeypatch.setattr("bridge.convert_vgg.read_checkpoint", lambda source: state)
+    monkeypatch.setattr("bridge.weights.vgg.read_checkpoint", lambda source: state)
     arrays, metadata = READERS[kind]("published")
     settings = WsodSettings(
         method="mist" if mist else "oicr", backbone="vgg16", width=4096, pooling="max",
@@ -190,7 +190,7 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
 
 
 def test_the_box_coder_of_wetectron_is_ours_for_boxes_a_pixel_longer():
-    """What the head of `bridge.convert_vgg` says of it; the coder as the notes have it (§2.4)."""
+    """What the head of `bridge.weights.vgg` says of it; the coder as the notes have it (§2.4)."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 90, (50, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0, 60, (50, 2))], 1)

@@ -9,11 +9,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
 
-from bridge.checkpoints import network_fingerprint
-from bridge.clues import Clues, minmax
+from bridge.clues.maps import Clues, minmax
 from bridge.export import ExportSettings, export_split, main, parse_shard, shrink
-from bridge.prompts import PromptSettings
-from bridge.proposals import ProposalSettings
+from bridge.proposals.generate import ProposalSettings
+from bridge.proposals.prompts import PromptSettings
+from bridge.weights.checkpoints import network_fingerprint
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import proposal_path, read_manifest, read_proposals

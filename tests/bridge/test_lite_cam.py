@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
-from bridge import lite_cam
-from bridge.lite_cam import (
+from bridge.clues import lite_cam
+from bridge.clues.lite_cam import (
     LiteBackbone,
     LiteCam,
     LiteSettings,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from plain_weaktr import published_state, slow_weaktr
 
-from bridge.checkpoints import network_fingerprint
-from bridge.mctformer import load_mctformer
-from bridge.weaktr import WeakTrClues
+from bridge.clues.mctformer import load_mctformer
+from bridge.clues.weaktr import WeakTrClues
+from bridge.weights.checkpoints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 SMALL = {"classes": 5, "dim": 256, "heads": 4, "depth": 4}

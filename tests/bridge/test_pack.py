@@ -10,7 +10,7 @@ from small_sam import blocky_image
 
 from bridge.export import main as export_main
 from bridge.pack import main, pack_split
-from bridge.verify import verify_split
+from bridge.proposals.verify import verify_split
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.packs import open_pack, write_pack
 from weaksam_jax.data.store import proposal_path, read_manifest, read_stored
@@ -90,7 +90,7 @@ def test_clues_of_a_run_directory_go_along(store, tmp_path, capsys):
 
 
 def test_a_packed_store_measures_the_same(store, tmp_path, data):
-    from experiments.measure import proposals
+    from experiments.pipeline.metrics import proposals
     from weaksam_jax.data.datasets import open_tags
 
     packed = tmp_path / "packed"

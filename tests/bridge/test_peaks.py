@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.peaks import peak_points
+from bridge.proposals.peaks import peak_points
 
 
 def loop_peaks(one, kernel, threshold, max_peaks):

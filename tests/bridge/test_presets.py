@@ -9,11 +9,9 @@ import torch
 from PIL import Image
 from small_sam import blocky_image
 
-from bridge.clues import minmax
-from bridge.export import ExportSettings, clue_network, main
-from bridge.lite_cam import LiteCam
-from bridge.presets import PRESETS, PresetName
-from bridge.weaktr import (
+from bridge.clues.lite_cam import LiteCam
+from bridge.clues.maps import minmax
+from bridge.clues.weaktr import (
     WeakTr,
     WeakTrClues,
     WeakTrConfig,
@@ -21,6 +19,8 @@ from bridge.weaktr import (
     load_weaktr,
     save_tensors,
 )
+from bridge.export import ExportSettings, clue_network, main
+from bridge.presets import PRESETS, PresetName
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import proposal_path, read_manifest

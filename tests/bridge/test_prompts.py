@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bridge.clues import Clues, cam_boxes, minmax, predicted_classes
-from bridge.prompts import PromptSettings, dense_grid, prompt_points
+from bridge.clues.maps import Clues, cam_boxes, minmax, predicted_classes
+from bridge.proposals.prompts import PromptSettings, dense_grid, prompt_points
 from weaksam_jax.data.store import SOURCES
 
 GRID, COARSE, FINE, CROSS = (SOURCES.index(s) for s in ("grid", "coarse", "fine", "cross"))

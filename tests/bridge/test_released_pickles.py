@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridge.proposals.verify import verify_split
 from bridge.released_pickles import (
     _ArraysOnly,
     export_released,
@@ -19,7 +20,6 @@ from bridge.released_pickles import (
     read_pickle,
     read_released,
 )
-from bridge.verify import verify_split
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import SOURCES, read_manifest, read_proposals, write_proposals

@@ -9,9 +9,9 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
 
-from bridge import packed_masks
-from bridge.checkpoints import weights_fingerprint
-from bridge.sam import MINI, PromptedImage, load_sam
+from bridge.proposals import packed_masks
+from bridge.sam.load import MINI, PromptedImage, load_sam
+from bridge.weights.checkpoints import weights_fingerprint
 from weaksam_jax.errors import BadInput
 
 
@@ -66,7 +66,7 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", MINI)
 def test_mini_sams_load_frozen(name):
-    from bridge.sam_mini.model import weights_path
+    from bridge.sam.mini.model import weights_path
 
     if not weights_path(name).exists():
         pytest.skip(f"{weights_path(name)} is not there (not trained yet)")

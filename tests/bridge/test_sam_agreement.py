@@ -7,10 +7,10 @@ import pytest
 import torch
 from small_sam import blocky_image, small_sam
 
-from bridge.prompts import Prompts, dense_grid
-from bridge.proposals import ProposalSettings, propose
-from bridge.sam import PromptedImage
-from bridge.sam_agreement import Agreement, box_agreement
+from bridge.proposals.generate import ProposalSettings, propose
+from bridge.proposals.prompts import Prompts, dense_grid
+from bridge.sam.agreement import Agreement, box_agreement
+from bridge.sam.load import PromptedImage
 from weaksam_jax.data.store import Proposals
 
 NONE = np.zeros((0, 5), np.float32)

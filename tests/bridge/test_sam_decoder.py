@@ -10,9 +10,9 @@ import bridge.torchvision_ops  # noqa: F401
 # isort: split
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
-from bridge import sam_decoder
-from bridge.sam import PromptedImage, load_sam
-from bridge.sam_decoder import ImageDecoder, can_share
+from bridge.sam import decoder as sam_decoder
+from bridge.sam.decoder import ImageDecoder, can_share
+from bridge.sam.load import PromptedImage, load_sam
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import bridge.torchvision_ops as torchvision_ops  # noqa: E402
-from bridge.sam_mini import build_sam_mini, load_sam_mini  # noqa: E402
-from bridge.sam_mini.batches import collate, thin_grid  # noqa: E402
-from bridge.sam_mini.losses import hard_iou, mask_cost, nested_loss  # noqa: E402
-from bridge.sam_mini.measure import boxes_of, grid_proposals, measure_scenes  # noqa: E402
-from bridge.sam_mini.model import save_weights, weights_path  # noqa: E402
-from bridge.sam_mini.scenes import draw_scene  # noqa: E402
+from bridge.sam.mini import build_sam_mini, load_sam_mini  # noqa: E402
+from bridge.sam.mini.batches import collate, thin_grid  # noqa: E402
+from bridge.sam.mini.losses import hard_iou, mask_cost, nested_loss  # noqa: E402
+from bridge.sam.mini.measure import boxes_of, grid_proposals, measure_scenes  # noqa: E402
+from bridge.sam.mini.model import save_weights, weights_path  # noqa: E402
+from bridge.sam.mini.scenes import draw_scene  # noqa: E402
 from weaksam_jax.errors import BadInput  # noqa: E402
 
 
@@ -110,7 +110,7 @@ FLOORS = {"box": 0.6, "point_oracle": 0.45, "told_error": 0.2}
 
 
 def test_quality_on_held_out_scenes(sam):
-    """Floors well under the measured means, see bridge/sam_mini/README.md."""
+    """Floors well under the measured means, see bridge/sam/mini/README.md."""
     means = measure_scenes(sam, range(20))
     assert means["box"] > FLOORS["box"], means
     assert means["point_oracle"] > FLOORS["point_oracle"], means

@@ -5,10 +5,10 @@ import pytest
 import torch
 from small_sam import blocky_image
 
-from bridge.prompts import Prompts, dense_grid
-from bridge.proposals import ProposalSettings, propose
-from bridge.sam import PromptedImage, load_sam
-from bridge.sam_mobile import mobile_sam
+from bridge.proposals.generate import ProposalSettings, propose
+from bridge.proposals.prompts import Prompts, dense_grid
+from bridge.sam.load import PromptedImage, load_sam
+from bridge.sam.mobile import mobile_sam
 from weaksam_jax.errors import BadInput
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_sam import HEIGHT, WIDTH
 
-from bridge.clues import Clues, minmax
-from bridge.prompts import PromptSettings, prompt_points
-from bridge.proposals import ProposalSettings, propose, rederive
+from bridge.clues.maps import Clues, minmax
+from bridge.proposals.generate import ProposalSettings, propose, rederive
+from bridge.proposals.prompts import PromptSettings, prompt_points
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput
 

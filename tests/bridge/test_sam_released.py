@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_sam import blocky_image, small_sam
 
-from bridge.prompts import Prompts
-from bridge.proposals import ProposalSettings, propose
-from experiments import bench_sam
+from bridge.proposals.generate import ProposalSettings, propose
+from bridge.proposals.prompts import Prompts
+from experiments.bench import sam as bench_sam
 
 HEIGHT, WIDTH = 90, 120
 GRID, COARSE, FINE, CROSS = range(4)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from small_sam import blocky_image
 
-from bridge import selective_search as module
-from bridge.selective_search import SelectiveSearchSettings, rank, selective_search
+from bridge.proposals import selective_search as module
+from bridge.proposals.selective_search import SelectiveSearchSettings, rank, selective_search
 from weaksam_jax.boxes import area, iou
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput

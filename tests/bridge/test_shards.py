@@ -15,9 +15,9 @@ from PIL import Image
 from small_sam import blocky_image, small_sam
 from test_export import SETTINGS, FakeClues, contents
 
+from bridge.clues.weaktr import save_tensors
 from bridge.export import LEFTOVER_AGE, export_split, gpu_of_process, main, shard_of_process
-from bridge.verify import verify_split
-from bridge.weaktr import save_tensors
+from bridge.proposals.verify import verify_split
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import proposal_path, read_manifest

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridge.torchscript import is_torchscript, torchscript_tensors
+from bridge.weights.torchscript import is_torchscript, torchscript_tensors
 from weaksam_jax.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

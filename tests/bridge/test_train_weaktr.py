@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from bridge import train_weaktr as train_weaktr_module
-from bridge.tag_samples import TagSamples, epoch_batches, light_augment
+from bridge.clues.tag_samples import TagSamples, epoch_batches, light_augment
+from bridge.clues.weaktr import WeakTr, WeakTrConfig, load_weaktr
 from bridge.train_weaktr import (
     WeakTrSettings,
     learning_rate,
@@ -29,7 +30,6 @@ from bridge.train_weaktr import (
     train_weaktr,
     weaktr_loss,
 )
-from bridge.weaktr import WeakTr, WeakTrConfig, load_weaktr
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput

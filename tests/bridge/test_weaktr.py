@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridge.clues import minmax
-from bridge.prompts import PromptSettings, prompt_points
+from bridge.clues.maps import minmax
+from bridge.clues.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr, to_tensor
+from bridge.proposals.prompts import PromptSettings, prompt_points
 from bridge.train_weaktr import WeakTrSettings, train_weaktr
-from bridge.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr, to_tensor
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
@@ -338,7 +338,7 @@ def test_maps_are_enlarged_a_few_at_a_time(monkeypatch):
     image = np.random.default_rng(4).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     network = WeakTrClues(small_model(), cross_layers=(0, 1, 2, 3), resize_long=64)
     found = network(image, (0, 1, 3))  # 2 heads: 24 cross maps
-    monkeypatch.setattr("bridge.weaktr.PIXELS_AT_ONCE", 2 * 120 * 160)
+    monkeypatch.setattr("bridge.clues.weaktr.PIXELS_AT_ONCE", 2 * 120 * 160)
     with Largest() as largest:
         few = network(image, (0, 1, 3))
     assert largest.elements == found.cross.size == few.cross.size

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weaksam_jax.data import tfds
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.voc import VOC_CLASSES
+from weaksam_jax.data.formats import tfds
+from weaksam_jax.data.formats.voc import VOC_CLASSES
 from weaksam_jax.errors import BadInput
 
 

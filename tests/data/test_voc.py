@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.voc import VOC_CLASSES, find_voc, voc_image_id
+from weaksam_jax.data.formats.voc import VOC_CLASSES, find_voc, voc_image_id
 from weaksam_jax.errors import BadInput
 
 

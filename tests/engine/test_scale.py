@@ -17,14 +17,14 @@ sys.path.insert(0, os.path.dirname(__file__))
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mil_job
 import processes
-import tiny_road
+import tiny_pipeline
 
+from weaksam_jax.detectors.faster_rcnn import train as retraining
+from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
+from weaksam_jax.detectors.faster_rcnn.loss import DropSettings
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import count_compilations, create_state
 from weaksam_jax.errors import BadInput
-from weaksam_jax.losses.detection import DropSettings
-from weaksam_jax.retrain import train as retraining
-from weaksam_jax.retrain.settings import RetrainSettings
 
 ONE_CANVAS = {"pretrain_steps": 0, "scales": [[[64, 64]]]}
 # The detection stream's bias shifts all proposals of a class alike, which a softmax over them does
@@ -127,8 +127,8 @@ def retrain_batch(images):
 @pytest.mark.slow
 def test_retraining_in_turns_is_the_mean_of_the_turns():
     """Against the gradients of the two halves, each with the key of its place, added by hand."""
-    from weaksam_jax.losses.detection import DetectionSettings, faster_rcnn_loss
-    from weaksam_jax.retrain.network import build_model, init_model, normalise
+    from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, faster_rcnn_loss
+    from weaksam_jax.detectors.faster_rcnn.network import build_model, init_model, normalise
 
     detection = DetectionSettings(rpn_batch=16, pre_nms=20, post_nms=10, roi_batch=8)
     settings = RetrainSettings(channels=8, fc_width=16, detection=detection, accumulate=2)
@@ -171,11 +171,11 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_work(world, tmp_path
 @pytest.mark.slow
 def test_the_road_by_two_processes_is_the_road_by_one(tmp_path):
     """Two processes of two devices against one of four: the same parts of every batch."""
-    data = tiny_road.write_tiny(tmp_path / "data")
+    data = tiny_pipeline.write_tiny(tmp_path / "data")
     one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
 
     def travel(out, count, devices):
-        arguments = ["-m", "experiments.custom", *tiny_road.flags(data, out)]
+        arguments = ["-m", "experiments.custom", *tiny_pipeline.flags(data, out)]
         processes.run(arguments, count, devices, cache, timeout=800)
 
     travel(one, 1, 4)
@@ -189,5 +189,5 @@ def test_the_road_by_two_processes_is_the_road_by_one(tmp_path):
         lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
         logs.append({(x["stage"], x["step"]): x["loss"] for x in lines if "wsod" in x["stage"]})
     assert logs[0] == pytest.approx(logs[1], rel=1e-4) and len(logs[0]) == 2
-    assert tiny_road.result_bytes(two).keys() == tiny_road.result_bytes(one).keys()
+    assert tiny_pipeline.result_bytes(two).keys() == tiny_pipeline.result_bytes(one).keys()
     assert (two / "report" / "index.html").exists()

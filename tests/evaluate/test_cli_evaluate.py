@@ -11,9 +11,9 @@ from experiments.evaluate import main
 from weaksam_jax.boxes import to_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_truth
+from weaksam_jax.data.formats.voc import encode_mask
 from weaksam_jax.data.records import TruthRecord, TruthSplit
 from weaksam_jax.data.store import Proposals, write_manifest, write_proposals
-from weaksam_jax.data.voc import encode_mask
 from weaksam_jax.evaluate import coco_ap, only_masked, voc_mask_ap
 
 OBJECT = (

@@ -9,7 +9,7 @@ from PIL import Image
 from experiments.evaluate import main
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
-from weaksam_jax.data.voc import VOC_CLASSES
+from weaksam_jax.data.formats.voc import VOC_CLASSES
 from weaksam_jax.evaluate import voc_ap, write_comp4
 
 NAMES = ("2008_000008", "2008_000002", "2009_000013")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny_road import travel, write_tiny
+from tiny_pipeline import travel, write_tiny
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_road import STAGES, flags, start
+from tiny_pipeline import STAGES, flags, start
 
 from experiments.custom import main
 from weaksam_jax.cli import entry_point

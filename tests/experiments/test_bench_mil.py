@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.bench_mil import schedule_hours, work, write_weights
+from experiments.bench.mil import schedule_hours, work, write_weights
 
 
 def test_both_forms_have_the_same_losses_before_and_after_an_update(tmp_path):

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_road import flags
+from tiny_pipeline import flags
 
+from bridge.clues.weaktr import WeakTr, WeakTrConfig
 from bridge.train_weaktr import WeakTrSettings
-from bridge.weaktr import WeakTr, WeakTrConfig
-from experiments import clues
-from experiments.options import parse
-from experiments.settings import RoadSettings
-from experiments.stages import Journey, travel
+from experiments.pipeline import clues
+from experiments.pipeline.config import RoadSettings
+from experiments.pipeline.options import parse
+from experiments.pipeline.stages import Journey, travel
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.images import load_image
 from weaksam_jax.errors import BadInput

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from experiments.options import RoadOptions
-from experiments.options import parse as parse_road
 from experiments.pgt import main, with_image_ids
-from experiments.settings import RoadSettings, restore
-from experiments.stages import Journey
+from experiments.pipeline.config import RoadSettings, restore
+from experiments.pipeline.options import RoadOptions
+from experiments.pipeline.options import parse as parse_road
+from experiments.pipeline.stages import Journey
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
-from weaksam_jax.data.mini import write_mini
+from weaksam_jax.data.mini_set.write import write_mini
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.pgt import PgtSettings
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from tiny_road import ROOT, STAGES, environment, stages_run, travel
+from tiny_pipeline import ROOT, STAGES, environment, stages_run, travel
 
 from experiments import evaluate
 from weaksam_jax.cli import entry_point

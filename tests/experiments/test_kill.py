@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from tiny_road import STAGES, assert_same_results, start, travel
+from tiny_pipeline import STAGES, assert_same_results, start, travel
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("WEAKSAM_KILLS", "4"))

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from tiny_road import assert_same_results, travel
+from tiny_pipeline import assert_same_results, travel
 
 
 @pytest.mark.slow

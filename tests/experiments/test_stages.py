@@ -4,14 +4,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from tiny_road import STAGES, flags
+from tiny_pipeline import STAGES, flags
 
-from experiments import stages
-from experiments.options import RoadOptions, parse
-from experiments.road import Road, Stage
-from experiments.settings import mini
-from experiments.stages import Journey
-from weaksam_jax.data.mini import write_mini
+from experiments.pipeline import stages
+from experiments.pipeline.config import mini
+from experiments.pipeline.options import RoadOptions, parse
+from experiments.pipeline.runner import Road, Stage
+from experiments.pipeline.stages import Journey
+from weaksam_jax.data.mini_set.write import write_mini
 from weaksam_jax.files import read_json, write_json
 
 CHANGES = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weaksam_jax.losses.detection import DropSettings, dropped_sums, roi_objective
+from weaksam_jax.detectors.faster_rcnn.loss import DropSettings, dropped_sums, roi_objective
 from weaksam_jax.losses.drop import query_drop, roi_drop
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from weaksam_jax.data import coco, tags_csv, tfds, voc
+from weaksam_jax.data.formats import coco, tags_csv, tfds, voc
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput

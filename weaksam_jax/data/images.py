@@ -17,7 +17,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_CURE = "replace the file or take it out of the data set"
+_HINT = "replace the file or take it out of the data set"
 # What PIL raises on files that are missing, no image, cut short, broken or absurdly large.
 _ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -79,4 +79,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _bad_image(path: str | Path, error: Exception) -> BadInput:
     if isinstance(error, FileNotFoundError):
         return BadInput(path, "image does not exist", "restore it or take it out of the list")
-    return BadInput(path, f"image cannot be read ({error})", _CURE)
+    return BadInput(path, f"image cannot be read ({error})", _HINT)

@@ -22,7 +22,7 @@ from weaksam_jax.files import atomic_path, parse_arrays, read_json, write_json
 
 INDEX = "pack.json"
 FORMAT = 1
-_CURE = "copy or pack it again (python -m bridge.pack)"
+_HINT = "copy or pack it again (python -m bridge.pack)"
 # One record a group: a reader decompresses the image it asks for and no other.
 _WRITE_OPTIONS = "group_size:1"
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -35,7 +35,7 @@ class Pack:
         """Raises `BadInput` when a shard is missing, of another size than written, or no pack."""
         index = read_json(folder / INDEX)
         if not isinstance(index, dict) or index.get("format") != FORMAT:
-            raise BadInput(folder / INDEX, "is no index of a pack of this version", _CURE)
+            raise BadInput(folder / INDEX, "is no index of a pack of this version", _HINT)
         self.folder, self.images = folder, index["images"]
         self._per_shard, self._lock = index["per_shard"], threading.Lock()
         self._readers = []
@@ -46,21 +46,21 @@ class Pack:
                 problem = (
                     "does not exist" if found is None else f"has {found} bytes instead of {size}"
                 )
-                raise BadInput(path, problem, _CURE)
+                raise BadInput(path, problem, _HINT)
             self._readers.append(_array_record().ArrayRecordReader(str(path), _READ_OPTIONS))
 
     def record(self, image_id: int) -> bytes:
         """The file of one image; `BadInput` when the pack does not have it or is damaged there."""
         place = bisect_left(self.images, image_id)
         if place == len(self.images) or self.images[place] != image_id:
-            raise BadInput(self.folder / INDEX, f"has no image {image_id}", _CURE)
+            raise BadInput(self.folder / INDEX, f"has no image {image_id}", _HINT)
         number, row = divmod(place, self._per_shard)
         try:
             with self._lock:
                 return self._readers[number].read([row])[0]
         except RuntimeError as error:  # how the library reports every fault
             problem = f"image {image_id} cannot be read ({_first_line(error)})"
-            raise BadInput(shard_path(self.folder, number), problem, _CURE) from error
+            raise BadInput(shard_path(self.folder, number), problem, _HINT) from error
 
     def read(self, image_id: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """(arrays, metadata) of one image."""
@@ -121,6 +121,6 @@ def _array_record() -> ModuleType:
     try:
         from array_record.python import array_record_module
     except ImportError as error:
-        cure = "pip install array-record, or use the store of single files"
-        raise BadInput("array_record", f"is not installed ({error.name})", cure) from error
+        hint = "pip install array-record, or use the store of single files"
+        raise BadInput("array_record", f"is not installed ({error.name})", hint) from error
     return array_record_module

@@ -30,7 +30,7 @@ def canvases_of(
     paper (480 to 1200, and 2000) are multiples of 8, VGG16's stride, so nothing is rounded there;
     with 32, to which the release pads after resizing, 688 would be shown at 704.
 
-    Padding, on the 2000 photographs of VOC2007 that tests/wsod/test_views.py lists, in the six
+    Padding, on the 2000 photographs of VOC2007 that tests/data/test_views.py lists, in the six
     scales of the paper: 6 % more pixels, in 36 canvases. Aspects (3/2,): 13 % in 24. (The four
     canvases 4:3, 5:3 and their transposes alone pad 5 %, but show 9 % of the photographs below 99 %
     of their size, and the longest at 52 %.) The longest canvases are rare, and those of a small

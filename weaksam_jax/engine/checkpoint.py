@@ -67,8 +67,8 @@ class Checkpoints:
             path = Path(self._checkpointer.directory) / str(latest.step)
             reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
             problem = f"is damaged or of other settings ({reason})"
-            cure = "delete this folder: the same command resumes from the checkpoint before it"
-            raise BadInput(path, problem, cure) from error
+            hint = "delete this folder: the same command resumes from the checkpoint before it"
+            raise BadInput(path, problem, hint) from error
 
     def close(self) -> None:
         """Waits until everything is on disk."""

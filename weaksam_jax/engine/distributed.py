@@ -24,7 +24,7 @@ from jax._src.distributed import global_state  # the only door to the key-value 
 from jax.experimental import multihost_utils
 
 from weaksam_jax.cli import Terminated
-from weaksam_jax.engine.programs import keep_programs
+from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 from weaksam_jax.errors import BadInput
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -41,11 +41,11 @@ def start() -> None:
 
     Raises `BadInput` when the processes cannot find each other.
     """
-    keep_programs()
+    enable_compilation_cache()
     how = launch(os.environ)
     if how is None or jax.distributed.is_initialized():
         return
-    # JAX would take SIGTERM for itself; the training loop has its own agreement (`agree`).
+    # JAX would take SIGTERM for itself; the training loop has its own agreement (`all_reduce_max`).
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**how, shutdown_timeout_seconds=_SHUTDOWN)
@@ -53,8 +53,8 @@ def start() -> None:
         if _is_tpu(os.environ) and not how and "coordinator_address" in str(error):
             return  # libtpu is installed, but this is no TPU machine
         reason = str(error).strip().splitlines()[0][:200]
-        cure = f"start all of them at once, or set {', '.join(_EXPLICIT)}"
-        raise BadInput("several processes", f"do not find each other ({reason})", cure) from error
+        hint = f"start all of them at once, or set {', '.join(_EXPLICIT)}"
+        raise BadInput("several processes", f"do not find each other ({reason})", hint) from error
 
 
 def launch(env: Mapping[str, str]) -> dict[str, Any] | None:
@@ -69,8 +69,8 @@ def launch(env: Mapping[str, str]) -> dict[str, Any] | None:
         address, count, index = given
         fits = ":" in address and count.isdigit() and index.isdigit() and int(index) < int(count)
         if not fits:
-            cure = 'give all three, e.g. "host:1234", "2" and "0"; the index counts from 0'
-            raise BadInput(", ".join(_EXPLICIT), f"are {given}", cure)
+            hint = 'give all three, e.g. "host:1234", "2" and "0"; the index counts from 0'
+            raise BadInput(", ".join(_EXPLICIT), f"are {given}", hint)
         if int(count) == 1:
             return None
         return {
@@ -100,7 +100,7 @@ def is_leader() -> bool:
     return process()[0] == 0
 
 
-def leads(work: Callable[[], Any]) -> Any:
+def run_on_leader(work: Callable[[], Any]) -> Any:
     """Process 0 does `work` while the others wait for its end, for hours if it takes them.
 
     All get what it returns (JSON). An exception in process 0 ends the others too: Ctrl-C and
@@ -124,10 +124,10 @@ def leads(work: Callable[[], Any]) -> Any:
         global_state.client.key_value_set(name, json.dumps(said))
 
 
-def leader_first(work: Callable[[], Any]) -> Any:
+def run_leader_first(work: Callable[[], Any]) -> Any:
     """Every process does `work`, process 0 before the others: what it writes, they find."""
     done: list = []
-    leads(lambda: done.append(work()))
+    run_on_leader(lambda: done.append(work()))
     return done[0] if done else work()
 
 
@@ -149,7 +149,7 @@ def _hear(name: str) -> Any:
     raise BadInput("process 0", "stopped", "see what it said")
 
 
-def agree(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of all processes' values: int32. Every process must call it, in the same order,
     and with no training step on its way (the CPU's collectives have no order of their own)."""
     return int(multihost_utils.process_allgather(np.int32(value)).max())

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from weaksam_jax import runlog
 from weaksam_jax.cli import Terminated
 from weaksam_jax.engine.checkpoint import Checkpoints
-from weaksam_jax.engine.distributed import agree, gather_ids, is_leader, process
+from weaksam_jax.engine.distributed import all_reduce_max, gather_ids, is_leader, process
 from weaksam_jax.engine.mesh import put_batch
 from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
@@ -79,7 +79,7 @@ def train(
             if log:
                 bar.set_postfix_str(lines.write(step + 1))
             # Processes ask one another, which waits for the device as the log does: not each step.
-            stop = agree(received[0] if received else 0) if alone or log else 0
+            stop = all_reduce_max(received[0] if received else 0) if alone or log else 0
             if last or stop or (step + 1) % checkpoint_every == 0:
                 lines.fetch()
                 checkpoints.save(state, batches, lines.pending)
@@ -122,8 +122,8 @@ class _Log:
             if bad:
                 where = "unknown" if ids is None else ", ".join(map(str, gather_ids(ids).tolist()))
                 problem = f"{bad[0]} is {metrics[bad[0]]} at step {step} (images {where})"
-                cure = "lower the learning rate or look at these images, then run it again"
-                raise BadInput(f"training of {self._stage}", problem, cure)
+                hint = "lower the learning rate or look at these images, then run it again"
+                raise BadInput(f"training of {self._stage}", problem, hint)
             self.pending.append(metrics)
         self._on_device = []
 

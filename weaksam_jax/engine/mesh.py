@@ -33,8 +33,8 @@ def check_batch(images: int, devices: int, accumulate: int = 1) -> None:
     if images % (devices * accumulate):
         turns = f" and {accumulate} turns" if accumulate > 1 else ""
         problem = f"{images} images do not divide among {devices} devices{turns}"
-        cure = f"choose a multiple of {devices * accumulate} as batch, or other devices and turns"
-        raise BadInput("batch size", problem, cure + " (accumulate)")
+        hint = f"choose a multiple of {devices * accumulate} as batch, or other devices and turns"
+        raise BadInput("batch size", problem, hint + " (accumulate)")
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

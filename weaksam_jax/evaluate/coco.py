@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from weaksam_jax.boxes import area, to_xywh
+from weaksam_jax.data.detections import as_arrays
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.evaluate.detections import as_arrays
 
 # As pycocotools writes them: 0.5 + 2 * 0.05 is more than 0.6, and IoUs of just 0.6 occur.
 IOUS = np.linspace(0.5, 0.95, 10)

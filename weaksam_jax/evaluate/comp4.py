@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from weaksam_jax.data.detections import as_arrays
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.evaluate.detections import as_arrays
 from weaksam_jax.files import write_text
 
 

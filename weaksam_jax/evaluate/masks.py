@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from weaksam_jax.data.detections import as_arrays
 from weaksam_jax.data.records import TruthRecord, TruthSplit
-from weaksam_jax.evaluate.detections import as_arrays
 from weaksam_jax.evaluate.recall import greedy_matches
 from weaksam_jax.evaluate.voc import class_precisions, mean_precision
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from weaksam_jax.boxes import containment
 from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.data.detections import as_arrays
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.evaluate.detections import as_arrays
 
 
 def greedy_matches(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:

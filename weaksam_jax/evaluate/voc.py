@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.data.detections import Detections, as_arrays
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.evaluate.detections import Detections, as_arrays
 
 # (detection, image, index of objects) -> IoU of the detection with each of those objects.
 Overlap = Callable[[int, int, np.ndarray], np.ndarray]

@@ -106,8 +106,8 @@ def read_log(run: Path) -> dict[str, list[dict]]:
         except (ValueError, KeyError, TypeError) as error:
             if number + 1 == len(lines):  # a line cut short by a kill
                 continue
-            cure = "delete the file and run that stage again"
-            raise BadInput(path, f"line {number + 1} is no log line", cure) from error
+            hint = "delete the file and run that stage again"
+            raise BadInput(path, f"line {number + 1} is no log line", hint) from error
     return {name: sorted(lines, key=lambda line: line["step"]) for name, lines in stages.items()}
 
 

@@ -1,0 +1,1 @@
+"""Clue networks: class maps and attention maps of an image from networks trained on tags."""

@@ -1,0 +1,1 @@
+"""From clue maps to proposals: peaks, prompts, SAM's masks, their boxes."""

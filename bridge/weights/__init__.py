@@ -1,0 +1,1 @@
+"""Published weights: reading checkpoints safely, and their names and layouts as ours."""

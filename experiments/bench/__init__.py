@@ -1,0 +1,1 @@
+"""Side-by-side timings: our operations against alternatives in the same run."""

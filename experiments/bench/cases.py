@@ -1,0 +1,193 @@
+"""The entries of `experiments.bench`: each returns (work, our form, name of the other, other form).
+
+Both forms are called without arguments and end when their result is on the host's side. A fifth
+item, when there is one, makes a text from both results: what they agree on.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from experiments.bench import mil as bench_mil
+from experiments.bench import rcnn as bench_rcnn
+from experiments.bench import sam as bench_sam
+
+Case = Callable[[], tuple]
+
+
+def random_boxes(rng: np.random.Generator, count: int, width: float, height: float) -> np.ndarray:
+    """float32 `[count, 4]` boxes of mixed sizes inside the image."""
+    size = np.exp(rng.uniform(np.log(16), np.log(min(width, height) - 1), (count, 2)))
+    corner = rng.uniform(0, 1, (count, 2)) * (np.asarray([width, height]) - size)
+    return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+
+
+# A view of 480 x 640 through VGG16: what the MIL detector pools from.
+MAP, STRIDE = (60, 80, 512), 8
+
+
+def _roi_inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal(MAP, dtype=np.float32)
+    return features, random_boxes(rng, count, MAP[1] * STRIDE, MAP[0] * STRIDE)
+
+
+def roi_align(count: int) -> tuple[str, Callable, str, Callable]:
+    from weaksam_jax.ops.roi import roi_align as ours
+
+    features, boxes = _roi_inputs(count)
+    work = f"RoIAlign 7x7 forward + backward, {count} boxes, {'x'.join(map(str, MAP))}"
+    step = jax.jit(jax.grad(lambda f, b: (ours(f, b, 1 / STRIDE) ** 2).sum()))
+    on_device = jnp.asarray(features), jnp.asarray(boxes)
+    grid = _sampling_grid(boxes)
+
+    def with_grid_sample():
+        maps = torch.from_numpy(features).permute(2, 0, 1)[None].contiguous().requires_grad_()
+        sampled = torch.nn.functional.grid_sample(
+            maps, grid, align_corners=False, padding_mode="border"
+        )
+        pooled = torch.nn.functional.avg_pool2d(
+            sampled[0].unflatten(1, (count, 14)).transpose(0, 1), 2
+        )
+        pooled.square().sum().backward()
+        return maps.grad[0].permute(1, 2, 0).numpy()
+
+    ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
+    return work, ours_call, "torch grid_sample", with_grid_sample, _difference
+
+
+def _difference(ours, other) -> str:
+    error = np.abs(np.asarray(ours) - other).max() / np.abs(other).max()
+    return f"gradients differ by {error:.1e}"
+
+
+def _sampling_grid(boxes: np.ndarray) -> torch.Tensor:
+    """grid_sample coordinates `[1, n * 14, 14, 2]` of 2 x 2 samples in each of 7 x 7 bins; with
+    those of RoIAlign aligned to pixel centres, as grid_sample has them."""
+    steps = (np.arange(14) + 0.5) / 14
+    x = (boxes[:, :1] + steps * (boxes[:, 2:3] - boxes[:, :1])) / STRIDE / MAP[1] * 2 - 1
+    y = (boxes[:, 1:2] + steps * (boxes[:, 3:] - boxes[:, 1:2])) / STRIDE / MAP[0] * 2 - 1
+    shape = (len(boxes), 14, 14)
+    grid = np.stack(
+        [np.broadcast_to(x[:, None, :], shape), np.broadcast_to(y[:, :, None], shape)], axis=-1
+    )
+    return torch.from_numpy(grid.reshape(1, -1, 14, 2).astype(np.float32))
+
+
+def roi_pool(count: int) -> tuple[str, Callable, str, Callable]:
+    from experiments.bench.torch_mil_step import pooled
+    from weaksam_jax.ops.roi import roi_pool as ours
+
+    features, boxes = _roi_inputs(count)
+    step = jax.jit(jax.grad(lambda f, b: (ours(f, b, 1 / STRIDE) ** 2).sum()))
+    on_device = jnp.asarray(features), jnp.asarray(boxes)
+
+    def with_adaptive_pool():
+        maps = torch.from_numpy(features).permute(2, 0, 1).contiguous().requires_grad_()
+        pooled(maps, torch.from_numpy(boxes)).square().sum().backward()
+        return maps.grad.permute(1, 2, 0).numpy()
+
+    work = f"RoIPool 7x7 forward + backward, {count} boxes, {'x'.join(map(str, MAP))}"
+    ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
+    return work, ours_call, "torch adaptive_max_pool2d loop", with_adaptive_pool, _difference
+
+
+def mining(count: int) -> tuple[str, Callable, str, Callable]:
+    from experiments.bench.torch_mil_step import mine
+    from weaksam_jax.detectors.mil.loss import mine_mist
+
+    rng = np.random.default_rng(0)
+    boxes, scores = random_boxes(rng, count, 500, 375), rng.random((count, 20), dtype=np.float32)
+    tags = np.isin(np.arange(20), (3, 7, 14))
+    step = jax.jit(mine_mist)
+    inputs = tuple(map(jnp.asarray, (boxes, np.ones(count, bool), scores, tags)))
+    tensors = tuple(map(torch.from_numpy, (boxes, scores, tags)))
+
+    def same(ours, other) -> str:
+        equal = (np.asarray(ours.labels) == other[0].numpy()).sum()
+        return f"{equal} of {count} labels equal"
+
+    work = f"MIST mining, {count} proposals, 3 of 20 classes"
+    ours_call = lambda: jax.block_until_ready(step(*inputs))  # noqa: E731
+    return work, ours_call, "torch, a class at a time", lambda: mine(*tensors), same
+
+
+def peaks() -> tuple[str, Callable, str, Callable, Callable]:
+    from bridge.proposals.peaks import peak_points
+
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((72, 1, 24, 32), dtype=np.float32))
+    # Corners aligned: no plateaus at the border, of which torch.topk takes any point.
+    sized = torch.nn.functional.interpolate(coarse, (375, 500), mode="bilinear", align_corners=True)
+    maps = sized[:, 0].numpy()
+    maps = (maps - maps.min((1, 2), keepdims=True)) / np.ptp(maps, axis=(1, 2), keepdims=True)
+
+    def one_by_one():
+        found = []
+        for one in torch.from_numpy(maps):
+            pooled = torch.nn.functional.max_pool2d(one[None, None], 129, 1, 64)[0, 0]
+            values, index = torch.topk((one * (pooled == one)).flatten(), 25)
+            points: list[tuple[int, int]] = []
+            for value, place in zip(values.tolist(), index.tolist(), strict=True):
+                y, x = divmod(place, 500)
+                if value < 0.9:
+                    break
+                if all(abs(x - u) + abs(y - v) >= 64 for u, v in points):
+                    points.append((x, y))
+            found.append(points)
+        return found
+
+    def same(ours, other):
+        points = [[(int(x), int(y)) for x, y, _ in one] for one in ours]
+        equal = sum(one == two for one, two in zip(points, other, strict=True))
+        return f"same points in {equal} of {len(other)} maps, {sum(map(len, points))} points"
+
+    work = "peak points of 72 maps of 375x500, kernel 129"
+    return work, lambda: peak_points(maps, 129, 0.9), "one full max-pool a map", one_by_one, same
+
+
+def proposals() -> tuple[str, Callable, str, Callable]:
+    from segment_anything import SamPredictor
+
+    import bridge.torchvision_ops  # noqa: F401
+    from bridge.proposals.generate import ProposalSettings, propose
+    from bridge.proposals.prompts import Prompts, dense_grid
+    from bridge.sam.load import load_sam
+
+    sam = load_sam("sam_mini")
+    image = np.random.default_rng(0).integers(0, 255, (144, 192, 3), dtype=np.uint8)
+    prompts = Prompts(dense_grid(10, 144, 192), np.zeros((0, 5), np.float32))
+
+    def one_by_one():
+        predictor = SamPredictor(sam)
+        predictor.set_image(image)
+        return [
+            predictor.predict(point[None], np.ones(1, int), multimask_output=True)
+            for point in prompts.grid
+        ]
+
+    work = "100 grid points of one 144x192 image, sam_mini, one image encoding"
+    settings = ProposalSettings()
+    return work, lambda: propose(sam, image, prompts, settings), "SamPredictor a point", one_by_one
+
+
+_SAM = (bench_sam.sam_predictor, bench_sam.sam_grid, bench_sam.sam_half, bench_sam.sam_export)
+COUNTS = (213, 2001)  # proposals of an image: SAM's and selective search's (Table 6)
+CASES: dict[str, Case] = {
+    **{
+        f"{case.__name__}_{count}": partial(case, count)
+        for case in (roi_align, roi_pool, mining)
+        for count in COUNTS
+    },
+    **{case.__name__: case for case in (peaks, proposals, bench_sam.sam_decoder, *_SAM)},
+    **{f"mil_step_{count}": bench_mil.step_case(count) for count in COUNTS},
+    **bench_rcnn.CASES,
+}
+SLOW = (
+    *("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS)),
+    *bench_rcnn.CASES,
+)

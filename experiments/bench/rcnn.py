@@ -1,0 +1,182 @@
+"""Entries of `experiments.bench`: Faster R-CNN R50-FPN beside torchvision's, the same weights.
+
+One training step (losses, gradients, SGD) and one inference, of one image. torchvision's RoIAlign
+is its own Python form, for its compiled operators are missing on CPU-only torch (its NMS is
+`bridge.torchvision_ops`'). `rcnn_step_<rois>_<height>x<width>` show how the step grows.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from experiments.bench.sam import random_image
+
+CLASSES, OBJECTS = 20, 5
+
+
+def torchvision_model(rois: int):
+    """torchvision's Faster R-CNN R50-FPN, its norms frozen, with seeded random weights."""
+    import bridge.torchvision_ops  # noqa: F401
+
+    # isort: split
+    import torchvision.ops.poolers
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops.roi_align import _roi_align
+
+    python_form = _roi_align.__wrapped__
+
+    def roi_align(features, boxes, output_size, spatial_scale, sampling_ratio):
+        return python_form(features, boxes, spatial_scale, *output_size, sampling_ratio, False)
+
+    torchvision.ops.poolers.roi_align = roi_align
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    for name, value in backbone.named_buffers():
+        if name.endswith("bn3.weight"):
+            value.mul_(0.3)  # sixteen blocks add up
+    return FasterRCNN(
+        backbone,
+        CLASSES + 1,
+        min_size=480,
+        max_size=10_000,
+        box_batch_size_per_image=rois,
+        rpn_post_nms_top_n_train=1000,
+        box_score_thresh=0.0,
+    )
+
+
+def our_parts(model, canvas: tuple[int, int], rois: int):
+    """(settings, model, parameters) with torchvision's weights and conventions."""
+    import flax.traverse_util
+
+    from bridge.weights.faster_rcnn import BATCH_NORM_EPSILON, to_ours
+    from bridge.weights.names import TORCHVISION
+    from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings
+    from weaksam_jax.detectors.faster_rcnn.network import build_model
+    from weaksam_jax.detectors.faster_rcnn.recipes import voc07
+
+    settings = replace(
+        voc07(),
+        backbone="resnet50",
+        aligned=False,
+        round_anchors=True,
+        scales=((canvas,),),
+        batch=1,
+        drop=None,
+        detection=DetectionSettings(roi_batch=rois, smooth_l1_beta=1 / 9),
+    )
+    state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    arrays = to_ours(state, TORCHVISION, "torchvision", BATCH_NORM_EPSILON)
+    params = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    return settings, build_model(settings, CLASSES), params
+
+
+def objects(canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes float32 `[5, 4]` and labels int32 `[5]`."""
+    rng, (height, width) = np.random.default_rng(1), canvas
+    corner = rng.uniform(0, 0.5, (OBJECTS, 2)) * (width, height)
+    side = rng.uniform(0.2, 0.45, (OBJECTS, 2)) * (width, height)
+    boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
+    return boxes, rng.integers(0, CLASSES, OBJECTS).astype(np.int32)
+
+
+def step_case(rois: int = 512, canvas: tuple[int, int] = (480, 640)) -> Callable[[], tuple]:
+    """One training step."""
+
+    def case() -> tuple:
+        import jax
+
+        from weaksam_jax.detectors.faster_rcnn.train import make_optimizer, make_step
+        from weaksam_jax.engine.mesh import data_mesh, put_batch
+        from weaksam_jax.engine.step import create_state
+
+        model = torchvision_model(rois).train()
+        model.transform.min_size = (min(canvas),)
+        settings, network, params = our_parts(model, canvas, rois)
+        image, (boxes, labels) = random_image(0, *canvas), objects(canvas)
+        tx, mesh = make_optimizer(settings, params), data_mesh()
+        state = [create_state(params, tx, jax.random.key(0), mesh)]
+        batch = put_batch(
+            {
+                "image": image[None],
+                "size": np.asarray([canvas], np.float32),
+                "boxes": boxes[None],
+                "labels": labels[None],
+                "valid": np.ones((1, OBJECTS), bool),
+            },
+            mesh,
+        )
+        step = make_step(network, settings, tx, mesh)
+        free = [value for value in model.parameters() if value.requires_grad]
+        sgd = torch.optim.SGD(free, settings.learning_rate, 0.9, weight_decay=1e-4)
+        shown = torch.from_numpy(image).permute(2, 0, 1) / 255
+        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels).long() + 1}
+
+        def ours() -> float:
+            state[0], metrics = step(state[0], batch)
+            return float(metrics["loss"])
+
+        def theirs() -> float:
+            sgd.zero_grad()
+            loss = sum(model([shown], [target]).values())
+            loss.backward()
+            sgd.step()
+            return loss.item()
+
+        first = ours(), theirs()  # compiles; every timed call is a later step
+
+        def agree(*_) -> str:
+            return f"first losses {first[0]:.3f} and {first[1]:.3f}, of other random RoIs"
+
+        work = f"Faster R-CNN R50-FPN step, one image of {canvas[0]}x{canvas[1]}, {rois} RoIs"
+        return work, ours, "torchvision", theirs, agree
+
+    return case
+
+
+def rcnn_inference(canvas: tuple[int, int] = (480, 640)) -> tuple:
+    """One inference with 1000 proposals and 100 detections."""
+    import jax
+
+    from weaksam_jax.detectors.faster_rcnn.model import detect
+    from weaksam_jax.detectors.faster_rcnn.network import normalise
+
+    model = torchvision_model(512).eval()
+    settings, network, params = our_parts(model, canvas, 512)
+    image, sizes = random_image(0, *canvas), np.asarray([canvas], np.float32)
+    shown = torch.from_numpy(image).permute(2, 0, 1) / 255
+
+    @jax.jit
+    def run(params, images, sizes):
+        scaled = normalise(images, sizes, settings.backbone)
+        return detect(network, params, scaled, sizes, score_threshold=0.0)
+
+    on_device = jax.device_put((params, image[None], sizes))
+
+    def theirs():
+        with torch.no_grad():
+            found = model([shown])[0]
+        return found["boxes"].numpy(), found["scores"].numpy()
+
+    def agree(ours, other) -> str:
+        boxes, scores = (np.asarray(part[0]) for part in ours[:2])
+        count = min(len(other[1]), len(scores))
+        worst = np.abs(boxes[:count] - other[0][:count]).max()
+        apart = np.abs(scores[:count] - other[1][:count]).max()
+        return f"{count} detections, scores within {apart:.1e}, boxes within {worst:.2g} px"
+
+    work = f"Faster R-CNN R50-FPN inference, one image of {canvas[0]}x{canvas[1]}, 1000 proposals"
+    ours = lambda: jax.block_until_ready(run(*on_device))  # noqa: E731
+    ours(), theirs()  # compiles, and warms up
+    return work, ours, "torchvision", theirs, agree
+
+
+GROWTH = ((128, (480, 640)), (1024, (480, 640)), (512, (800, 1088)))
+CASES = {
+    "rcnn_step": step_case(),
+    "rcnn_inference": rcnn_inference,
+    **{f"rcnn_step_{n}_{c[0]}x{c[1]}": step_case(n, c) for n, c in GROWTH},
+}

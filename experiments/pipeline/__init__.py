@@ -1,0 +1,1 @@
+"""The pipeline behind the main jobs: config, runner, stages, a run's folder, metrics."""

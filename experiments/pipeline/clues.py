@@ -1,0 +1,65 @@
+"""The clue network of a run: trained on tags, loaded, measured."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bridge.clues.lite_cam import LiteSettings, train_lite_head
+from bridge.clues.load import load_clues
+from bridge.clues.maps import ClueNetwork
+from bridge.train_weaktr import WeakTrSettings, train_weaktr
+from bridge.train_weaktr import tag_map as score
+from experiments.pipeline.config import RoadSettings
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.store import read_stored
+
+
+def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
+    """Trains the chosen network on tags (or checks the file that was chosen instead).
+
+    Resumes, and does not repeat a finished training.
+    """
+    recipe = settings.clue_recipe()
+    if isinstance(recipe, WeakTrSettings):
+        train_weaktr(train, recipe, out / "clues", seed)
+    elif isinstance(recipe, LiteSettings):
+        train_lite_head(train, recipe, out / "clues", seed)
+    return load(train, settings, out)
+
+
+def load(split: TagSplit, settings: RoadSettings, out: Path) -> ClueNetwork:
+    """The trained network of a run, or that of the file that was chosen instead.
+
+    split: any of the run's classes.
+    """
+    names = {WeakTrSettings: "weaktr.safetensors", LiteSettings: "lite_cam.safetensors"}
+    recipe = settings.clue_recipe()
+    path = recipe if isinstance(recipe, Path) else out / "clues" / names[type(recipe)]
+    return load_clues(path, split.classes, split.category_ids, settings.clue_use)
+
+
+def tag_map(root: Path, test: TagSplit) -> dict:
+    """{"tag_map": mean average precision (0..1) over the classes of the logits stored in `root`}.
+
+    Empty when no test image has a tag (photographs that one only wants to look at). The tags of
+    the test split are looked at here, after training and for this figure alone.
+    """
+    logits = stored_logits(root, test)
+    labels = np.zeros(logits.shape, bool)
+    for row, record in zip(labels, test.records, strict=True):
+        row[list(record.tags)] = True
+    return {"tag_map": float(score(logits, labels))} if labels.any() else {}
+
+
+def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
+    """What the clue network says of every image as a whole: float32 `[images, C]`."""
+    stored = [read_stored(root, split.split, record.image_id)[0] for record in split.records]
+    return np.stack([one["class_logits"] for one in stored])
+
+
+def fresh_logits(settings: RoadSettings, out: Path, split: TagSplit) -> np.ndarray:
+    """As `stored_logits`, of images that the run `out` has not seen."""
+    from weaksam_jax.data.images import load_image
+
+    network = load(split, settings, out)
+    return np.stack([network(load_image(one.path), None).class_logits for one in split.records])

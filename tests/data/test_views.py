@@ -1,0 +1,148 @@
+"""Canvases against Detectron's rule on VOC's sizes of images, and boxes there and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_mil import TINY
+
+from weaksam_jax.data.batches import resize_to_canvas
+from weaksam_jax.data.records import TagRecord
+from weaksam_jax.data.scales import canvases_of, check_scales, shape_group
+from weaksam_jax.data.views import View, fitted_size, place_boxes, restore_boxes, views_of
+from weaksam_jax.detectors.mil.samples import MilSamples
+from weaksam_jax.errors import BadInput
+
+PAPER = (480, 576, 688, 864, 1000, 1200)
+# (width, height) -> how many of 2000 photographs of VOC2007 have that size: the 20 most frequent
+# ones, then the others with their aspect rounded.
+VOC_SIZES = {
+    (500, 375): 830, (500, 333): 306, (375, 500): 164, (333, 500): 62, (500, 332): 54,
+    (500, 334): 41, (500, 335): 22, (500, 374): 18, (500, 331): 15, (332, 500): 13,
+    (500, 357): 13, (334, 500): 11, (335, 500): 10, (500, 281): 8, (500, 329): 7,
+    (500, 500): 6, (480, 360): 6, (500, 322): 5, (374, 500): 5, (500, 338): 5,
+}  # fmt: skip
+LANDSCAPE = {1.0: 6, 1.1: 18, 1.2: 29, 1.3: 64, 1.4: 51, 1.5: 52, 1.6: 29, 1.7: 11, 1.8: 6,
+             2.0: 16, 2.5: 9, 3.2: 3}  # fmt: skip
+PORTRAIT = {1.0: 4, 1.1: 10, 1.2: 14, 1.3: 17, 1.4: 21, 1.5: 23, 1.6: 4, 1.7: 3, 1.8: 4,
+            2.0: 3, 2.5: 2}  # fmt: skip
+
+
+def image(width, height):
+    return TagRecord(1, "a.jpg", None, width, height, ())
+
+
+def voc_images():
+    sizes = [(size, count) for size, count in VOC_SIZES.items()]
+    sizes += [((500, round(500 / a) + 1), n) for a, n in LANDSCAPE.items()]
+    sizes += [((round(500 / a) + 1, 500), n) for a, n in PORTRAIT.items()]
+    return [(image(*size), count) for size, count in sizes]
+
+
+def shown_and_asked(record, scales, number):
+    """(canvas, its scale of the image, the scale that Detectron's rule asks for)."""
+    canvas = scales[number][shape_group(record, scales)]
+    short, long = sorted((record.width, record.height))
+    asked = min(PAPER[number] / short, 2000 / long)
+    return canvas, min(canvas[0] / record.height, canvas[1] / record.width), asked
+
+
+@given(st.integers(40, 1500), st.integers(40, 1500))
+def test_every_image_is_shown_at_the_size_that_is_asked_for(width, height):
+    scales = [canvases_of(side, 2000) for side in PAPER]
+    for number in range(len(scales)):
+        _, shown, asked = shown_and_asked(image(width, height), scales, number)
+        assert 0.99 * asked <= shown <= asked * (1 + 1e-9)
+
+
+def test_padding_and_programs_are_those_that_the_docstring_names():
+    for aspects, programs, padding in (((4 / 3, 3 / 2), 36, 0.06), ((3 / 2,), 24, 0.13)):
+        scales = [canvases_of(side, 2000, aspects=aspects) for side in PAPER]
+        assert len({canvas for scale in scales for canvas in scale}) <= programs
+        ratios = []
+        for number in range(len(PAPER)):
+            area = used = 0.0
+            for record, count in voc_images():
+                canvas, shown, asked = shown_and_asked(record, scales, number)
+                assert shown >= 0.99 * asked
+                area += count * canvas[0] * canvas[1]
+                used += count * shown**2 * record.width * record.height
+            ratios.append(area / used - 1)
+        assert np.mean(ratios) == pytest.approx(padding, abs=0.01)
+
+
+def test_canvases_of_the_paper_are_exact():
+    assert canvases_of(480, 2000) == (
+        *((480, 640), (480, 720), (480, 2000)),
+        *((640, 480), (720, 480), (2000, 480)),
+    )
+    assert canvases_of(1200, 2000)[:3] == ((1200, 1600), (1200, 1800), (1200, 2000))
+    for side in (*PAPER, 800, 488):
+        sides = np.asarray(canvases_of(side, 2000))
+        assert sides.min() == side and sides.max() == 2000 and not (sides % 8).any()
+    assert np.asarray(canvases_of(688, 2000, 32)).min() == 704
+    assert canvases_of(400, 500)[:3] == ((400, 496), (400, 496), (400, 496))  # the limit bites
+    with pytest.raises(BadInput, match="short side 900"):
+        canvases_of(900, 800)
+
+
+@given(st.integers(10, 600), st.integers(10, 600))
+def test_of_a_canvas_and_its_transpose_the_one_with_less_padding_is_chosen(width, height):
+    def unused(canvas):
+        scale = min(canvas[0] / height, canvas[1] / width)
+        return canvas[0] * canvas[1] - scale * scale * width * height
+
+    for scale in (((160, 192), (192, 160)), ((448, 576), (576, 448))):
+        canvas = scale[shape_group(image(width, height), (scale,))]
+        assert unused(canvas) <= min(map(unused, scale)) * (1 + 1e-9)
+
+
+def test_scales_need_as_many_canvases_each():
+    check_scales([canvases_of(480, 2000), canvases_of(1200, 2000)])
+    for scales in ([], [()], [((8, 8),), ((8, 8), (4, 4))]):
+        with pytest.raises(BadInput, match="scales"):
+            check_scales(scales)
+
+
+def test_fourteen_views_are_seven_scales_plain_and_mirrored():
+    scales = [canvases_of(side, 2000) for side in (800, *PAPER)]
+    views = views_of(scales)
+    assert len(views) == len(set(views)) == 14
+    assert [view.scale for view in views_of(scales, mirrored=False)] == list(range(7))
+
+
+@given(st.integers(20, 400), st.integers(20, 400), st.booleans(), st.integers(0, 2**32 - 1))
+def test_boxes_come_back_cut_to_the_image(width, height, mirrored, seed):
+    """Places of pixels that resize_to_canvas really moves, and boxes that reach beyond."""
+    rng, record = np.random.default_rng(seed), image(width, height)
+    boxes = np.sort(rng.uniform(-20, 420, (5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32)
+    canvas = canvases_of(64, 160)[shape_group(record, [canvases_of(64, 160)])]
+    pixels = np.zeros((height, width, 3), np.uint8)
+    _, there, size = resize_to_canvas(pixels, boxes, canvas, flip=mirrored)
+    assert size == fitted_size(record, canvas)
+    np.testing.assert_allclose(place_boxes(boxes, record, size, mirrored), there, atol=1e-3)
+    cut = np.clip(boxes, 0, [width, height, width, height])
+    original = np.float32([height, width])
+    back = restore_boxes(there, np.float32(size), original, mirrored)
+    np.testing.assert_allclose(back, cut, atol=2e-3)
+    on_device = jax.vmap(restore_boxes)(
+        *(jnp.asarray(x)[None] for x in (there, np.float32(size), original, mirrored))
+    )
+    np.testing.assert_allclose(on_device[0], back, atol=1e-3)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
+    train, _, proposals = world
+    samples = MilSamples(train, proposals, TINY)
+    record, boxes = train.records[1], samples.boxes[1][:10]
+    shown = samples.show(1, slice(10), View(0, mirrored))
+    assert shown["valid"].sum() == 10
+    assert (shown["prior"][:10] == TINY.evidence).all() and not shown["prior"][10:].any()
+    original = np.float32([record.height, record.width])
+    back = restore_boxes(shown["boxes"][:10], shown["size"], original, mirrored)
+    np.testing.assert_allclose(back, boxes, atol=1e-3)
+    size = fitted_size(record, shown["image"].shape[:2])
+    assert tuple(shown["size"]) == size  # what cached maps assume

@@ -1,0 +1,102 @@
+"""The whole road at its smallest: 8 + 4 images, four steps a training, as a subprocess."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from weaksam_jax.data.mini_set.write import write_mini
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
+SMALL = {
+    "weaktr": "epochs=2 warmup-epochs=1 batch-size=4 dim=16 heads=2 depth=2 crop=64 workers=0",
+    "export": "prompts.grid-side=4 proposals.max-boxes=16 clue-side=32",
+    "wsod": "pretrain-steps=4 steps=4 warmup=1 batch=4 width=16 max-proposals=16 test-batch=4 "
+    "scales.0=96,96 checkpoint-every=2 max-detections=10",
+    # Four steps do not make scores of .3: without a threshold every class has its pseudo boxes.
+    "pgt": "score-threshold=0",
+    "retrain": "steps=4 warmup=1 batch=4 channels=16 fc-width=16 test-batch=4 checkpoint-every=2 "
+    "scales.0=96,96 views.0=96,96 max-detections=10 score-threshold=0 test-pre-nms=50 "
+    "test-post-nms=20 detection.pre-nms=50 detection.post-nms=20 detection.rpn-batch=16 "
+    "detection.roi-batch=16",
+}
+# What must be the same bits, whatever interrupted the run.
+RESULTS = (
+    "clues/weaktr.safetensors",
+    "proposals/*/*/*.safetensors",
+    "wsod/params.safetensors",
+    "wsod/detections_*.json",
+    "pgt/*.json",
+    "retrain/params.safetensors",
+    "retrain/detections_test.json",
+    "masks/pseudo.json",
+)
+
+
+def write_tiny(folder: Path) -> Path:
+    """The tiny data set: a VOC folder of the mini set's first scenes."""
+    return write_mini(folder, 1, train_images=8, test_images=4, progress=False)
+
+
+def flags(data: Path, out: Path, *more: str) -> list[str]:
+    """Arguments of `experiments.custom`; `more` comes last."""
+    small = []
+    for stage, settings in SMALL.items():
+        for setting in settings.split():
+            name, value = setting.split("=")
+            small += [f"--settings.{stage}.{name}", *value.split(",")]
+    head = ["--data", str(data), "--out", str(out), "--preset", "mini"]
+    return [*head, *small, "--settings.retrain.no-mirrored", *more]
+
+
+def start(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen:
+    """`python -m experiments.custom` in its own process; see `environment`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.custom", *flags(data, out, *more)],
+        cwd=ROOT,
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Programs that XLA compiled are kept in `cache`: most of a tiny road is compiling."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def travel(cache: Path, data: Path, out: Path, *more: str) -> str:
+    """Runs the road to its end; returns what it said on stderr."""
+    process = start(cache, data, out, *more)
+    _, said = process.communicate()
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def stages_run(said: str) -> list[str]:
+    """The stages that a call did not skip."""
+    return [line.split(":")[0] for line in said.splitlines() if line.endswith(": running")]
+
+
+def result_bytes(out: Path) -> dict[str, bytes]:
+    """The files of `RESULTS` in a run directory, by relative path."""
+    found = {}
+    for pattern in RESULTS:
+        paths = sorted(out.glob(pattern))
+        assert paths, f"{pattern} is missing"
+        found |= {str(path.relative_to(out)): path.read_bytes() for path in paths}
+    return found
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    """Names the files whose bytes differ."""
+    a, b = result_bytes(one), result_bytes(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if a[name] != b[name]] == []

@@ -1,0 +1,71 @@
+"""What processes do besides training, as a program: `python turns_job.py CASE FOLDER`."""
+
+import sys
+import time
+from pathlib import Path
+
+from experiments.pipeline.runner import Road, Stage
+from weaksam_jax.cli import Terminated, entry_point
+from weaksam_jax.engine.distributed import (
+    all_reduce_max,
+    process,
+    run_leader_first,
+    run_on_leader,
+    start,
+)
+from weaksam_jax.errors import BadInput
+
+
+def returns(folder):
+    """Process 0 takes its time; the others get its result, and find what it wrote."""
+
+    def work():
+        time.sleep(1.5)
+        (folder / f"by {process()[0]}").touch()
+        return {"made": [1, 2.5]}
+
+    print(
+        run_on_leader(work),
+        run_leader_first(lambda: len(list(folder.iterdir()))),
+        all_reduce_max(process()[0]),
+    )
+
+
+def raises(folder, error=None):
+    def work():
+        raise error or BadInput("a file", "is bad", "mend it")
+
+    run_on_leader(work)
+
+
+def walks(folder):
+    """A road of three stages; the second is done together. Prints what ran here."""
+    ran = []
+
+    def stage(name, **options):
+        return Stage(name, 0, (), lambda: ran.append(name) or {name: process()[0]}, **options)
+
+    stages = stage("a"), stage("b", together=True), stage("c")
+    metrics = [Road(folder, 0).follow(stages) for _ in range(2)]  # the second repeats nothing
+    print(ran, [{name: one[name] for name in "abc"} for one in metrics])
+
+
+def dies(folder):
+    """Process 1 fails alone, while process 0 waits for it in a collective."""
+    if process()[0] == 1:
+        raise BadInput("a disk", "is broken", "buy another")
+    all_reduce_max(1)
+
+
+def main(argv):
+    case, folder = sys.argv[1:]
+    start()
+    cases = {
+        "terminated": lambda folder: raises(folder, Terminated()),
+        **{one.__name__: one for one in (returns, raises, walks, dies)},
+    }
+    cases[case](Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))
