@@ -38,7 +38,7 @@ import tyro
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, naming, read_detections
+from weaksam_jax.data.detections import as_arrays, label_of, naming, read_detections
 from weaksam_jax.data.formats.voc import voc_image_id
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
@@ -130,7 +130,7 @@ def with_image_ids(found: Sequence[Mapping], train: TagSplit) -> list[Mapping]:
 
 def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
     """Pseudo ground truth as the released VOC loaders read it; ids without their underscore."""
-    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    class_of = label_of(train)
     entries: dict[str, list[dict]] = {str(record.image_id): [] for record in train.records}
     for one in made["annotations"]:
         box = from_xywh(np.asarray(one["bbox"], np.float64)).tolist()
@@ -146,7 +146,7 @@ def tag_sheet(made: Mapping, train: TagSplit) -> dict:
     without_box: tags that no box answers; score: the 5th, 50th and 95th percentile (None without
     boxes).
     """
-    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    class_of = label_of(train)
     labels = np.asarray([class_of[one["category_id"]] for one in made["annotations"]], np.int64)
     scores = np.asarray([one["score"] for one in made["annotations"]], np.float64)
     tags = Counter(tag for record in train.records for tag in record.tags)

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection, to_xywh
+from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection
+from weaksam_jax.data.detections import annotation, annotation_file, by_image, label_of
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
@@ -151,42 +152,14 @@ def make_pgt(
     """
     settings = settings.resolved()
     nested = _nested_labels(settings.nested, train)
-    by_image: dict[int, list[Mapping]] = {record.image_id: [] for record in train.records}
-    class_of = {category: label for label, category in enumerate(train.category_ids)}
-    for found in detections:
-        if found["image_id"] not in by_image or found["category_id"] not in class_of:
-            what = f"image {found['image_id']}, category {found['category_id']}"
-            problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
-            raise BadInput("detections", problem, "use detections made on this split")
-        by_image[found["image_id"]].append(found)
-    annotations = []
+    found, class_of = by_image(detections, train), label_of(train)
+    rows = []
     for record in train.records:
-        found, boxes = _inside(by_image[record.image_id], record)
-        for index in _choose(found, boxes, class_of, record.tags, settings, nested):
-            x, y, width, height = to_xywh(boxes[index]).tolist()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": found[index]["category_id"],
-                    "bbox": [x, y, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                    "score": found[index]["score"],
-                }
-            )
-    return {
-        "info": {"description": f"pseudo ground truth of {train.dataset}/{train.split}"},
-        "images": [
-            {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height}
-            for r in train.records
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": category, "name": name}
-            for category, name in zip(train.category_ids, train.classes, strict=True)
-        ],
-    }
+        own, boxes = _inside(found[record.image_id], record)
+        for index in _choose(own, boxes, class_of, record.tags, settings, nested):
+            category, score = own[index]["category_id"], own[index]["score"]
+            rows.append(annotation(record.image_id, category, boxes[index], score=score))
+    return annotation_file(train, rows, f"pseudo ground truth of {train.dataset}/{train.split}")
 
 
 def _nested_labels(names: Sequence[str], train: TagSplit) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from weaksam_jax.boxes import iou as box_iou
-from weaksam_jax.data.detections import Detections, as_arrays
+from weaksam_jax.data.detections import DetectionTable, as_arrays
 from weaksam_jax.data.records import TruthSplit
 
 # (detection, image, index of objects) -> IoU of the detection with each of those objects.
@@ -35,7 +35,7 @@ def voc_ap(
 
 
 def class_precisions(
-    found: Detections, truth: TruthSplit, iou: float, rule: str, overlap: Overlap | None = None
+    found: DetectionTable, truth: TruthSplit, iou: float, rule: str, overlap: Overlap | None = None
 ) -> dict[str, float]:
     """{class name: AP in percent} of the classes with an object that is not difficult."""
     per_class = {}
@@ -54,7 +54,7 @@ def mean_precision(per_class: Mapping[str, float]) -> float:
 
 
 def match_class(
-    found: Detections, truth: TruthSplit, label: int, iou: float, overlap: Overlap | None = None
+    found: DetectionTable, truth: TruthSplit, label: int, iou: float, overlap: Overlap | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(right bool `[n]`, wrong bool `[n]`, positives) of one class, by falling score.
 
@@ -88,7 +88,7 @@ def match_class(
     return right, wrong, positives
 
 
-def _box_overlap(found: Detections, truth: TruthSplit) -> Overlap:
+def _box_overlap(found: DetectionTable, truth: TruthSplit) -> Overlap:
     def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
         boxes = truth.records[image].boxes[own].astype(np.float64)
         return box_iou(found.boxes[detection][None], boxes)[0]
