@@ -3,7 +3,7 @@
     python -m experiments.pgt --detections runs/voc07/wsod/detections_train.json \\
         --data /path/to/VOCdevkit/VOC2007 --out pgt.json
     python -m experiments.pgt --detections bbox.json --data VOC2012 --out voc_2012_trainval.json \\
-        --settings.rule release --format voc-dict
+        --settings.rule official --format voc-dict
 
 --detections: COCO results; image ids may also be the names of image files, with their suffix or
 without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths count the last pixel
@@ -11,7 +11,7 @@ without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths coun
 nothing but tags is read from the data set to make pseudo boxes.
 
 --settings.rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
-boxes around it go; docs/results.md compares the two), release and release_voc (what the released
+boxes around it go; docs/results.md compares the two), official and official_voc (what the official
 script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes
 whose boxes may lie in one another, unless --settings.* says otherwise), top_k. --format: coco (an
 annotation file that pycocotools loads) or voc-dict, which the released VOC loaders read:

@@ -1,6 +1,7 @@
 """Adaptive pseudo ground truth (PGT): which detections of a training image become its boxes.
 
-Host side, NumPy: it runs once an image, on at most a hundred boxes.
+Host side, NumPy: it runs once per image, on at most a hundred boxes. Facts on the official script
+(hustvl/WeakSAM, retraining/SoS-WSOD/tools/adaptive_pgt.py): docs/provenance/mil.md, section 5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ from weaksam_jax.data.detections import annotation, annotation_file, by_image, l
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
-Rule = Literal["paper", "best_kept", "release", "release_voc", "pgf"]
+Rule = Literal["paper", "best_kept", "official", "official_voc", "pgf"]
 AnyRule = Literal[Rule, "top_k"]
-# Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's code empties the list).
+# Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's script empties the list).
 PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
 
 
@@ -41,8 +42,8 @@ class PgtSettings:
 
     rule: AnyRule = "paper"
     """paper: Algorithm 2; best_kept: the same, but the best box of a class stays and boxes around
-    it go; release, release_voc: its released variants; pgf: SoS-WSOD's; top_k: the `k` best of each
-    class."""
+    it go; official, official_voc: what the official script does, on COCO and on VOC; pgf:
+    SoS-WSOD's; top_k: the `k` best of each class."""
     score_threshold: float | None = None
     """tau_s of Algorithm 2 [the rule's own: 0.3; pgf: 0.2, of the scores as they are]."""
     overlap_threshold: float = 0.85
@@ -92,10 +93,10 @@ def adaptive_pgt(
     rule="best_kept" (ours): the class's best is kept, boxes that have overlap_threshold of it in
     them are dropped, and the rest goes through "paper".
 
-    rule="release": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
+    rule="official": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
     class in the given order is always kept (its best, as test output is sorted); the containment
-    test is simultaneous, with area + 1e-6. rule="release_voc": the same as run on VOC, where the
-    script takes x2 and y2 for width and height in that test. rule="pgf": as "release" with s' = s
+    test is simultaneous, with area + 1e-6. rule="official_voc": the same as run on VOC, where the
+    script takes x2 and y2 for width and height in that test. rule="pgf": as "official" with s' = s
     (SoS-WSOD's filter). nested: class indices whose boxes are not tested for containment.
 
     Raises `BadInput` for another rule and for thresholds outside 0..1.
@@ -112,7 +113,7 @@ def adaptive_pgt(
             limit = np.inf if label in nested else overlap_threshold
             own = boxes[index], scores[index], score_threshold, limit
             alone = {"paper": _paper, "best_kept": _best_kept}.get(rule)
-            kept.append(index[alone(*own) if alone else _release(*own, rule)])
+            kept.append(index[alone(*own) if alone else _official(*own, rule)])
     return np.sort(np.concatenate(kept))
 
 
@@ -143,11 +144,11 @@ def make_pgt(
 
     detections: COCO results of the MIL detector on `train`, each with a finite box and score
     (`weaksam_jax.data.detections.read_detections` with scores=True reads such). Before every
-    rule they are cut to the image, and what is empty then takes no part; the released script does
-    neither, so rule="release" differs from it there: in the cut boxes, in max and min of a class
+    rule they are cut to the image, and what is empty then takes no part; the official script does
+    neither, so rule="official" differs from it there: in the cut boxes, in max and min of a class
     with an empty box, and where a class's first detection is empty.
 
-    Raises `BadInput` for a detection of an image or a category that `train` does not have, and for
+    Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
     classes in `settings.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
     settings = settings.resolved()
@@ -232,13 +233,13 @@ def _uncovered(boxes, scores, index, overlap_threshold) -> np.ndarray:
     return index[kept]
 
 
-def _release(boxes, scores, score_threshold, overlap_threshold, rule: Rule) -> np.ndarray:
+def _official(boxes, scores, score_threshold, overlap_threshold, rule: Rule) -> np.ndarray:
     if rule != "pgf":
         scores = scores / (scores.max() - scores.min() + 1e-8)
     candidate = scores >= score_threshold
     candidate[0] = True
     index = np.flatnonzero(candidate)
-    if rule == "release_voc":
+    if rule == "official_voc":
         boxes = from_xywh(boxes)
     shared = intersection(boxes[index], boxes[index]) / (area(boxes[index]) + 1e-6)[:, None]
     np.fill_diagonal(shared, 0.0)

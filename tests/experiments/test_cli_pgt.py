@@ -79,7 +79,7 @@ RULES = {  # flags: rule, tau_s and classes without the overlap test that they c
     "rule pgf": ("pgf", 0.2, PGF),
     "rule=pgf score-threshold 0.4": ("pgf", 0.4, PGF),
     "rule pgf nested person": ("pgf", 0.2, ("person",)),
-    "rule release_voc": ("release_voc", 0.3, ()),
+    "rule official_voc": ("official_voc", 0.3, ()),
     "score-threshold 0.5": ("paper", 0.5, ()),
 }
 
