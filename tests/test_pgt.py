@@ -113,7 +113,8 @@ def test_bool_and_integer_tags_are_the_same(image):
     [((0.5, 0.45), 1, 2), ((0.6, 0.55, 0.5, 0.45, 0.4), 3, 5), ((0.7,), 1, 1), ((0.5, 0.5), 2, 2)],
 )
 def test_where_paper_and_official_script_differ(scores, paper, official):
-    """docs/provenance/mil.md, section 5: few boxes of like score; far apart, so containment plays no part."""
+    """docs/provenance/mil.md, section 5: few boxes of like score; far apart, so containment plays
+    no part."""
     boxes = np.asarray([[20 * i, 0, 20 * i + 10, 10] for i in range(len(scores))], float)
     labels = np.zeros(len(scores), int)
     assert len(adaptive_pgt(boxes, np.asarray(scores), labels, [0])) == paper

@@ -20,7 +20,7 @@ from weaksam_jax.data.datasets import (
     split_names,
     verify_images,
 )
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings

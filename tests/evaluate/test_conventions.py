@@ -22,8 +22,9 @@ def inclusive_overlap(a, b):
 
 
 def test_corloc_of_the_official_script_is_its_loop():
-    """docs/provenance/mil.md, section 4: 0-based inclusive detections rounded to 0.1, 1-based inclusive objects,
-    IoU with +1 above 0.5, difficult objects too, a class without detection missed."""
+    """docs/provenance/mil.md, section 4: 0-based inclusive detections rounded to 0.1, 1-based
+    inclusive objects, IoU with +1 above 0.5, difficult objects too, a class without detection
+    missed."""
     differ = 0
     for seed in range(60):
         found, truth = random_case(seed)

@@ -16,7 +16,7 @@ from experiments.pipeline.options import parse as parse_road
 from experiments.pipeline.stages import Journey
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.pgt import PgtSettings
 

@@ -11,7 +11,7 @@ from experiments.pipeline.config import mini
 from experiments.pipeline.options import RoadOptions, parse
 from experiments.pipeline.runner import Road, Stage
 from experiments.pipeline.stages import Journey
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.files import read_json, write_json
 
 CHANGES = {
