@@ -47,9 +47,8 @@ from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
 from weaksam_jax.report.choose import showcase
-from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge
-from weaksam_jax.report.proposal_pictures import save_png
-from weaksam_jax.report.sheet import contact_sheet
+from weaksam_jax.report.contact_sheet import contact_sheet
+from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge, save_png
 
 SHOWN, COLUMNS = 12, 4  # images in the picture
 

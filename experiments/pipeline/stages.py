@@ -358,15 +358,10 @@ class Journey:
 
     def run_report(self) -> dict:
         """The HTML page."""
-        from weaksam_jax.report.report import write_report
+        from experiments.pipeline.report import report_files
+        from weaksam_jax.report.page import write_report
 
-        write_report(
-            self.out,
-            self.splits["train"],
-            self.splits["test"],
-            self.truths["train"],
-            self.truths["test"],
-        )
+        write_report(report_files(self.out, self.proposal_root), self.splits, self.truths)
         return {}
 
 
