@@ -23,7 +23,7 @@ max_proposals, min_side, nms, max_detections, every_class; of a Faster R-CNN vie
 test_batch, test_pre_nms, test_post_nms, score_threshold, nms, max_detections, tag_power.
 
 Writes OUT/detections.json (COCO results), OUT/settings.json, and where the data set has boxes
-OUT/metrics.json: AP50 by both rules of VOC, COCO AP, and CorLoc (ours and as the released script
+OUT/metrics.json: AP50 by both rules of VOC, COCO AP, and CorLoc (ours and as the official script
 counts it), which are printed too. AP wants a test split, CorLoc a training split. --voc-files
 writes what the VOC server takes, for test sets without annotations as well. A detection that was
 stopped goes on with the same command; a finished one is made anew, never reused.
@@ -204,7 +204,7 @@ def measure(found: list[dict], truth: TruthSplit) -> dict:
         "voc12": voc_ap(found, truth, rule="12"),
         "coco": coco_ap(found, truth),
         "corloc": corloc(found, truth),
-        "corloc_release": corloc(found, truth, convention="release"),
+        "corloc_official": corloc(found, truth, convention="official"),
     }
 
 
@@ -218,7 +218,7 @@ def table(figures: dict) -> str:
         "AP50, COCO": coco["ap50"],
         "AP75, COCO": coco["ap75"],
         "CorLoc": figures["corloc"]["corloc"],
-        "CorLoc as released": figures["corloc_release"]["corloc"],
+        "CorLoc, official": figures["corloc_official"]["corloc"],
     }
     lines = [f"  {name:24}  {value:6.2f}" for name, value in rows.items()]
     columns = [figures[name]["per_class"] for name in ("voc07", "voc12", "corloc")]

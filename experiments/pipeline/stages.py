@@ -20,7 +20,7 @@ from weaksam_jax.data.datasets import (
     split_names,
     verify_images,
 )
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
@@ -358,15 +358,10 @@ class Journey:
 
     def run_report(self) -> dict:
         """The HTML page."""
-        from weaksam_jax.report.report import write_report
+        from experiments.pipeline.report import report_files
+        from weaksam_jax.report.page import write_report
 
-        write_report(
-            self.out,
-            self.splits["train"],
-            self.splits["test"],
-            self.truths["train"],
-            self.truths["test"],
-        )
+        write_report(report_files(self.out, self.proposal_root), self.splits, self.truths)
         return {}
 
 
