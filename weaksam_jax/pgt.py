@@ -157,7 +157,8 @@ def make_pgt(
         if found["image_id"] not in by_image or found["category_id"] not in class_of:
             what = f"image {found['image_id']}, category {found['category_id']}"
             problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
-            raise BadInput("detections", problem, "use detections made on this split")
+            hint = "use detections made on this split"
+            raise BadInput("detections", problem, hint, "detections")
         by_image[found["image_id"]].append(found)
     annotations = []
     for record in train.records:

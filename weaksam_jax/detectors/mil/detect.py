@@ -161,13 +161,13 @@ def check_params(params: dict, model, samples: MilSamples) -> None:
     need = f"{samples.split.dataset} ({classes} classes) and these settings"
     hint = "give the preset and settings that it was trained with, on data of the same classes"
     for name in sorted(wanted.keys() - given.keys()):
-        raise BadInput("weights", f"has no {name}, which {need} need", hint)
+        raise BadInput("weights", f"has no {name}, which {need} need", hint, "weights")
     for name in sorted(given.keys() - wanted.keys()):
-        raise BadInput("weights", f"has {name}, for which {need} have no place", hint)
+        raise BadInput("weights", f"has {name}, for which {need} have no place", hint, "weights")
     for name, shape in sorted((name, one.shape) for name, one in wanted.items()):
         if shape != given[name].shape:
             problem = f"{name} is {list(given[name].shape)}, {need} need {list(shape)}"
-            raise BadInput("weights", problem, hint)
+            raise BadInput("weights", problem, hint, "weights")
 
 
 def tell_cut(samples: MilSamples) -> None:
