@@ -47,7 +47,7 @@ from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
 from weaksam_jax.detectors.mil import recipes
 from weaksam_jax.detectors.mil.config import WsodSettings
 from weaksam_jax.engine.journal import Journal
-from weaksam_jax.errors import BadInput, naming
+from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, write_json
 
 JOURNAL = "unfinished.jsonl"
@@ -133,8 +133,12 @@ def find_by_mil(options: Detect, split: TagSplit) -> list[dict]:
     backbone = None if options.backbone is None else load_params(options.backbone)
     journal = open_journal(options, split)
     place = split, options.proposals, options.settings, options.out
-    with naming(options.weights, "weights"):
+    try:
         return detect_wsod(params, *place, backbone, options.clues, journal)
+    except BadInput as error:
+        if error.path != "weights":
+            raise
+        raise BadInput(options.weights, error.problem, error.hint) from error
 
 
 def find_by_faster_rcnn(options: Detect, split: TagSplit) -> list[dict]:

@@ -26,9 +26,9 @@ from experiments.pipeline import metrics as measure
 from experiments.pipeline.runner import summary
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, read_detections
+from weaksam_jax.data.detections import as_arrays, naming, read_detections
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.errors import BadInput, naming
+from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import (
     coco_ap,
     corloc,
@@ -83,7 +83,7 @@ def voc_files(options: Evaluate) -> list[Path]:
     """Writes the server's files; needs images and no truth."""
     split = open_tags(options.data, options.split or split_names(options.data)["test"])
     found = read_detections(options.detections)
-    with naming(options.detections, "detections"):
+    with naming(options.detections):
         return write_comp4(found, split, options.voc_files)
 
 
@@ -102,7 +102,7 @@ def evaluate(options: Evaluate) -> dict:
         figures = store_recall(options, split, truth)
     else:
         found = read_detections(options.detections, masks="segm" in options.metric)
-        with naming(options.detections, "detections"):
+        with naming(options.detections):
             figures = figures_of(options.metric, found, truth, options.difficult)
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
     if options.metric == "recall":

@@ -38,11 +38,11 @@ import tyro
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, read_detections
+from weaksam_jax.data.detections import as_arrays, naming, read_detections
 from weaksam_jax.data.formats.voc import voc_image_id
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.errors import BadInput, naming
+from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
     found = with_image_ids(read_detections(options.detections, scores=True), train)
-    with naming(options.detections, "detections"):
+    with naming(options.detections):
         made = make_pgt(found, train, options.settings)
     sheet = {"rule": asdict(options.settings.resolved()), "tags": tag_sheet(made, train)}
     if truth is not None:

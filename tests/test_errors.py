@@ -1,18 +1,8 @@
-"""Faults with typed fields, and the file that they are named after."""
+"""Faults with typed fields, and nearest names."""
 
 from pathlib import Path
 
-import pytest
-
-from weaksam_jax.errors import BadFile, BadInput, did_you_mean, naming
-
-
-def test_naming_renames_the_faults_that_it_is_about_alone():
-    for about, named in (("detections", "a.json"), ("weights", "found"), (None, "found")):
-        with pytest.raises(BadInput) as caught, naming("a.json", "detections"):
-            raise BadInput("found", "is wrong", "mend it", about)
-        assert str(caught.value) == f"{named}: is wrong; mend it"
-        assert isinstance(caught.value, BadFile) == (about == "detections")
+from weaksam_jax.errors import BadFile, did_you_mean
 
 
 def test_a_bad_file_is_a_path():

@@ -1,25 +1,18 @@
 """Exceptions for input that a user can mend."""
 
-import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
-
-# What a fault is found in when the file is not known where it is raised; see `naming`.
-About = Literal["weights", "detections"]
 
 
 class BadInput(Exception):
     """Bad input: one line that names the file, what is wrong and the hint.
 
-    about: what the values were (`About`), for a fault that was found in values and not in a file;
-    whoever read them names the file (`naming`). Entry points print the line to stderr and end with
-    exit status 2 (`weaksam_jax.cli.entry_point`).
+    Entry points print it to stderr and end with exit status 2 (`weaksam_jax.cli.entry_point`).
     """
 
-    def __init__(self, path: str | Path, problem: str, hint: str, about: About | None = None):
-        self.path, self.problem, self.hint, self.about = str(path), problem, hint, about
+    def __init__(self, path: str | Path, problem: str, hint: str):
+        self.path, self.problem, self.hint = str(path), problem, hint
         super().__init__(f"{path}: {problem}; {hint}".replace("\n", " "))
 
 
@@ -37,17 +30,6 @@ class BadSetting(BadInput):
     def __init__(self, path: str | Path, field: str, problem: str, hint: str):
         self.field = field
         super().__init__(path, f"{field} {problem}".lstrip(), hint)
-
-
-@contextlib.contextmanager
-def naming(path: str | Path, about: About) -> Iterator[None]:
-    """Faults that were found in the values of a file become faults of that file."""
-    try:
-        yield
-    except BadInput as error:
-        if error.about != about:
-            raise
-        raise BadFile(path, error.problem, error.hint) from error
 
 
 def did_you_mean(name: str, known: Iterable[str], other: str) -> str:

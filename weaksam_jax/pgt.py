@@ -157,8 +157,7 @@ def make_pgt(
         if found["image_id"] not in by_image or found["category_id"] not in class_of:
             what = f"image {found['image_id']}, category {found['category_id']}"
             problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
-            hint = "use detections made on this split"
-            raise BadInput("detections", problem, hint, "detections")
+            raise BadInput("detections", problem, "use detections made on this split")
         by_image[found["image_id"]].append(found)
     annotations = []
     for record in train.records:

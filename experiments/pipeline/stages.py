@@ -27,7 +27,7 @@ from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
 from weaksam_jax.engine.checkpoint import load_params, save_params
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.errors import BadInput, naming
+from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.pgt import PgtSettings
 
@@ -305,12 +305,12 @@ class Journey:
 
     def pseudo_boxes(self, settings: PgtSettings) -> dict:
         """The COCO dictionary that these settings make of the MIL detector's detections."""
-        from weaksam_jax.data.detections import read_detections
+        from weaksam_jax.data.detections import naming, read_detections
         from weaksam_jax.pgt import make_pgt
 
         path = self.out / "wsod" / "detections_train.json"
         detections = read_detections(path, scores=True)
-        with naming(path, "detections"):
+        with naming(path):
             return make_pgt(detections, self.splits["train"], settings)
 
     def run_retrain(self, name: str, settings) -> dict:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from weaksam_jax.data.detections import read_detections
+from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.errors import BadInput
 
 ENTRY = {"image_id": "000005", "category_id": 1, "bbox": [0, 0.5, 3, 2]}
@@ -39,3 +39,10 @@ def test_a_score_that_is_there_must_be_a_number(tmp_path):
 def test_what_is_no_list_of_results_is_refused(tmp_path, value):
     with pytest.raises(BadInput, match="is no COCO results file"):
         read_detections(written(tmp_path, value))
+
+
+def test_naming_renames_faults_of_detections_alone():
+    for said, named in (("detections", "a.json"), ("setting nested", "setting nested")):
+        with pytest.raises(BadInput) as caught, naming("a.json"):
+            raise BadInput(said, "is wrong", "mend it")
+        assert str(caught.value) == f"{named}: is wrong; mend it"

@@ -1,7 +1,8 @@
 """COCO results: read and checked, and as arrays."""
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.errors import BadFile, BadInput
+from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
 
 
@@ -37,15 +38,15 @@ def read_detections(path: str | Path, masks: bool = False, scores: bool = False)
         found = found.get("annotations")
     if not isinstance(found, list):
         hint = "give a JSON list of results, or a file with annotations"
-        raise BadFile(path, "is no COCO results file", hint)
+        raise BadInput(path, "is no COCO results file", hint)
     needed = ["image_id", "category_id", "bbox"]
     needed += ["segmentation"] * masks + ["score"] * scores
     for number, one in enumerate(found):
         for key in needed:
             if not isinstance(one, dict) or key not in one:
-                raise BadFile(path, f"entry {number} has no {key}", "give COCO results with it")
+                raise BadInput(path, f"entry {number} has no {key}", "give COCO results with it")
         if fault := _fault(one):
-            raise BadFile(path, f"entry {number}: {fault}", "correct it where it was made")
+            raise BadInput(path, f"entry {number}: {fault}", "correct it where it was made")
     return found
 
 
@@ -67,6 +68,17 @@ def _is_finite(value: Any) -> bool:
     return number and abs(value) <= sys.float_info.max
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Faults of "detections" become faults of that file."""
+    try:
+        yield
+    except BadInput as error:
+        if error.path != "detections":
+            raise
+        raise BadInput(path, error.problem, error.hint) from error
+
+
 def as_arrays(detections: Sequence[Mapping], truth: TruthSplit | TagSplit) -> Detections:
     """COCO results (or annotations; score 1 where there is none) of the images of a split.
 
@@ -83,11 +95,10 @@ def as_arrays(detections: Sequence[Mapping], truth: TruthSplit | TagSplit) -> De
     except KeyError as error:
         problem = f"{error.args[0]!r} is missing, or no image or category of this split"
         hint = f"give COCO results made on {truth.dataset}/{truth.split}"
-        raise BadInput("detections", problem, hint, "detections") from error
+        raise BadInput("detections", problem, hint) from error
     strange = ~(np.isfinite(boxes).all(1) & np.isfinite(scores))
     if strange.any():
         problem = f"entry {int(np.argmax(strange))} has a box or score that is not finite"
-        hint = "look for NaN where they were made"
-        raise BadInput("detections", problem, hint, "detections")
+        raise BadInput("detections", problem, "look for NaN where they were made")
     integers = np.asarray(image, np.int64), np.asarray(labels, np.int64)
     return Detections(integers[0], from_xywh(boxes), scores, integers[1])

@@ -36,6 +36,7 @@ def detect_wsod(
     backbone: Any = None,
     clues_root: str | Path | None = None,
     journal: Journal | None = None,
+    weights: str | Path = "weights",
 ) -> list[dict]:
     """COCO results of every image of `split` (its tags are not read; stored clues may know them).
 
@@ -46,15 +47,15 @@ def detect_wsod(
     of an image, best first (`every_class`: the best one of every class among them; the release
     keeps ties with the last of them too).
 
-    journal: images that it holds are not detected again. Raises `BadInput` ("weights") when the
-    parameters are not of this network.
+    journal: images that it holds are not detected again. Raises `BadInput`, naming `weights`, when
+    the parameters are not of this network.
     """
     scales = settings.test_scales or settings.scales
     samples = MilSamples(split, proposals_root, settings, clues_root, scales)
     tell_cut(samples)
     samples.features = frozen_features(split, settings, Path(folder), backbone, scales)
     model = build_model(settings, len(split.classes))
-    check_params(params, model, samples)
+    check_params(params, model, samples, weights)
     detector = _Detector(model, jax.device_put(params), samples)
     results = {} if journal is None else dict(journal.done)
     todo = [i for i, one in enumerate(split.records) if one.image_id not in results]
@@ -146,8 +147,8 @@ class _Detector:
         return batch
 
 
-def check_params(params: dict, model, samples: MilSamples) -> None:
-    """`BadInput` ("weights") unless `params` have the names and shapes of the network's own."""
+def check_params(params: dict, model, samples: MilSamples, path: str | Path) -> None:
+    """`BadInput` (naming `path`) unless `params` have the names and shapes of the network's own."""
     shown = samples.show(0, slice(samples.padded), View(0, False))
     batch = {name: value[None] for name, value in shown.items()}
 
@@ -161,13 +162,13 @@ def check_params(params: dict, model, samples: MilSamples) -> None:
     need = f"{samples.split.dataset} ({classes} classes) and these settings"
     hint = "give the preset and settings that it was trained with, on data of the same classes"
     for name in sorted(wanted.keys() - given.keys()):
-        raise BadInput("weights", f"has no {name}, which {need} need", hint, "weights")
+        raise BadInput(path, f"has no {name}, which {need} need", hint)
     for name in sorted(given.keys() - wanted.keys()):
-        raise BadInput("weights", f"has {name}, for which {need} have no place", hint, "weights")
+        raise BadInput(path, f"has {name}, for which {need} have no place", hint)
     for name, shape in sorted((name, one.shape) for name, one in wanted.items()):
         if shape != given[name].shape:
             problem = f"{name} is {list(given[name].shape)}, {need} need {list(shape)}"
-            raise BadInput("weights", problem, hint, "weights")
+            raise BadInput(path, problem, hint)
 
 
 def tell_cut(samples: MilSamples) -> None:
