@@ -1,14 +1,38 @@
-"""The one exception for input that a user can mend."""
+"""Exceptions for input that a user can mend."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
 class BadInput(Exception):
     """Bad input: one line that names the file, what is wrong and the hint.
 
-    Entry points print it to stderr and end with exit status 2 (`experiments.cli.entry_point`).
+    Entry points print it to stderr and end with exit status 2 (`weaksam_jax.cli.entry_point`).
     """
 
     def __init__(self, path: str | Path, problem: str, hint: str):
         self.path, self.problem, self.hint = str(path), problem, hint
         super().__init__(f"{path}: {problem}; {hint}".replace("\n", " "))
+
+
+class BadFile(BadInput):
+    """A file (file: its path) is missing, not whole, or does not hold what it should."""
+
+    def __init__(self, file: str | Path, problem: str, hint: str):
+        self.file = Path(file)
+        super().__init__(file, problem, hint)
+
+
+class BadSetting(BadInput):
+    """A name or value in a file of settings does not fit (field: its dotted name in the file)."""
+
+    def __init__(self, path: str | Path, field: str, problem: str, hint: str):
+        self.field = field
+        super().__init__(path, f"{field} {problem}".lstrip(), hint)
+
+
+def did_you_mean(name: str, known: Iterable[str], other: str) -> str:
+    """The hint "did you mean X" with the nearest of `known`; `other` when none is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {found[0]}?" if found else other

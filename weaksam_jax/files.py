@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile
 
 
 @contextlib.contextmanager
@@ -50,13 +50,13 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads JSON; raises `BadInput` when the file is missing or is not JSON."""
+    """Reads JSON; raises `BadFile` when the file is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(path, f"cannot be read ({error.strerror})", "check the path") from error
+        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
     except ValueError as error:
-        raise BadInput(path, f"is not JSON ({error})", "delete or replace the file") from error
+        raise BadFile(path, f"is not JSON ({error})", "delete or replace the file") from error
 
 
 def write_arrays(
@@ -85,21 +85,21 @@ def _sort_header(data: bytes) -> bytes:
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads (arrays, metadata) of a safetensors file; `BadInput` when missing or truncated."""
+    """Reads (arrays, metadata) of a safetensors file; `BadFile` when missing or truncated."""
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         if not Path(path).exists():
-            raise BadInput(path, "does not exist", "check the path") from error
+            raise BadFile(path, "does not exist", "check the path") from error
         problem, hint = f"is no whole safetensors file ({error})", "replace or make it again"
-        raise BadInput(path, problem, hint) from error
+        raise BadFile(path, problem, hint) from error
 
 
 def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, metadata) of a safetensors file's bytes, e.g. a record of a pack.
 
-    Raises `BadInput` with `name` when they are not a whole file.
+    Raises `BadFile` with `name` when they are not a whole file.
     """
     try:
         arrays = safetensors.numpy.load(data)
@@ -107,7 +107,7 @@ def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[st
         return arrays, header.get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
         hint = "delete it and make it again"
-        raise BadInput(name, f"is no whole safetensors file ({error})", hint) from error
+        raise BadFile(name, f"is no whole safetensors file ({error})", hint) from error
 
 
 def fingerprint(value: Any) -> str:

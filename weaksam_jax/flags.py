@@ -1,0 +1,187 @@
+"""Command lines of dataclasses: short help, all settings, optional parts, nearest names.
+
+A command is a frozen dataclass of flags; a field that is itself a dataclass holds settings, shown
+by --help-all alone. Annotated with `FLAT` it gives its settings no prefix: the field `wsod` of such
+a part is `--wsod.*`. Parsing is tyro's. Imports neither jax nor torch.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass, replace
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import tyro
+
+from weaksam_jax.errors import BadInput, did_you_mean
+
+Kind = TypeVar("Kind")
+FLAT = tyro.conf.arg(name="")
+_MORE = "--help-all shows every setting. --PART none leaves out a part of settings that may be."
+
+
+def parse(
+    kind: type[Kind], argv: Sequence[str] | None, doc: str, name: str, default: Kind | None = None
+) -> Kind:
+    """The flags of a command as its dataclass `kind`.
+
+    argv: None for the program's own. doc: the text above the flags; name: the command, such as
+    "voc07" or "paper.ablation". default: where the flags start from (`tyro.MISSING` in its required
+    fields). Raises `BadInput` for an unknown flag, with the nearest right one, and for a value that
+    does not fit; SystemExit(0) after --help and --help-all.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, default = _optional_parts(kind, argv, default)
+    short = _short(kind)
+    if short is not kind:
+        doc = f"{doc.rstrip()}\n\n{_MORE}"
+    if "--help-all" in argv:
+        return _tyro(kind, ["--help"], doc, program(name), default)
+    if {"-h", "--help"} & set(argv):
+        return _tyro(short, ["--help"], doc, program(name), default)
+    _check_known(argv, set(flag_names(kind)))
+    return _tyro(kind, argv, doc, program(name), default)
+
+
+def program(name: str) -> str:
+    """How the command was called: `weaksam NAME`, or the module."""
+    if sys.argv[0] == f"weaksam {name}":
+        return sys.argv[0]
+    return f"python -m experiments.{name}"
+
+
+def peek(argv: Sequence[str], name: str) -> str | None:
+    """The value of a flag before anything is parsed; None when it is not given."""
+    found = None
+    for token, after in zip(argv, [*argv[1:], None], strict=True):
+        flag, _, value = token.partition("=")
+        if _plain(flag) == name:
+            found = value if "=" in token else after
+    return found
+
+
+def flag_names(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all flags of `kind`, those of parts included, without the dashes."""
+    for name, hint, flat in _typed(kind):
+        own = prefix if flat else f"{prefix}{name.replace('_', '-')}"
+        parts = _parts(hint)
+        for part in parts:
+            yield from flag_names(part, own if flat else f"{own}.")
+        if not parts:
+            yield own
+        if not parts and bool in (hint, *get_args(hint)):
+            yield f"{prefix}no-{name.replace('_', '-')}"
+
+
+def _typed(kind: type) -> Iterator[tuple[str, Any, bool]]:
+    """(name, type, whether annotated with `FLAT`) of every field."""
+    plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    for one in fields(kind):
+        marks = getattr(annotated[one.name], "__metadata__", ())
+        yield one.name, plain[one.name], FLAT in marks
+
+
+def _parts(hint: Any) -> list[type]:
+    """The dataclasses that a field of this type may hold."""
+    return [one for one in (hint, *get_args(hint)) if is_dataclass(one)]
+
+
+def _short(kind: type[Kind]) -> type[Kind]:
+    """`kind` with its parts hidden from the help; `kind` itself when it has none."""
+    annotated, hidden = get_type_hints(kind, include_extras=True), []
+    for one in fields(kind):
+        if _parts(get_type_hints(kind)[one.name]):
+            given = {"default": one.default}
+            if one.default_factory is not MISSING:
+                given = {"default_factory": one.default_factory}
+            quiet = Annotated[annotated[one.name], tyro.conf.Suppress]
+            hidden.append((one.name, quiet, field(**given)))
+    return make_dataclass(kind.__name__, hidden, bases=(kind,), frozen=True) if hidden else kind
+
+
+def _optional_parts(kind: type[Kind], argv: list[str], default: Kind | None):
+    """`--PART none` leaves an optional part out; a flag below a part that is absent brings it in.
+
+    Returns the other flags, and the default with those parts changed.
+    """
+    optional, changes, rest = dict(_optional(kind)), {}, []
+    tokens = iter(argv)
+    for token in tokens:
+        flag, _, value = token.partition("=")
+        if _plain(flag) in optional and (value or next(tokens, "")) == "none":
+            changes[optional[_plain(flag)][0]] = None
+            continue
+        rest.append(token)
+        for name, (path, part) in optional.items():
+            if _plain(flag).startswith(f"{name}.") and _get(default, path) is None:
+                changes[path] = part()
+    for path, value in changes.items():
+        default = _put(kind() if default is None else default, path, value)
+    return rest, default
+
+
+def _optional(kind: type, prefix: str = "", path: tuple = ()) -> Iterator[tuple]:
+    """(flag, (path of fields, dataclass)) of every part that may be None."""
+    for name, hint, flat in _typed(kind):
+        own = prefix if flat else f"{prefix}{name.replace('_', '-')}"
+        parts = _parts(hint)
+        if len(parts) == 1 and type(None) in get_args(hint):
+            yield own, ((*path, name), parts[0])
+        for part in parts:
+            yield from _optional(part, own if flat else f"{own}.", (*path, name))
+
+
+def _get(value: Any, path: tuple) -> Any:
+    for name in path:
+        value = getattr(value, name, None)
+    return value
+
+
+def _put(value: Any, path: tuple, new: Any) -> Any:
+    """A copy of nested dataclasses with another value at a path of fields."""
+    name, *rest = path
+    return replace(value, **{name: _put(getattr(value, name), tuple(rest), new) if rest else new})
+
+
+def _plain(flag: str) -> str:
+    """"wsod.optim.lr" of "--wsod.optim.lr"; empty for what is no flag."""
+    return flag[2:].replace("_", "-") if flag.startswith("--") else ""
+
+
+def _check_known(argv: Sequence[str], known: set[str]) -> None:
+    for token in argv:
+        name = _plain(token.partition("=")[0])
+        whole = re.sub(r"\.\d+", "", name)  # --scales.0 is an entry of scales
+        if name and whole not in known:
+            hint = did_you_mean(name, sorted(known), "see --help-all")
+            hint = re.sub("^did you mean ", "did you mean --", hint)
+            raise BadInput(f"--{name}", "is no flag of this command", hint)
+
+
+def _tyro(kind, argv: Sequence[str], doc: str, prog: str, default):
+    """tyro's parser, whose complaint becomes one line."""
+    more = {} if default is None else {"default": default}
+    config = (tyro.conf.AvoidSubcommands,)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = tyro.cli(kind, args=argv, description=doc, prog=prog, config=config, **more)
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise BadInput("the command line", _one_line(said.getvalue()), f"see {prog} --help") from None
+    sys.stderr.write(said.getvalue())  # warnings
+    return found
+
+
+def _one_line(said: str) -> str:
+    """The first part of tyro's message without its frame."""
+    lines = [line.strip("│╭╮╰╯─ \t") for line in said.splitlines()[1:]]
+    first = []
+    for line in lines:
+        if not line and first:
+            break
+        first += [line] if line else []
+    return " ".join(first).replace(" .", ".").rstrip(".:") or "cannot be read"

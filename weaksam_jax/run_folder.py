@@ -1,0 +1,83 @@
+"""Names of the files of a run folder: the one place for stages, report, commands and the API."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["train", "test"]
+# Values of --proposals that mean a store of the run's own; any other is the folder of a store.
+OWN_PROPOSALS = ("sam", "selective_search")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below `root`; nothing is read or written here."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        """Every flag and setting of the run (`--config` reads it)."""
+        return self.root / "settings.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report" / "index.html"
+
+    @property
+    def mini_set(self) -> Path:
+        """The embedded data set, where the run uses it."""
+        return self.root / "data" / "VOC2007"
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage's work."""
+        return self.root / name
+
+    def marker(self, stage: str, state: Literal["json", "started"]) -> Path:
+        """`json`: key, seconds and metrics of a finished stage; `started`: key of one begun."""
+        return self.root / "stages" / f"{stage}.{state}"
+
+    @property
+    def lite0(self) -> Path:
+        """ImageNet weights of EfficientNet-Lite0 for Flax."""
+        return self.root / "backbone" / "lite0.safetensors"
+
+    def clue_network(self, kind: Literal["weaktr", "lite_cam"]) -> Path:
+        """Weights of the clue network that the run trained."""
+        return self.clues / f"{kind}.safetensors"
+
+    @property
+    def clues(self) -> Path:
+        """Clue network, and stored maps of each image when the run makes its own proposals."""
+        return self.root / "clues"
+
+    def proposal_store(self, source: str) -> Path:
+        """Where the proposals are; source: the value of --proposals."""
+        return self.root / "proposals" if source in OWN_PROPOSALS else Path(source)
+
+    def clue_store(self, source: str) -> Path:
+        """Where the maps of each image are: this run's own, or beside the store made elsewhere."""
+        return self.clues if source in OWN_PROPOSALS else Path(source) / "clues"
+
+    def weights(self, stage: str) -> Path:
+        """The detector of stage wsod, retrain, ..."""
+        return self.root / stage / "params.safetensors"
+
+    def detections(self, stage: str, role: Role) -> Path:
+        """COCO results of that detector on the training or the test split."""
+        return self.root / stage / f"detections_{role}.json"
+
+    def pseudo_boxes(self, name: Literal["pgt", "top1"] = "pgt") -> Path:
+        return self.root / "pgt" / f"{name}.json"
+
+    @property
+    def pseudo_masks(self) -> Path:
+        return self.root / "masks" / "pseudo.json"

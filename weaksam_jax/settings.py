@@ -1,0 +1,139 @@
+"""Settings to JSON and back: the one place for settings.json, --config and weights' metadata.
+
+Settings are frozen dataclasses, nested, of numbers, text, booleans, None, paths, tuples of these
+and choices (`Literal`). Imports neither jax nor torch.
+"""
+
+import types
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from weaksam_jax.errors import BadSetting, did_you_mean
+
+Kind = TypeVar("Kind")
+_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+
+
+def to_plain(value: Any) -> Any:
+    """JSON values of settings: dataclasses become objects, tuples lists and paths text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: to_plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def from_plain(
+    kind: type[Kind],
+    values: Any,
+    path: str | Path,
+    base: Kind | None = None,
+    field: str = "",
+) -> Kind:
+    """The dataclass `kind` from the JSON values of a file; inverse of `to_plain`.
+
+    What `values` does not name keeps the value of `base`, or the default of `kind`. path: the file
+    (for errors). field: dotted name of `values` in it ("": the file itself). Raises `BadSetting`
+    for an unknown name (with the nearest right one), a value of another type, or a value that is
+    missing and has no default.
+    """
+    if not isinstance(values, dict):
+        raise BadSetting(path, field, "is no object of settings", "give a JSON object {...}")
+    hints = _hints(kind)
+    known = [one.name for one in fields(kind)]
+    found = {}
+    for name, value in values.items():
+        where = f"{field}.{name}" if field else name
+        if name not in hints or name not in known:
+            hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
+            raise BadSetting(path, where, "is unknown", hint)
+        found[name] = _read(hints[name], value, path, where, getattr(base, name, None))
+    if base is not None:
+        return replace(base, **found)
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise BadSetting(path, field, f"is incomplete ({error})", "add what is missing") from error
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _read(hint: Any, value: Any, path: str | Path, where: str, base: Any) -> Any:
+    """The value of one setting as its type wants it."""
+    if hint is Any:
+        return _as_tuples(value)
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _read_union(get_args(hint), value, path, where, base)
+    if origin is Literal:
+        return _read_choice(get_args(hint), value, path, where)
+    if origin is tuple:
+        return _read_tuple(get_args(hint), value, path, where)
+    if origin is dict:
+        return _checked(dict, value, path, where)
+    if is_dataclass(hint):
+        same = base if isinstance(base, hint) else None
+        return from_plain(hint, value, path, same, where)
+    return _read_plain(hint, value, path, where)
+
+
+def _read_union(kinds: tuple, value: Any, path: str | Path, where: str, base: Any) -> Any:
+    """By the first of `kinds` that the value fits, the type of `base` before others."""
+    if value is None and type(None) in kinds:
+        return None
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    kinds.sort(key=lambda kind: not (is_dataclass(kind) and isinstance(base, kind)))
+    first = None
+    for kind in kinds:
+        try:
+            return _read(kind, value, path, where, base)
+        except BadSetting as error:
+            first = first or error
+    raise first
+
+
+def _read_choice(choices: tuple, value: Any, path: str | Path, where: str) -> Any:
+    if any(value == one and type(value) is type(one) for one in choices):
+        return value
+    hint = f"choose from {', '.join(map(str, choices))}"
+    if isinstance(value, str):
+        hint = did_you_mean(value, [one for one in choices if isinstance(one, str)], hint)
+    raise BadSetting(path, where, f"is {value!r}, no choice", hint)
+
+
+def _read_tuple(kinds: tuple, value: Any, path: str | Path, where: str) -> tuple:
+    _checked(list, value, path, where)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        problem = f"has {len(value)} entries instead of {len(kinds)}"
+        raise BadSetting(path, where, problem, "correct it")
+    pairs = enumerate(zip(kinds, value, strict=True))
+    return tuple(_read(kind, one, path, f"{where}.{i}", None) for i, (kind, one) in pairs)
+
+
+def _read_plain(kind: type, value: Any, path: str | Path, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path:
+        return Path(_checked(str, value, path, where))
+    return _checked(kind, value, path, where)
+
+
+def _checked(kind: type, value: Any, path: str | Path, where: str) -> Any:
+    """`value` when it is of this type (a boolean is no number)."""
+    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    wanted = _NAMES.get(kind, {list: "a list", dict: "an object"}.get(kind, kind.__name__))
+    raise BadSetting(path, where, f"is {value!r}, not {wanted}", "correct it")
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
