@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from weaksam_jax.boxes import area, clip, flip
-from weaksam_jax.data.scales import Canvas
+from weaksam_jax.data.scales import PaddedSize
 
 _MIN_SIDE = 4.0  # pixels of the padded size; smaller boxes are no training objects
 _MIN_VISIBLE = 0.4  # share of a box that must be inside a random crop
@@ -72,10 +72,10 @@ def light_noise(image: np.ndarray, std: float, rng: np.random.Generator) -> np.n
 def crop_and_resize(
     image: np.ndarray,
     boxes: np.ndarray,
-    padded: Canvas,
+    padded: PaddedSize,
     rng: np.random.Generator,
     config: AugmentConfig,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Canvas]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, PaddedSize]:
     """Resizes (jittered), crops or pads to the padded size, mirrors and recolours.
 
     image uint8 `[h, w, 3]`, boxes `[n, 4]`. Returns (image uint8 `[H, W, 3]`, zero outside; boxes

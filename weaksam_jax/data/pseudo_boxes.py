@@ -7,17 +7,18 @@ import numpy as np
 
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize
-from weaksam_jax.data.batches import Canvas, pad_boxes
+from weaksam_jax.data.batches import PaddedSize, pad_boxes
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, check_scales, shape_group
+from weaksam_jax.data.scales import Scale, check_scales, bucket_of
 from weaksam_jax.errors import BadInput
+
 
 class PseudoSamples:
     """The images of a split that have pseudo boxes; images without are left out of training.
 
     pgt: COCO dictionary (`annotations` with `image_id`, `category_id`, `bbox` xywh); images: the
-    split it was made for. buckets: which canvas of a scale each sample is shown in. max_boxes: the
+    split it was made for. buckets: which padded size of a scale each sample is shown in. max_boxes: the
     padded length G, the largest count rounded up to a multiple of 8, so no box is cut off.
     Raises `BadInput` when the dictionary does not belong to the split or has no box.
     """
@@ -27,7 +28,7 @@ class PseudoSamples:
         pgt: Mapping,
         images: TagSplit,
         scales: tuple[Scale, ...],
-        augment: AugmentConfig = AugmentConfig(),
+        augment: AugmentConfig,
     ):
         truth = _read(pgt, images)
         self._records = [record for record in images.records if record.image_id in truth]
@@ -38,12 +39,12 @@ class PseudoSamples:
         self._augment = augment
         check_scales(scales)
         self.scales = scales
-        self.buckets = [shape_group(record, scales) for record in self._records]
+        self.buckets = [bucket_of(record, scales) for record in self._records]
         most = max(len(labels) for _, labels in self._truth)
         self.max_boxes = -(-most // 8) * 8
 
-    def draw(self, bucket: int, rng: np.random.Generator) -> Canvas:
-        """The canvas of a batch: that of its bucket at a random scale."""
+    def draw(self, bucket: int, rng: np.random.Generator) -> PaddedSize:
+        """The padded size of a batch: that of its bucket at a random scale."""
         return self.scales[int(rng.integers(len(self.scales)))][bucket]
 
     def example(self) -> dict[str, np.ndarray]:
@@ -55,9 +56,9 @@ class PseudoSamples:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __call__(self, index: int, padded: Canvas, rng: np.random.Generator) -> dict:
+    def __call__(self, index: int, padded: PaddedSize, rng: np.random.Generator) -> dict:
         """One sample: `image` uint8 `[H, W, 3]`, `size` float32 `[2]` (height, width) within the
-        canvas, `boxes` float32 `[G, 4]`, `labels` int32 `[G]`, `valid` bool `[G]`, `image_id`."""
+        padded size, `boxes` float32 `[G, 4]`, `labels` int32 `[G]`, `valid` bool `[G]`, `image_id`."""
         record, (boxes, labels) = self._records[index], self._truth[index]
         image = load_image(record.path)
         image, boxes, inside, size = crop_and_resize(image, boxes, padded, rng, self._augment)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from weaksam_jax.boxes import clip, flip
-from weaksam_jax.data.batches import Canvas, resize_to_canvas
+from weaksam_jax.data.batches import PaddedSize, resize_and_pad
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, check_scales, shape_group
+from weaksam_jax.data.scales import Scale, check_scales, bucket_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageViews:
     ):
         check_scales(tta_scales)
         self.split, self.batch_size = split, batch_size
-        self.buckets = [shape_group(record, tta_scales) for record in split.records]
+        self.buckets = [bucket_of(record, tta_scales) for record in split.records]
         self._scales, self._views = tta_scales, views_of(tta_scales, tta_flip)
         self._factors = class_factors
 
@@ -72,14 +72,14 @@ class ImageViews:
             }
 
 
-def _show(image: np.ndarray, padded: Canvas, flipped: bool) -> tuple[np.ndarray, Canvas]:
+def _show(image: np.ndarray, padded: PaddedSize, flipped: bool) -> tuple[np.ndarray, PaddedSize]:
     none = np.zeros((0, 4), np.float32)
-    shown, _, size = resize_to_canvas(image, none, padded, flip=flipped)
+    shown, _, size = resize_and_pad(image, none, padded, flip=flipped)
     return shown, size
 
 
-def fitted_size(record: TagRecord, padded: Canvas) -> tuple[int, int]:
-    """(height, width) of the image in the padded size, as `resize_to_canvas` makes it."""
+def fitted_size(record: TagRecord, padded: PaddedSize) -> tuple[int, int]:
+    """(height, width) of the image in the padded size, as `resize_and_pad` makes it."""
     scale = min(padded[0] / record.height, padded[1] / record.width)
     return max(1, round(record.height * scale)), max(1, round(record.width * scale))
 

@@ -63,9 +63,7 @@ def _from_imagenet(fresh: Params, weights: Weights, *, model: Any, parts: Sequen
     if not any(name.startswith("backbone/") for name in arrays):
         arrays = {f"backbone/{name}": value for name, value in arrays.items()}
     given = Weights(weights.path, arrays, weights.metadata)
-    return fill(
-        fresh, given, optional=lambda name: not name.startswith(tuple(parts)), unknown=True
-    )
+    return fill(fresh, given, optional=lambda name: not name.startswith(tuple(parts)), unknown=True)
 
 
 def check_backbone(weights: Weights, model: Any) -> None:

@@ -18,7 +18,7 @@ bfloat16 halves the activations).
 from collections.abc import Callable
 
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scale, canvases_of
+from weaksam_jax.data.scales import Scale, padded_sizes
 from weaksam_jax.detectors.faster_rcnn.config import (
     DataConfig,
     DropConfig,
@@ -36,7 +36,7 @@ SMALLEST = 0.78  # of the padded short side: 640 -> 499, and each larger size to
 
 
 def _scales(max_side: int, *short_sides: int) -> tuple[Scale, ...]:
-    return tuple(canvases_of(side, max_side, STRIDE, aspects=(3 / 2,)) for side in short_sides)
+    return tuple(padded_sizes(side, max_side, STRIDE, aspects=(3 / 2,)) for side in short_sides)
 
 
 def r50_fpn() -> ModelConfig:

@@ -291,4 +291,3 @@ def _pool(config: MilConfig) -> Pool:
     if model.pooling == "align":
         return functools.partial(roi_align, sampling_ratio=1, chunk=0, **size)
     return functools.partial(roi_pool, rounded=model.pooling == "max", **size)
-

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.data.batches import resize_to_canvas
+from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, shape_group
+from weaksam_jax.data.scales import Scale, bucket_of
 from weaksam_jax.data.views import View, views_of
 from weaksam_jax.engine.step import Params
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
-
 
 # (images uint8 `[B, H, W, 3]`, sizes float32 `[B, 2]`) -> maps float16 `[B, h, w, F]` by name.
 MapsOf = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -50,12 +50,12 @@ class FeatureCache:
         for record in split.records:
             for view in views_of(scales):
                 if not self.path(record.image_id, view).exists():
-                    key = (view, shape_group(record, scales))
+                    key = (view, bucket_of(record, scales))
                     todo.setdefault(key, []).append(record)
         total = sum(map(len, todo.values()))
         with tqdm(total=total, desc=f"features {split.split}", unit="images") as bar:
-            for (view, group), records in todo.items():
-                padded = scales[view.scale][group]
+            for (view, bucket), records in todo.items():
+                padded = scales[view.scale][bucket]
                 for start in range(0, len(records), batch_size):
                     chunk = records[start : start + batch_size]
                     images = np.zeros((batch_size, *padded, 3), np.uint8)  # the last is filled up
@@ -70,9 +70,7 @@ class FeatureCache:
         none = np.zeros((0, 4), np.float32)
         for i, record in enumerate(records):
             image = load_image(record.path)
-            images[i], _, sizes[i] = resize_to_canvas(
-                image, none, images.shape[1:3], flip=view.flip
-            )
+            images[i], _, sizes[i] = resize_and_pad(image, none, images.shape[1:3], flip=view.flip)
         maps = maps_of(images, sizes)
         for i, record in enumerate(records):
             own = {name: value[i] for name, value in maps.items()}

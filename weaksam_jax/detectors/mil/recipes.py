@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import canvases_of
+from weaksam_jax.data.scales import padded_sizes
 from weaksam_jax.detectors.mil.config import (
     DataConfig,
     LossConfig,
@@ -30,7 +30,7 @@ LONG_SIDE = 2000  # pixels
 
 
 def _scales(*short_sides: int):
-    return tuple(canvases_of(side, LONG_SIDE) for side in short_sides)
+    return tuple(padded_sizes(side, LONG_SIDE) for side in short_sides)
 
 
 def _mist(steps: int, milestones: tuple[int, ...], min_side: float, warmup: int = 200) -> MilConfig:
@@ -91,9 +91,7 @@ def _oicr(steps: int, milestones: tuple[int, ...], min_side: float, lr: float = 
         ),
         loss=replace(base.loss, image_loss="sum"),
         optim=replace(base.optim, frozen=(), lr=lr, refine_lr=10.0, warmup_from=1e-3),
-        data=replace(
-            base.data, augment=AugmentConfig(), scales=_scales(488, 576, 688, 864, 1200)
-        ),
+        data=replace(base.data, augment=AugmentConfig(), scales=_scales(488, 576, 688, 864, 1200)),
         test=replace(base.test, tta_scales=None, tta_flip=False),
     )
 

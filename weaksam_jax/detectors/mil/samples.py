@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from weaksam_jax.boxes import clip
 from weaksam_jax.data.augment import AugmentConfig, hide_patches, jitter_channels, light_noise
-from weaksam_jax.data.batches import pad_boxes, resize_to_canvas
+from weaksam_jax.data.batches import pad_boxes, resize_and_pad
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, check_scales, shape_group
+from weaksam_jax.data.scales import Scale, check_scales, bucket_of
 from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.data.views import View, fitted_size, place_boxes, views_of
 from weaksam_jax.detectors.mil.config import MilConfig
@@ -95,7 +95,7 @@ class MilSamples:
         bound = 256 * 2 ** max(0, (most - 1).bit_length() - 8)
         self.padded = min(config.data.max_proposals, bound)
         self.clues = self._read_clues(clues_root)
-        self.buckets = [shape_group(record, self.scales) for record in split.records]
+        self.buckets = [bucket_of(record, self.scales) for record in split.records]
         pixels = sum(record.width * record.height for record in split.records)
         self._cache: dict[int, np.ndarray] | None = {} if pixels <= MAX_CACHED_PIXELS else None
 
@@ -166,7 +166,7 @@ class MilSamples:
         if self.features is None:
             fit = min(padded[0] / record.height, padded[1] / record.width)
             image = self.image(index) if image is None else image
-            image, boxes, size = resize_to_canvas(
+            image, boxes, size = resize_and_pad(
                 image, boxes, padded, scale=shrink * fit, flip=view.flip
             )
         else:
