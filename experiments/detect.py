@@ -30,7 +30,7 @@ import tyro
 from experiments.pipeline import detectors
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import FASTER_RCNN_PRESETS, MIL_PRESETS, Config
-from experiments.pipeline.stored import StoredDetector, find
+from experiments.pipeline.stored import StoredDetector, as_file_states, find
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput, did_you_mean
@@ -99,15 +99,11 @@ def detect(options: Detect) -> list[dict]:
     """Detects, writes the results and prints the figures; returns COCO results."""
     options = replace(options, split=options.split or split_names(options.data)["test"])
     split = open_tags(options.data, options.split)
-    detector = StoredDetector(
-        options.weights,
-        options.settings,
-        options.proposals,
-        options.clues,
-        options.frozen_backbone,
-    )
-    found = find(detector, split, options.out / JOURNAL)
+    stores = options.proposals, options.clues, options.frozen_backbone
+    detector = as_file_states(StoredDetector(options.weights, options.settings, *stores))
+    options = replace(options, settings=detector.config)
     write_json(options.out / "settings.json", describe(options), indent=1)
+    found = find(detector, split, options.out / JOURNAL)
     write_json(options.out / "detections.json", found)
     (options.out / JOURNAL).unlink()
     report(options, split, found)

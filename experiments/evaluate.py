@@ -7,7 +7,7 @@ VOC server, which has the truth of the test sets.
         --data /path/to/VOCdevkit/VOC2012 --voc-files results/VOC2012/Main
 
 Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc (also by the
-released script's convention), voc-segm (VOC AP of masks at IoU .25, .5, .7, .75), coco-segm, recall
+official script's convention), voc-segm (VOC AP of masks at IoU .25, .5, .7, .75), coco-segm, recall
 (of proposals: a proposal store or COCO results). Prints the figures and a table of classes; --json
 writes them. AP ignores difficult objects; recall counts them, as the paper's tables do, and
 --no-difficult leaves them out. --voc-files writes comp4_det_<split>_<class>.txt (pixels counted
@@ -132,10 +132,10 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool =
 
 
 def both_corlocs(found: list, truth: TruthSplit) -> dict:
-    """CorLoc, beside it that of the released script, and the classes of the first."""
-    released = corloc(found, truth, convention="release")["corloc"]
+    """CorLoc, beside it that of the official script, and the classes of the first."""
+    official = corloc(found, truth, convention="official")["corloc"]
     ours = corloc(found, truth)
-    return {"corloc": ours["corloc"], "corloc_release": released, "per_class": ours["per_class"]}
+    return {"corloc": ours["corloc"], "corloc_official": official, "per_class": ours["per_class"]}
 
 
 def results_recall(found: list, truth: TruthSplit, difficult: bool) -> dict:

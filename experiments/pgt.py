@@ -3,7 +3,7 @@
     python -m experiments.pgt --detections runs/voc07/wsod/detections_train.json \\
         --data /path/to/VOCdevkit/VOC2007 --out pgt.json
     python -m experiments.pgt --detections bbox.json --data VOC2012 --out voc_2012_trainval.json \\
-        --settings.rule release --format voc-dict
+        --settings.rule official --format voc-dict
 
 --detections: COCO results; image ids may also be the names of image files, with their suffix or
 without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths count the last pixel
@@ -11,7 +11,7 @@ without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths coun
 nothing but tags is read from the data set to make pseudo boxes.
 
 --settings.rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
-boxes around it go; docs/results.md compares the two), release and release_voc (what the released
+boxes around it go; docs/results.md compares the two), official and official_voc (what the official
 script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes
 whose boxes may lie in one another, unless --settings.* says otherwise), top_k. --format: coco (an
 annotation file that pycocotools loads) or voc-dict, which the released VOC loaders read:
@@ -38,7 +38,7 @@ import tyro
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, naming, read_detections
+from weaksam_jax.data.detections import as_arrays, label_of, naming, read_detections
 from weaksam_jax.data.formats.voc import voc_image_id
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
@@ -47,9 +47,8 @@ from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
 from weaksam_jax.report.choose import showcase
-from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge
-from weaksam_jax.report.proposal_pictures import save_png
-from weaksam_jax.report.sheet import contact_sheet
+from weaksam_jax.report.contact_sheet import contact_sheet
+from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge, save_png
 
 SHOWN, COLUMNS = 12, 4  # images in the picture
 
@@ -130,7 +129,7 @@ def with_image_ids(found: Sequence[Mapping], train: TagSplit) -> list[Mapping]:
 
 def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
     """Pseudo ground truth as the released VOC loaders read it; ids without their underscore."""
-    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    class_of = label_of(train)
     entries: dict[str, list[dict]] = {str(record.image_id): [] for record in train.records}
     for one in made["annotations"]:
         box = from_xywh(np.asarray(one["bbox"], np.float64)).tolist()
@@ -146,7 +145,7 @@ def tag_sheet(made: Mapping, train: TagSplit) -> dict:
     without_box: tags that no box answers; score: the 5th, 50th and 95th percentile (None without
     boxes).
     """
-    class_of = {category: label for label, category in enumerate(train.category_ids)}
+    class_of = label_of(train)
     labels = np.asarray([class_of[one["category_id"]] for one in made["annotations"]], np.int64)
     scores = np.asarray([one["score"] for one in made["annotations"]], np.float64)
     tags = Counter(tag for record in train.records for tag in record.tags)

@@ -102,22 +102,23 @@ def test_paper_rule_does_not_depend_on_the_order(image, random):
 def test_bool_and_integer_tags_are_the_same(image):
     boxes, scores, labels, tags = image
     mask = np.isin(np.arange(3), tags)
-    for rule in ("paper", "release"):
+    for rule in ("paper", "official"):
         a = adaptive_pgt(boxes, scores, labels, tags, rule=rule)
         b = adaptive_pgt(boxes, scores, labels, mask, rule=rule)
         assert a.tolist() == b.tolist()
 
 
 @pytest.mark.parametrize(
-    ("scores", "paper", "release"),
+    ("scores", "paper", "official"),
     [((0.5, 0.45), 1, 2), ((0.6, 0.55, 0.5, 0.45, 0.4), 3, 5), ((0.7,), 1, 1), ((0.5, 0.5), 2, 2)],
 )
-def test_where_paper_and_release_differ(scores, paper, release):
-    """20-wsod.md §5.2: few boxes of like score; far apart, so containment plays no part."""
+def test_where_paper_and_official_script_differ(scores, paper, official):
+    """docs/provenance/mil.md, section 5: few boxes of like score; far apart, so containment plays
+    no part."""
     boxes = np.asarray([[20 * i, 0, 20 * i + 10, 10] for i in range(len(scores))], float)
     labels = np.zeros(len(scores), int)
     assert len(adaptive_pgt(boxes, np.asarray(scores), labels, [0])) == paper
-    assert len(adaptive_pgt(boxes, np.asarray(scores), labels, [0], rule="release")) == release
+    assert len(adaptive_pgt(boxes, np.asarray(scores), labels, [0], rule="official")) == official
 
 
 def test_part_inside_a_whole_falls_even_when_it_scores_best():
@@ -207,8 +208,8 @@ def test_foreign_detections_are_refused(tmp_path):
             make_pgt([detection(image, category, [0, 0, 1, 1], 1.0)], split(tmp_path))
 
 
-def released_loop(boxes, scores, labels, tags, keep, contain, normalise, as_xywh, nested):
-    """The released script, written out: no minimum taken off, the first of a class stays."""
+def official_loop(boxes, scores, labels, tags, keep, contain, normalise, as_xywh, nested):
+    """The official script, written out: no minimum taken off, the first of a class stays."""
 
     def corners(box):
         return (*box[:2], box[0] + box[2], box[1] + box[3]) if as_xywh else tuple(box)
@@ -234,11 +235,11 @@ def released_loop(boxes, scores, labels, tags, keep, contain, normalise, as_xywh
 
 @pytest.mark.parametrize(
     ("rule", "normalise", "as_xywh"),
-    [("release", True, False), ("release_voc", True, True), ("pgf", False, False)],
+    [("official", True, False), ("official_voc", True, True), ("pgf", False, False)],
 )
 @given(image=images(), nested=st.sets(st.integers(0, 2)), keep=st.sampled_from([0.2, 0.5]))
-def test_released_rules_equal_the_loop(rule, normalise, as_xywh, image, nested, keep):
-    expected = released_loop(*image, keep, 0.85, normalise, as_xywh, nested)
+def test_official_rules_equal_the_loop(rule, normalise, as_xywh, image, nested, keep):
+    expected = official_loop(*image, keep, 0.85, normalise, as_xywh, nested)
     found = adaptive_pgt(*image, keep, 0.85, rule=rule, nested=sorted(nested))
     assert found.tolist() == expected
 
@@ -256,7 +257,7 @@ def test_pgf_lets_bottles_lie_in_one_another(tmp_path):
     assert [(one["category_id"], one["score"]) for one in made] == [(1, 0.9), (1, 0.5), (2, 0.9)]
 
 
-@pytest.mark.parametrize("rule", ["paper", "best_kept", "release", "release_voc", "pgf", "top_k"])
+@pytest.mark.parametrize("rule", ["paper", "best_kept", "official", "official_voc", "pgf", "top_k"])
 def test_the_rule_brings_its_own_values_and_given_ones_stay(rule):
     own = PgtSettings(rule=rule).resolved()
     assert own.score_threshold == (0.2 if rule == "pgf" else 0.3)
@@ -305,13 +306,13 @@ def test_unknown_nested_classes_are_refused(tmp_path):
         assert len(make_pgt(found, split(tmp_path), settings)["annotations"]) == 1
 
 
-def test_release_differs_from_the_script_where_a_class_first_box_is_empty(tmp_path):
+def test_the_official_rule_differs_from_the_script_where_a_class_first_box_is_empty(tmp_path):
     """The script would keep the first box; it lies outside, so here the next is the first."""
     found = [
         detection(3, 1, [60, 0, 10, 10], 0.1),
         detection(3, 1, [0, 0, 10, 10], 0.2),
         detection(3, 1, [20, 0, 10, 10], 0.9),
     ]
-    settings = PgtSettings(rule="release", score_threshold=1.0)
+    settings = PgtSettings(rule="official", score_threshold=1.0)
     made = make_pgt(found, split(tmp_path), settings)["annotations"]
     assert [one["score"] for one in made] == [0.2, 0.9]

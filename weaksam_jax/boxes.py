@@ -11,7 +11,7 @@ and b has the box x1 = a, x2 = b + 1, and the whole image is `[0, 0, W, H]`. VOC
 **Images** are uint8 RGB `[H, W, 3]`, upright (EXIF orientation applied once, in
 `weaksam_jax.data.images`).
 
-Every function takes NumPy or JAX arrays (it uses the array's own namespace), so both worlds share
+Every function takes NumPy or JAX arrays (it uses the array's own namespace), so both sides share
 one implementation and this module imports neither jax nor torch.
 """
 
@@ -68,7 +68,7 @@ def clip(boxes, width, height):
 
 
 def flip(boxes, width):
-    """Boxes `[..., 4]` mirrored left-right in an image of that width."""
+    """Boxes `[..., 4]` flipped left-right in an image of that width."""
     xp = boxes.__array_namespace__()
     return xp.stack(
         [width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], axis=-1

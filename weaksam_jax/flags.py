@@ -146,7 +146,7 @@ def _put(value: Any, path: tuple, new: Any) -> Any:
 
 
 def _plain(flag: str) -> str:
-    """"wsod.optim.lr" of "--wsod.optim.lr"; empty for what is no flag."""
+    """ "wsod.optim.lr" of "--wsod.optim.lr"; empty for what is no flag."""
     return flag[2:].replace("_", "-") if flag.startswith("--") else ""
 
 
@@ -171,7 +171,9 @@ def _tyro(kind, argv: Sequence[str], doc: str, prog: str, default):
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        raise BadInput("the command line", _one_line(said.getvalue()), f"see {prog} --help") from None
+        raise BadInput(
+            "the command line", _one_line(said.getvalue()), f"see {prog} --help"
+        ) from None
     sys.stderr.write(said.getvalue())  # warnings
     return found
 

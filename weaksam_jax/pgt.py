@@ -1,6 +1,7 @@
 """Adaptive pseudo ground truth (PGT): which detections of a training image become its boxes.
 
-Host side, NumPy: it runs once an image, on at most a hundred boxes.
+Host side, NumPy: it runs once per image, on at most a hundred boxes. Facts on the official script
+(hustvl/WeakSAM, retraining/SoS-WSOD/tools/adaptive_pgt.py): docs/provenance/mil.md, section 5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection, to_xywh
+from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection
+from weaksam_jax.data.detections import annotation, annotation_file, by_image, label_of
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
-Rule = Literal["paper", "best_kept", "release", "release_voc", "pgf"]
+Rule = Literal["paper", "best_kept", "official", "official_voc", "pgf"]
 AnyRule = Literal[Rule, "top_k"]
-# Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's code empties the list).
+# Classes whose boxes may lie in one another, by SoS-WSOD's PGF (WeakSAM's script empties the list).
 PGF_NESTED = ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep")
 
 
@@ -40,8 +42,8 @@ class PgtSettings:
 
     rule: AnyRule = "paper"
     """paper: Algorithm 2; best_kept: the same, but the best box of a class stays and boxes around
-    it go; release, release_voc: its released variants; pgf: SoS-WSOD's; top_k: the `k` best of each
-    class."""
+    it go; official, official_voc: what the official script does, on COCO and on VOC; pgf:
+    SoS-WSOD's; top_k: the `k` best of each class."""
     score_threshold: float | None = None
     """tau_s of Algorithm 2 [the rule's own: 0.3; pgf: 0.2, of the scores as they are]."""
     overlap_threshold: float = 0.85
@@ -91,10 +93,10 @@ def adaptive_pgt(
     rule="best_kept" (ours): the class's best is kept, boxes that have overlap_threshold of it in
     them are dropped, and the rest goes through "paper".
 
-    rule="release": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
+    rule="official": s' = s / (max - min + 1e-8) without the subtraction; the first detection of a
     class in the given order is always kept (its best, as test output is sorted); the containment
-    test is simultaneous, with area + 1e-6. rule="release_voc": the same as run on VOC, where the
-    script takes x2 and y2 for width and height in that test. rule="pgf": as "release" with s' = s
+    test is simultaneous, with area + 1e-6. rule="official_voc": the same as run on VOC, where the
+    script takes x2 and y2 for width and height in that test. rule="pgf": as "official" with s' = s
     (SoS-WSOD's filter). nested: class indices whose boxes are not tested for containment.
 
     Raises `BadInput` for another rule and for thresholds outside 0..1.
@@ -111,7 +113,7 @@ def adaptive_pgt(
             limit = np.inf if label in nested else overlap_threshold
             own = boxes[index], scores[index], score_threshold, limit
             alone = {"paper": _paper, "best_kept": _best_kept}.get(rule)
-            kept.append(index[alone(*own) if alone else _release(*own, rule)])
+            kept.append(index[alone(*own) if alone else _official(*own, rule)])
     return np.sort(np.concatenate(kept))
 
 
@@ -142,51 +144,23 @@ def make_pgt(
 
     detections: COCO results of the MIL detector on `train`, each with a finite box and score
     (`weaksam_jax.data.detections.read_detections` with scores=True reads such). Before every
-    rule they are cut to the image, and what is empty then takes no part; the released script does
-    neither, so rule="release" differs from it there: in the cut boxes, in max and min of a class
+    rule they are cut to the image, and what is empty then takes no part; the official script does
+    neither, so rule="official" differs from it there: in the cut boxes, in max and min of a class
     with an empty box, and where a class's first detection is empty.
 
-    Raises `BadInput` for a detection of an image or a category that `train` does not have, and for
+    Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
     classes in `settings.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
     settings = settings.resolved()
     nested = _nested_labels(settings.nested, train)
-    by_image: dict[int, list[Mapping]] = {record.image_id: [] for record in train.records}
-    class_of = {category: label for label, category in enumerate(train.category_ids)}
-    for found in detections:
-        if found["image_id"] not in by_image or found["category_id"] not in class_of:
-            what = f"image {found['image_id']}, category {found['category_id']}"
-            problem = f"holds {what}, which {train.dataset}/{train.split} does not have"
-            raise BadInput("detections", problem, "use detections made on this split")
-        by_image[found["image_id"]].append(found)
-    annotations = []
+    found, class_of = by_image(detections, train), label_of(train)
+    rows = []
     for record in train.records:
-        found, boxes = _inside(by_image[record.image_id], record)
-        for index in _choose(found, boxes, class_of, record.tags, settings, nested):
-            x, y, width, height = to_xywh(boxes[index]).tolist()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": found[index]["category_id"],
-                    "bbox": [x, y, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                    "score": found[index]["score"],
-                }
-            )
-    return {
-        "info": {"description": f"pseudo ground truth of {train.dataset}/{train.split}"},
-        "images": [
-            {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height}
-            for r in train.records
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": category, "name": name}
-            for category, name in zip(train.category_ids, train.classes, strict=True)
-        ],
-    }
+        own, boxes = _inside(found[record.image_id], record)
+        for index in _choose(own, boxes, class_of, record.tags, settings, nested):
+            category, score = own[index]["category_id"], own[index]["score"]
+            rows.append(annotation(record.image_id, category, boxes[index], score=score))
+    return annotation_file(train, rows, f"pseudo ground truth of {train.dataset}/{train.split}")
 
 
 def _nested_labels(names: Sequence[str], train: TagSplit) -> list[int]:
@@ -259,13 +233,13 @@ def _uncovered(boxes, scores, index, overlap_threshold) -> np.ndarray:
     return index[kept]
 
 
-def _release(boxes, scores, score_threshold, overlap_threshold, rule: Rule) -> np.ndarray:
+def _official(boxes, scores, score_threshold, overlap_threshold, rule: Rule) -> np.ndarray:
     if rule != "pgf":
         scores = scores / (scores.max() - scores.min() + 1e-8)
     candidate = scores >= score_threshold
     candidate[0] = True
     index = np.flatnonzero(candidate)
-    if rule == "release_voc":
+    if rule == "official_voc":
         boxes = from_xywh(boxes)
     shared = intersection(boxes[index], boxes[index]) / (area(boxes[index]) + 1e-6)[:, None]
     np.fill_diagonal(shared, 0.0)

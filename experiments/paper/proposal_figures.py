@@ -13,7 +13,8 @@ from weaksam_jax.data.store import SOURCES
 from weaksam_jax.detectors.mil.evidence import box_sums
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
-from weaksam_jax.report.proposal_pictures import proposal_sheet, save_png, similarity_picture
+from weaksam_jax.report.draw import save_png
+from weaksam_jax.report.proposal_pictures import proposal_sheet, similarity_picture
 
 # Proposals of a source whose features are compared (the paper's Fig. 4).
 COMPARED = 200

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -236,15 +236,18 @@ def stated_config(path: str | Path) -> Config | None:
     return from_plain(kind, json.loads(metadata["config"]), path)
 
 
-def as_stated(
-    config: RetrainConfig, arrays: Mapping[str, Any], metadata: Mapping[str, str], path: Path
-) -> tuple[RetrainConfig, list[str] | int]:
-    """(`config` with what a file of Faster R-CNN states of itself, names of its classes or their
-    number where the file names none). `BadInput` for another kind of file."""
+def as_stated(path: Path, config: RetrainConfig) -> RetrainConfig:
+    """`config` with what a file of Faster R-CNN states of itself; `BadInput` for another file."""
     from weaksam_jax.detectors.faster_rcnn.network import as_trained
 
+    arrays, metadata = read_arrays(path)
     if "box_head/cls/bias" not in arrays:
         hint = "give the retrained detector of a run, or what bridge.convert makes of one"
         raise BadInput(path, "is no Faster R-CNN", hint)
-    stated = json.loads(metadata.get("classes", "0"))
-    return as_trained(config, metadata), stated or arrays["box_head/cls/bias"].size - 1
+    return as_trained(config, metadata)
+
+
+def classes_of(path: Path) -> list[str] | int:
+    """Names of a Faster R-CNN's classes, or their number where its file names none."""
+    arrays, metadata = read_arrays(path)
+    return json.loads(metadata.get("classes", "0")) or arrays["box_head/cls/bias"].size - 1

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.boxes import to_xywh
+from weaksam_jax.data.detections import to_coco
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import is_stored, read_proposals, read_stored
 from weaksam_jax.evaluate import (
@@ -120,15 +120,7 @@ def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
             continue
         scale = max(maps.shape[1:]) / max(record.height, record.width)
         found = cam_boxes(maps, ids, arrays["class_logits"], min_area=4, scale=scale)
-        for box, score, label in zip(*found, strict=True):
-            results.append(
-                {
-                    "image_id": record.image_id,
-                    "category_id": split.category_ids[int(label)],
-                    "bbox": [float(v) for v in to_xywh(box)],
-                    "score": float(score),
-                }
-            )
+        results += to_coco(record, split, *found, digits=None)
     return results
 
 

@@ -323,8 +323,8 @@ def make_masks(run: Run) -> dict:
 
 def write_page(run: Run) -> dict:
     """The HTML page."""
-    from weaksam_jax.report.report import write_report
+    from experiments.pipeline.report import report_files
+    from weaksam_jax.report.page import write_report
 
-    splits, truths = run.data.splits, run.data.truths
-    write_report(run.folder.root, splits["train"], splits["test"], truths["train"], truths["test"])
+    write_report(report_files(run), run.data.splits, run.data.truths)
     return {}

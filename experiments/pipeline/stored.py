@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments.pipeline import detectors
-from experiments.pipeline.detectors import Config, MilConfig, MilInputs, RetrainConfig
+from experiments.pipeline.detectors import Config, MilConfig, MilInputs
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import file_fingerprint, fingerprint, read_arrays
+from weaksam_jax.files import file_fingerprint, fingerprint
 from weaksam_jax.settings import to_plain
 
 # Images that are detected between two entries of the journal.
@@ -44,8 +44,22 @@ class StoredDetector:
         return fingerprint(key)
 
 
+def as_file_states(detector: StoredDetector) -> StoredDetector:
+    """With the config that its file states, where it states one. `BadInput` when the file, or what
+    was given beside it, is not for such a detector."""
+    if isinstance(detector.config, MilConfig):
+        if detector.proposals is None:
+            problem = "is missing, which a MIL detector needs"
+            raise BadInput("--proposals", problem, "name a store, see --help")
+        return detector
+    for name, given in (("proposals", detector.proposals), ("frozen-backbone", detector.backbone)):
+        if given is not None:
+            raise BadInput(f"--{name}", "is not for a Faster R-CNN", "leave it out")
+    return replace(detector, config=detectors.as_stated(detector.weights, detector.config))
+
+
 def find(detector: StoredDetector, split: TagSplit, journal_path: Path) -> list[dict]:
-    """COCO results of every image of the split (its tags are not read).
+    """COCO results of every image of the split (its tags are not read); see `as_file_states`.
 
     What was found before a stop is taken from the file at `journal_path`. Raises `BadInput` with
     the file when classes, names or shapes do not fit.
@@ -58,8 +72,6 @@ def find(detector: StoredDetector, split: TagSplit, journal_path: Path) -> list[
 def _find_by_mil(detector: StoredDetector, split: TagSplit, journal_path: Path) -> list[dict]:
     from weaksam_jax.engine.checkpoint import load_params
 
-    if detector.proposals is None:
-        raise BadInput("--proposals", "is missing, which a MIL detector needs", "name a store")
     params = load_params(detector.weights)
     backbone = None if detector.backbone is None else load_params(detector.backbone)
     inputs = MilInputs(detector.proposals, detector.clues, backbone)
@@ -68,16 +80,11 @@ def _find_by_mil(detector: StoredDetector, split: TagSplit, journal_path: Path) 
     return detectors.detect_mil(params, split, inputs, *place)
 
 
-def _find_by_retrainer(
-    detector: StoredDetector, split: TagSplit, journal_path: Path
-) -> list[dict]:
+def _find_by_retrainer(detector: StoredDetector, split: TagSplit, journal_path: Path) -> list[dict]:
     """Results of a class that the data does not have are left out, after they took their place
     among an image's `max_detections`."""
-    for name, given in (("proposals", detector.proposals), ("frozen-backbone", detector.backbone)):
-        if given is not None:
-            raise BadInput(f"--{name}", "is not for a Faster R-CNN", "leave it out")
-    params, config, shown = _read_retrainer(detector.weights, detector.config, split)
-    detector = replace(detector, config=config)
+    shown = _with_classes(split, detectors.classes_of(detector.weights), detector.weights)
+    params = detectors.load_retrainer(detector.weights, detector.config, len(shown.classes))
     journal = Journal(journal_path, detector.job_key(shown))
     todo = [one for one in shown.records if one.image_id not in journal.done]
     for start in range(0, len(todo), PART):
@@ -97,22 +104,12 @@ def _find_part(params: dict, part: TagSplit, detector: StoredDetector) -> dict[i
     return found
 
 
-def _read_retrainer(
-    path: Path, config: RetrainConfig, split: TagSplit
-) -> tuple[dict, RetrainConfig, TagSplit]:
-    """(parameters, `config` as the file states it, `split` with the classes of the file).
+def _with_classes(split: TagSplit, stated: Sequence[str] | int, path: Path) -> TagSplit:
+    """`split` with the detector's classes in the detector's order.
 
     Classes that the data does not have get the category `UNUSED`. A file that does not name its
     classes must have as many as the data, in its order.
     """
-    arrays, metadata = read_arrays(path)
-    config, classes = detectors.as_stated(config, arrays, metadata, path)
-    shown = _with_classes(split, classes, path)
-    return detectors.load_retrainer(path, config, len(shown.classes)), config, shown
-
-
-def _with_classes(split: TagSplit, stated: Sequence[str] | int, path: Path) -> TagSplit:
-    """`split` with the detector's classes in the detector's order."""
     hint = "give data of the classes that it was trained on"
     if isinstance(stated, int):
         if stated != len(split.classes):

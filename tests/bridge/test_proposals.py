@@ -16,7 +16,7 @@ from bridge.sam.load import PromptedImage, load_sam
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.datasets import open_truth
 from weaksam_jax.data.images import load_image
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 
 GRID, COARSE, FINE, CROSS = range(4)

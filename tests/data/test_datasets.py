@@ -5,6 +5,8 @@ from folders import voc_object, write_coco, write_csv, write_image, write_voc
 from PIL import Image
 
 from weaksam_jax.data.datasets import (
+    FORMATS,
+    Format,
     SplitCount,
     dataset_fingerprint,
     is_training,
@@ -34,13 +36,41 @@ def test_what_is_no_data_set(tmp_path):
                 read(path)
 
 
-def test_layouts_are_told_apart(tmp_path, root):
+def test_formats_are_told_apart(tmp_path, root):
     assert open_tags(root, "train").dataset == "VOC2007"
     assert open_tags(write_coco(tmp_path / "coco"), "train").dataset == "COCO"
     assert open_tags(write_csv(tmp_path / "csv", ["a.jpg,cat,train"]), "train").dataset == "tags"
 
 
-def test_training_splits_of_every_layout(tmp_path):
+def test_difficult_objects_give_tags_where_the_format_knows_such(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": {"1": [voc_object("dog", difficult=1)]}})
+    for difficult, tags in ((False, ()), (True, (11,))):
+        (record,) = open_tags(root, "train", difficult).records
+        assert (record.tags, record.uncertain) == (tags, not difficult)
+    coco = write_coco(tmp_path / "coco")
+    assert open_tags(coco, "train", difficult=True) == open_tags(coco, "train")
+
+
+def test_a_new_format_is_a_row(tmp_path, root, monkeypatch):
+    """Found after those that are there, by its own file; it reads a VOC folder beside that."""
+    (tmp_path / "my").mkdir()
+    path = tmp_path / "my" / "pointer.txt"
+    path.write_text(str(root))
+
+    def find(given):
+        return root if (given / "pointer.txt").exists() else None
+
+    with pytest.raises(BadInput, match="is no data set"):
+        open_tags(path.parent, "train")
+    voc = FORMATS["voc"]
+    row = Format(find, voc.tags, lambda root, split: None, lambda root: {"train": "train"})
+    monkeypatch.setitem(FORMATS, "pointer", row)
+    assert open_tags(path.parent, "train") == open_tags(root, "train")
+    assert open_truth(path.parent, "train") is None and open_truth(root, "train") is not None
+    assert split_names(path.parent) == {"train": "train"}
+
+
+def test_training_splits_of_every_format(tmp_path):
     roots = [write_voc(tmp_path / "a", {"trainval": {"1": []}, "test": {"2": []}})]
     roots += [write_voc(tmp_path / "b", {"train": {"1": []}, "val": {"2": []}})]
     roots += [write_csv(tmp_path / "c", ["a.jpg,cat,train", "b.jpg,cat,test"])]

@@ -10,9 +10,9 @@ from pycocotools import mask as coco_mask
 
 from weaksam_jax.boxes import area, containment
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names, verify_images
+from weaksam_jax.data.mini_set import CLASSES, draw_scene, write_mini
 from weaksam_jax.data.mini_set.art import ARTISTS
 from weaksam_jax.data.mini_set.paint import Pose, silhouette
-from weaksam_jax.data.mini_set.write import CLASSES, draw_scene, write_mini
 
 TRAIN = 300
 

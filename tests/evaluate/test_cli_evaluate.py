@@ -104,7 +104,7 @@ def test_voc_metrics_are_those_counted_by_hand(found, data, tmp_path, capsys):
     located = evaluate(found, data, "corloc", tmp_path)
     assert located["per_class"] == pytest.approx({"dog": 100, "cat": 100 / 3})
     # A pixel off, the dogs still have IoU 81 / 119, the cat 117 / 223.
-    assert located["corloc_release"] == pytest.approx((100 + 100 / 3) / 2)
+    assert located["corloc_official"] == pytest.approx((100 + 100 / 3) / 2)
     assert located["split"] == "trainval"
 
 

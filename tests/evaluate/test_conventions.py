@@ -1,4 +1,4 @@
-"""Pixels and thresholds of the VOC devkit, of the released CorLoc script and of pycocotools."""
+"""Pixels and thresholds of the VOC devkit, of the official CorLoc script and of pycocotools."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,10 @@ def inclusive_overlap(a, b):
     return w * h / (sum(areas) - w * h)
 
 
-def test_corloc_of_the_release_is_its_loop():
-    """Facts 20-wsod §4: 0-based inclusive detections rounded to 0.1, 1-based inclusive objects,
-    IoU with +1 above 0.5, difficult objects too, a class without detection missed."""
+def test_corloc_of_the_official_script_is_its_loop():
+    """docs/provenance/mil.md, section 4: 0-based inclusive detections rounded to 0.1, 1-based
+    inclusive objects, IoU with +1 above 0.5, difficult objects too, a class without detection
+    missed."""
     differ = 0
     for seed in range(60):
         found, truth = random_case(seed)
@@ -50,7 +51,7 @@ def test_corloc_of_the_release_is_its_loop():
                 hits.append(hit)
             if hits:
                 per_class[name] = 100 * sum(hits) / len(hits)
-        got = corloc(found, truth, convention="release")
+        got = corloc(found, truth, convention="official")
         assert got["per_class"] == pytest.approx(per_class)
         assert got["corloc"] == pytest.approx(np.mean(list(per_class.values())))
         differ += got["per_class"] != corloc(found, truth)["per_class"]
@@ -58,7 +59,7 @@ def test_corloc_of_the_release_is_its_loop():
 
 
 def test_corloc_conventions_by_hand():
-    """IoU 1/2 is no hit; the release sees the object a pixel further right and down."""
+    """IoU 1/2 is no hit; the official script sees the object a pixel further right and down."""
     none = np.zeros(1, bool)
     box = np.asarray([[0, 0, 10, 10]], np.float32)
     record = TruthRecord(1, "a", None, 60, 60, box, np.zeros(1, np.int32), none, none)
@@ -66,7 +67,7 @@ def test_corloc_conventions_by_hand():
 
     def both(*bbox):
         found = [{"image_id": 1, "category_id": 1, "bbox": list(bbox), "score": 1.0}]
-        return [corloc(found, truth, convention=c)["corloc"] for c in ("continuous", "release")]
+        return [corloc(found, truth, convention=c)["corloc"] for c in ("continuous", "official")]
 
     assert both(0, 0, 10, 5) == [0, 0]  # 50 / 100; 36 / 115
     assert both(0, 0, 10, 6) == [100, 0]  # 60 / 100; 9 * 5 / 115

@@ -16,7 +16,7 @@ from experiments.pipeline.options import parse as parse_road
 from experiments.pipeline.stages import Journey
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.pgt import PgtSettings
 
@@ -79,7 +79,7 @@ RULES = {  # flags: rule, tau_s and classes without the overlap test that they c
     "rule pgf": ("pgf", 0.2, PGF),
     "rule=pgf score-threshold 0.4": ("pgf", 0.4, PGF),
     "rule pgf nested person": ("pgf", 0.2, ("person",)),
-    "rule release_voc": ("release_voc", 0.3, ()),
+    "rule official_voc": ("official_voc", 0.3, ()),
     "score-threshold 0.5": ("paper", 0.5, ()),
 }
 

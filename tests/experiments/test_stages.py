@@ -11,7 +11,7 @@ from experiments.pipeline.config import mini
 from experiments.pipeline.options import RoadOptions, parse
 from experiments.pipeline.runner import Road, Stage
 from experiments.pipeline.stages import Journey
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.files import read_json, write_json
 
 CHANGES = {
@@ -24,7 +24,7 @@ CHANGES = {
     "--settings.sam sam_mini_lite": STAGES[2:],
     "--wsod oicr": STAGES[3:],
     "--settings.wsod.rate 0.1": STAGES[3:],
-    "--settings.pgt.rule release": STAGES[4:],
+    "--settings.pgt.rule official": STAGES[4:],
     "--settings.retrain.steps 5": ("retrain", "report"),
     "none": ("retrain", "report"),  # the RoI drop switched off
     "--settings.masks.best-of-three": ("masks", "report"),

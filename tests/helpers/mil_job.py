@@ -19,7 +19,7 @@ import numpy as np
 
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import Proposals, write_proposals
 from weaksam_jax.detectors.mil import train as training
 from weaksam_jax.detectors.mil.config import WsodSettings

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.data.store import Proposals, proposal_path, write_proposals
 from weaksam_jax.files import write_arrays, write_json
+from weaksam_jax.report.artefacts import RunFiles
 
 CLASSES = ("cat & <b>dog</b>", "owl")
 IDS = (11, 22)
@@ -90,6 +91,24 @@ def metrics() -> dict:
         "retrain": {"ap50": 44.25, "ap": 23.0, "per_class": per_class},
         "strange": {"deep": {"figure": 0.125, "word": "<u>"}},
     }
+
+
+def files(run: Path, proposals: Path | None = None) -> RunFiles:
+    """Where the parts of such a folder are. proposals: a store elsewhere."""
+    return RunFiles(
+        root=run,
+        page=run / "report" / "index.html",
+        settings=run / "settings.json",
+        metrics=run / "metrics.json",
+        log=run / "log.jsonl",
+        clues=run / "clues",
+        proposals=proposals or run / "proposals",
+        mil=run / "wsod" / "detections_test.json",
+        pgt=run / "pgt" / "pgt.json",
+        top1=run / "pgt" / "top1.json",
+        retrain=run / "retrain" / "detections_test.json",
+        masks=run / "masks" / "pseudo.json",
+    )
 
 
 def fill(run: Path, train: TagSplit, test: TagSplit) -> Path:

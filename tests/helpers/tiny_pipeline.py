@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")

@@ -1,6 +1,5 @@
 """The page: complete, incomplete, without truth; its bytes; what it must never contain."""
 
-import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,8 +11,15 @@ from PIL import Image
 
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
+from weaksam_jax.report import page
 from weaksam_jax.report.gallery import save_gallery
-from weaksam_jax.report.report import write_report
+
+
+def write_report(run, train, test, train_truth, test_truth, proposals=None):
+    splits = {"train": train, "test": test}
+    truths = {"train": train_truth, "test": test_truth}
+    return page.write_report(run_folder.files(run, proposals), splits, truths)
+
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -204,21 +210,22 @@ def test_a_log_line_cut_short_by_a_kill_is_passed_over(whole, tmp_path):
         write_report(copy, *splits)
 
 
-def test_proposals_of_another_store_are_found_through_the_settings(whole, tmp_path):
+def test_proposals_may_be_in_another_store(whole, tmp_path):
     run, splits, _ = whole
     copy = shutil.copytree(run, tmp_path / "copy")
-    shutil.move(copy / "proposals", tmp_path / "elsewhere")
-    settings = {"proposals": str(tmp_path / "elsewhere")}
-    (copy / "settings.json").write_text(json.dumps(settings))
-    page = Page(write_report(copy, *splits).read_text())
+    elsewhere = shutil.move(copy / "proposals", tmp_path / "elsewhere")
+    page = Page(write_report(copy, *splits, proposals=elsewhere).read_text())
     assert sum(image["alt"].endswith(": proposals") for image in page.images) == 4
+    page = Page(write_report(copy, *splits, proposals=tmp_path / "none").read_text())
+    assert f"proposals ({tmp_path / 'none' / 'trainval'}, stage proposals)" in page.text
 
 
 def test_the_gallery_has_a_cell_for_each_stage(whole, tmp_path):
     run, (train, _, truth, _), _ = whole
-    path = save_gallery(run, train, truth, tmp_path / "out" / "gallery.png", images=2)
+    files, out = run_folder.files(run), tmp_path / "out" / "gallery.png"
+    path = save_gallery(files, train, truth, out, images=2)
     picture = np.asarray(Image.open(path))
     cell = (3 * run_folder.WIDTH + 8, 3 * run_folder.HEIGHT + 8)
     assert picture.shape == (2 * cell[1] + 8 + 34, 7 * cell[0] + 8, 3)
-    again = save_gallery(run, train, truth, tmp_path / "again.png", images=2)
+    again = save_gallery(files, train, truth, tmp_path / "again.png", images=2)
     assert again.read_bytes() == path.read_bytes()

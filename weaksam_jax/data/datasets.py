@@ -1,12 +1,14 @@
-"""Data sets on disk, whatever their layout: VOCdevkit, COCO, or `images/` + `tags.csv`.
+"""Data sets on disk, whatever their format: VOCdevkit, COCO, or `images/` + `tags.csv`.
 
-The layout is recognised by its files, in this order: `ImageSets/Main` (VOC), `annotations/*.json`
-(COCO), `tags.csv`. A path that starts with `tfds:` is exported to a VOCdevkit first.
+The format is recognised by its files, in the order of `FORMATS`: `ImageSets/Main` (VOC),
+`annotations/*.json` (COCO), `tags.csv`. A path that starts with `tfds:` is exported to a VOCdevkit
+and read there. A new format is a file in `weaksam_jax.data.formats` and a row in `FORMATS`.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,13 +21,36 @@ from weaksam_jax.files import fingerprint
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """A layout found on disk: its folder and the three functions that read it."""
+class Format:
+    """How a data set lies on disk: functions of its folder and, but the first and last, a split."""
 
-    root: Path
+    find: Callable[[str | Path], Path | None]
+    """The folder to read, of the path that a user gave; None when it is not of this format."""
     tags: Callable[[Path, str], TagSplit]
+    """Images and tags, without a look at boxes."""
     truth: Callable[[Path, str], TruthSplit | None]
+    """Boxes and masks; None where the data set has none."""
     split_names: Callable[[Path], dict[str, str]]
+    """`{"train": name, "test": name}`."""
+    tags_with_difficult: Callable[[Path, str], TagSplit] | None = None
+    """As `tags`, objects called difficult give tags too; None: the format knows no such."""
+
+
+_VOC = {
+    "tags": voc.voc_tags,
+    "tags_with_difficult": partial(voc.voc_tags, difficult=True),
+    "truth": voc.voc_truth,
+    "split_names": voc.voc_split_names,
+}
+# By name, in the order in which they are tried.
+FORMATS = {
+    "tfds": Format(tfds.find_tfds, **_VOC),
+    "voc": Format(voc.find_voc, **_VOC),
+    "coco": Format(coco.find_coco, coco.coco_tags, coco.coco_truth, coco.coco_split_names),
+    "tags_csv": Format(
+        tags_csv.find_tags_csv, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,36 +62,50 @@ class SplitCount:
     tags: int
 
 
+def find_dataset(path: str | Path) -> tuple[Path, Format]:
+    """The folder that a path means and its format; `BadInput` when it is no data set."""
+    for form in FORMATS.values():
+        if (root := form.find(path)) is not None:
+            return root, form
+    if not Path(path).is_dir():
+        raise BadInput(path, "is no folder", "give the folder of a data set")
+    raise BadInput(
+        path,
+        "is no data set",
+        "give a VOCdevkit (JPEGImages, ImageSets/Main), a COCO folder (images, annotations/*.json) "
+        "or a folder with images and tags.csv",
+    )
+
+
 def open_tags(path: str | Path, split: str, difficult: bool = False) -> TagSplit:
     """Images and image-level tags of a split; no box or mask is looked at.
 
-    difficult: objects that VOC calls difficult give tags, too (other layouts know no such). In a
+    difficult: objects that VOC calls difficult give tags, too (other formats know no such). In a
     VOC folder a split for testing needs no annotations and has no tags then.
     Raises `BadInput` when the path is no data set, and for every fault that the readers name.
     """
-    reader = _reader(path)
-    if difficult and reader.tags is voc.voc_tags:
-        return voc.voc_tags(reader.root, split, difficult=True)
-    return reader.tags(reader.root, split)
+    root, form = find_dataset(path)
+    read = form.tags_with_difficult if difficult else None
+    return (read or form.tags)(root, split)
 
 
 def open_truth(path: str | Path, split: str) -> TruthSplit | None:
     """Boxes and masks of a split, for evaluation only; None when the data set has tags alone
     (in a VOC folder also when no image of the split is annotated)."""
-    reader = _reader(path)
-    return reader.truth(reader.root, split)
+    root, form = find_dataset(path)
+    return form.truth(root, split)
 
 
 def split_names(path: str | Path) -> dict[str, str]:
     """Names of the training and test split, e.g. `{"train": "trainval", "test": "test"}`."""
-    reader = _reader(path)
-    return reader.split_names(reader.root)
+    root, form = find_dataset(path)
+    return form.split_names(root)
 
 
 def is_training(split: str) -> bool:
     """Whether a split is for training (its tags are known then): its name starts with train.
 
-    So do those of all layouts that `split_names` gives.
+    So do those of all formats that `split_names` gives.
     """
     return split.startswith("train")
 
@@ -77,14 +116,9 @@ def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
     An image whose decoded size is not the record's (changed on disk since) is broken, too.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
-        work = pool.map(_verify, split.records)
-        bar = tqdm(
-            work,
-            total=len(split.records),
-            desc=f"check {split.split}",
-            unit="images",
-            disable=not progress,
-        )
+        work, total = pool.map(_verify, split.records), len(split.records)
+        desc = f"check {split.split}"
+        bar = tqdm(work, total=total, desc=desc, unit="images", disable=not progress)
         try:
             tags = [len(record.tags) for record in bar]
         except BaseException:  # a broken image or Ctrl-C: do not wait for the rest
@@ -112,23 +146,3 @@ def _verify(record: TagRecord) -> TagRecord:
         problem = f"is {width} x {height}, not {record.width} x {record.height} as when opened"
         raise BadInput(record.path, problem, "run the command again")
     return record
-
-
-def _reader(path: str | Path) -> _Reader:
-    if str(path).startswith(tfds.PREFIX):
-        path = tfds.tfds_folder(str(path))
-    path = Path(path)
-    if not path.is_dir():
-        raise BadInput(path, "is no folder", "give the folder of a data set")
-    if (root := voc.find_voc(path)) is not None:
-        return _Reader(root, voc.voc_tags, voc.voc_truth, voc.voc_split_names)
-    if (root := coco.find_coco(path)) is not None:
-        return _Reader(root, coco.coco_tags, coco.coco_truth, coco.coco_split_names)
-    if (root := tags_csv.find_tags_csv(path)) is not None:
-        return _Reader(root, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names)
-    raise BadInput(
-        path,
-        "is no data set",
-        "give a VOCdevkit (JPEGImages, ImageSets/Main), a COCO folder (images, annotations/*.json) "
-        "or a folder with images and tags.csv",
-    )

@@ -23,7 +23,7 @@ from weaksam_jax.files import atomic_path, parse_arrays, read_json, write_json
 INDEX = "pack.json"
 FORMAT = 1
 _HINT = "copy or pack it again (python -m bridge.pack)"
-# One record a group: a reader decompresses the image it asks for and no other.
+# One record per group: a reader decompresses the image it asks for and no other.
 _WRITE_OPTIONS = "group_size:1"
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -69,7 +69,7 @@ class Pack:
 
 
 def open_pack(folder: Path) -> Pack | None:
-    """The pack in a split's folder, opened once a process; None where there is none."""
+    """The pack in a split's folder, opened once per process; None where there is none."""
     try:
         written = (folder / INDEX).stat()
     except OSError:

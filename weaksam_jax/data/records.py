@@ -35,8 +35,8 @@ class TruthRecord:
     """One image and its annotated objects, for evaluation only.
 
     boxes: float32 `[n, 4]` (see `weaksam_jax.boxes`). labels: int32 `[n]`, class index. difficult,
-    crowd: bool `[n]`. masks: COCO RLE dictionaries, one an object (None where the object has none),
-    or None when the data set has no masks for this image.
+    crowd: bool `[n]`. masks: COCO RLE dictionaries, one per object (None where it has none), or
+    None when the data set has no masks for this image.
     """
 
     image_id: int
@@ -55,7 +55,7 @@ class TruthRecord:
 class TagSplit:
     """A split for training and prediction.
 
-    category_ids: the ids that COCO JSON files use, one a class.
+    category_ids: the ids that COCO JSON files use, one per class.
     """
 
     dataset: str

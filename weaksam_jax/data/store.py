@@ -1,4 +1,4 @@
-"""The proposal store: one safetensors file an image, written by `bridge`, read by `weaksam_jax`.
+"""The proposal store: one safetensors file per image, written by `bridge`, read by `weaksam_jax`.
 
 Layout: `<root>/<split>/<last two digits of the id>/<image_id>.safetensors`, and
 `<root>/<split>/manifest.json`, which is written last and therefore means "complete". A finished
@@ -22,8 +22,6 @@ VERSION = "1"
 SOURCES = ("grid", "coarse", "fine", "cross", "selective_search", "imported")
 # Sources whose boxes have no predicted IoU and stability of SAM.
 UNRATED = (SOURCES.index("selective_search"), SOURCES.index("imported"))
-
-
 _COLUMNS = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
 
 
@@ -31,10 +29,10 @@ _COLUMNS = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
 class DecodedMasks:
     """Every mask that SAM decoded for an image, before any threshold and NMS (no pixels).
 
-    From these rows `bridge.proposals.generate.rederive` makes the proposals of other settings. Columns as in
-    `Proposals`, in prompt order, but boxes are uint16 (int32 for sides above 65535 pixels) and
-    those of empty masks are zero. stability_offset: the logit offset that stability was measured
-    with.
+    From these rows `bridge.proposals.generate.rederive` makes the proposals of other settings.
+    Columns as in `Proposals`, in prompt order, but boxes are uint16 (int32 for sides above 65535
+    pixels) and those of empty masks are zero. stability_offset: the logit offset that stability was
+    measured with.
     """
 
     boxes: np.ndarray
@@ -53,7 +51,7 @@ class Proposals:
     boxes: float32 `[N, 4]`, pixels of the upright image. source: uint8 `[N]`, index into `SOURCES`.
     prompt: int32 `[N]`, index into `points` (-1: none, or all points of a class together).
     token: uint8 `[N]`, mask token of SAM (0..3). predicted_iou, stability: float32 `[N]`.
-    masks: COCO compressed RLE bytes, one a box, or None (a source without masks).
+    masks: COCO compressed RLE bytes, one per box, or None (a source without masks).
     points: float32 `[P, 5]`: x, y, value, class index (-1: none), source.
     decoded: all masks that they were chosen from, or None (not stored).
     """

@@ -9,9 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from weaksam_jax.boxes import area, to_xywh
-from weaksam_jax.data.detections import as_arrays
-from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.data.detections import annotation, annotation_file, as_arrays
+from weaksam_jax.data.records import TruthRecord, TruthSplit
 
 # As pycocotools writes them: 0.5 + 2 * 0.05 is more than 0.6, and IoUs of just 0.6 occur.
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -34,40 +33,30 @@ def coco_ap(
 
 
 def truth_as_coco(truth: TruthSplit, masks: bool = False) -> COCO:
-    """The truth as a pycocotools data set; `difficult` is kept for `_Evaluation`."""
-    annotations = []
-    for record in truth.records:
-        for index, box in enumerate(record.boxes.astype(np.float64)):
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": record.image_id,
-                "category_id": truth.category_ids[int(record.labels[index])],
-                "bbox": to_xywh(box).tolist(),
-                "area": float(area(box)),
-                "iscrowd": int(record.crowd[index]),
-                "difficult": bool(record.difficult[index]),
-            }
-            mask = record.masks[index] if masks and record.masks else None
-            if mask is not None:
-                annotation["segmentation"] = mask
-            if mask is not None or not masks:
-                annotations.append(annotation)
+    """The truth as a pycocotools data set; `difficult` is kept for `_Evaluation`.
+
+    masks: with `segmentation`, and without the objects that have no mask.
+    """
+    rows = [row for record in truth.records for row in _objects(record, truth, masks)]
     coco = COCO()
-    coco.dataset = {
-        "info": {},
-        "images": [
-            {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height}
-            for r in truth.records
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": category, "name": name}
-            for category, name in zip(truth.category_ids, truth.classes, strict=True)
-        ],
-    }
+    coco.dataset = annotation_file(truth, rows)
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def _objects(record: TruthRecord, truth: TruthSplit, masks: bool) -> list[dict]:
+    """One image's objects as COCO annotations."""
+    shapes = record.masks if masks and record.masks else [None] * len(record.boxes)
+    rows = []
+    columns = record.boxes.astype(np.float64), record.labels, record.crowd, record.difficult
+    for box, label, crowd, difficult, shape in zip(*columns, shapes, strict=True):
+        category = truth.category_ids[int(label)]
+        flags = {"iscrowd": int(crowd), "difficult": bool(difficult)}
+        row = annotation(record.image_id, category, box, **flags)
+        if not masks or shape is not None:
+            rows.append(row if shape is None else {**row, "segmentation": shape})
+    return rows
 
 
 class _Evaluation(COCOeval):

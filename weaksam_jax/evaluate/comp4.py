@@ -18,9 +18,9 @@ def write_comp4(
     detections: COCO results; the split needs no annotations. A row is `<image> <confidence> <left>
     <top> <right> <bottom>`, as the devkit reads it: the image's file name without its suffix,
     pixels counted from 1 and the last one inside, so [x1 + 1, y1 + 1, x2, y2]. Best first, equal
-    scores as they come, nine significant digits, which is all of a float32. (The released code
-    writes corners counted from 0, a pixel off, and three decimals of the score, which makes ties of
-    most rows.)
+    scores as they come, nine significant digits, which is all of a float32. (MIST's official code
+    counts corners from 0, a pixel off, and writes three decimals of the score, which makes ties of
+    most rows: docs/provenance/mil.md, section 4.)
 
     For the server: results/VOC2012/Main/comp4_det_test_*.txt in one tar file.
     """

@@ -21,29 +21,36 @@ def mask_quality(pseudo: Mapping, truth: TruthSplit) -> dict | None:
     """
     found = as_arrays(pseudo["annotations"], truth)
     rles = [_as_bytes(one["segmentation"]) for one in pseudo["annotations"]]
-    overlaps, right, boxes, objects, images = [], 0, 0, 0, 0
+    judged = []
     for image, record in enumerate(truth.records):
-        if record.masks is None:
-            continue
-        images += 1
-        usable = np.asarray([mask is not None for mask in record.masks], bool)
-        usable &= ~(record.difficult | record.crowd)
-        for label in np.union1d(record.labels, found.labels[found.image == image]):
-            mine = np.flatnonzero((found.image == image) & (found.labels == label))
-            own = np.flatnonzero(usable & (record.labels == label))
-            boxes, objects = boxes + len(mine), objects + len(own)
-            overlap = rle_iou([rles[i] for i in mine], [record.masks[i] for i in own])
-            values = [overlap[pair] for pair in greedy_matches(overlap, 1e-9)]
-            overlaps += values
-            right += sum(value >= 0.5 for value in values)
-    if not images:
+        if record.masks is not None:
+            mine = np.flatnonzero(found.image == image)
+            judged.append(_judge(record, [rles[i] for i in mine], found.labels[mine]))
+    if not judged:
         return None
+    overlaps = [value for values, *_ in judged for value in values]
+    right = sum(value >= 0.5 for value in overlaps)
     return {
-        "images": images,
+        "images": len(judged),
         "iou": float(np.mean(overlaps)) if overlaps else 0.0,
-        "precision50": right / max(boxes, 1),
-        "recall50": right / max(objects, 1),
+        "precision50": right / max(sum(masks for _, masks, _ in judged), 1),
+        "recall50": right / max(sum(objects for *_, objects in judged), 1),
     }
+
+
+def _judge(
+    record: TruthRecord, rles: list[dict], labels: np.ndarray
+) -> tuple[list[float], int, int]:
+    """(IoU of each pair, pseudo masks, objects that count) of one image."""
+    usable = np.asarray([mask is not None for mask in record.masks], bool)
+    usable &= ~(record.difficult | record.crowd)
+    values: list[float] = []
+    for label in np.union1d(record.labels, labels):
+        mine = np.flatnonzero(labels == label)
+        own = np.flatnonzero(usable & (record.labels == label))
+        overlap = rle_iou([rles[i] for i in mine], [record.masks[i] for i in own])
+        values += [overlap[pair] for pair in greedy_matches(overlap, 1e-9)]
+    return values, len(rles), int(usable.sum())
 
 
 def mask_recall(
@@ -53,7 +60,7 @@ def mask_recall(
 ) -> dict[str, float] | None:
     """Share (0..1) of the true masks that a proposal's mask covers with that IoU, one-to-one.
 
-    masks: RLE dictionaries, a list an image of `truth`. None when no image has true masks.
+    masks: RLE dictionaries, a list per image of `truth`. None when no image has true masks.
     """
     found, total = {threshold: 0 for threshold in thresholds}, 0
     for own, record in zip(masks, truth.records, strict=True):

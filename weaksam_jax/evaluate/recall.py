@@ -35,7 +35,7 @@ def proposal_recall(
 ) -> dict[str, float]:
     """Share (0..1) of the objects found at each IoU, {"0.50": ..., "0.75": ..., "0.90": ...}.
 
-    boxes: `[n, 4]` an image of `truth`, best first; limit: only the first `limit` count. Matching
+    boxes: `[n, 4]` per image of `truth`, best first; limit: only the first `limit` count. Matching
     is one-to-one and greedy. Crowds do not count; difficult objects do, as in the paper's tables,
     unless `difficult` is False. (WeakSAM's evaluator, but for the images without proposals that it
     drops from the denominator: here their objects count as missed.)
@@ -58,7 +58,7 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
     all that are not on a difficult object or crowd. recall50: matched objects over all that are
     neither. part_only: objects not matched, but holding a wrong pseudo box of their class (75 % of
     its area inside; wrong: neither matched nor on a difficult object or crowd); missed: the other
-    unmatched ones. per_image: pseudo boxes an image. per_class: the same (but for per_image) of
+    unmatched ones. per_image: pseudo boxes per image. per_class: the same (but for per_image) of
     each class that has a box or an object.
     """
     found = as_arrays(pgt["annotations"], truth)

@@ -1,4 +1,4 @@
-"""Average precision and CorLoc as the VOC devkit and the WSOD papers define them."""
+"""Average precision as the VOC devkit defines it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from weaksam_jax.boxes import iou as box_iou
-from weaksam_jax.data.detections import Detections, as_arrays
+from weaksam_jax.data.detections import DetectionTable, as_arrays
 from weaksam_jax.data.records import TruthSplit
 
 # (detection, image, index of objects) -> IoU of the detection with each of those objects.
@@ -26,8 +26,9 @@ def voc_ap(
     the object is not taken yet, ignored when the object is difficult (or a crowd), else wrong.
     rule "07": mean precision at recalls 0, 0.1, ... 1; "12": area under the monotone precision.
     Classes without a non-difficult object have no AP. The devkit's IoU of 1-based inclusive corners
-    with "+1" is the IoU of the continuous corners used here, fractions included. (The released MIST
-    code makes both boxes a pixel larger before it adds the 1 once more, which is a little kinder.)
+    with "+1" is the IoU of the continuous corners used here, fractions included. (MIST's
+    official code makes both boxes a pixel larger before it adds the 1 once more, which is a little
+    kinder: docs/provenance/mil.md, section 4.)
     The key is "ap50" whatever `iou` is.
     """
     per_class = class_precisions(as_arrays(detections, truth), truth, iou, rule)
@@ -35,7 +36,7 @@ def voc_ap(
 
 
 def class_precisions(
-    found: Detections, truth: TruthSplit, iou: float, rule: str, overlap: Overlap | None = None
+    found: DetectionTable, truth: TruthSplit, iou: float, rule: str, overlap: Overlap | None = None
 ) -> dict[str, float]:
     """{class name: AP in percent} of the classes with an object that is not difficult."""
     per_class = {}
@@ -54,7 +55,7 @@ def mean_precision(per_class: Mapping[str, float]) -> float:
 
 
 def match_class(
-    found: Detections, truth: TruthSplit, label: int, iou: float, overlap: Overlap | None = None
+    found: DetectionTable, truth: TruthSplit, label: int, iou: float, overlap: Overlap | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(right bool `[n]`, wrong bool `[n]`, positives) of one class, by falling score.
 
@@ -63,22 +64,13 @@ def match_class(
     overlap = overlap or _box_overlap(found, truth)
     index = np.flatnonzero(found.labels == label)
     index = index[np.argsort(-found.scores[index], kind="stable")]
-    objects, positives = {}, 0
-    for image, record in enumerate(truth.records):
-        own = np.flatnonzero(record.labels == label)
-        ignored = (record.difficult | record.crowd)[own]
-        positives += int((~ignored).sum())
-        if len(own):
-            objects[image] = (own, ignored)
+    objects, positives = _objects(truth, label)
     taken = {image: np.zeros(len(own), bool) for image, (own, _) in objects.items()}
     right, wrong = np.zeros(len(index), bool), np.zeros(len(index), bool)
     for rank, detection in enumerate(index):
         image = int(found.image[detection])
-        if image not in objects:
-            wrong[rank] = True
-            continue
-        own, ignored = objects[image]
-        overlaps = overlap(int(detection), image, own)
+        own, ignored = objects.get(image, (None, None))
+        overlaps = [-1.0] if own is None else overlap(int(detection), image, own)
         best = int(np.argmax(overlaps))
         if overlaps[best] < iou:
             wrong[rank] = True
@@ -88,7 +80,19 @@ def match_class(
     return right, wrong, positives
 
 
-def _box_overlap(found: Detections, truth: TruthSplit) -> Overlap:
+def _objects(truth: TruthSplit, label: int) -> tuple[dict[int, tuple], int]:
+    """Image index -> (index of its objects of a class, bool: ignored), and how many are not."""
+    objects, positives = {}, 0
+    for image, record in enumerate(truth.records):
+        own = np.flatnonzero(record.labels == label)
+        ignored = (record.difficult | record.crowd)[own]
+        positives += int((~ignored).sum())
+        if len(own):
+            objects[image] = (own, ignored)
+    return objects, positives
+
+
+def _box_overlap(found: DetectionTable, truth: TruthSplit) -> Overlap:
     def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
         boxes = truth.records[image].boxes[own].astype(np.float64)
         return box_iou(found.boxes[detection][None], boxes)[0]
@@ -106,42 +110,3 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> f
         reached = place < len(recall)
         return float(np.where(reached, envelope[np.minimum(place, len(recall) - 1)], 0).mean())
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
-
-
-def corloc(
-    detections: Sequence[Mapping],
-    truth: TruthSplit,
-    iou: float = 0.5,
-    convention: Literal["continuous", "release"] = "continuous",
-) -> dict:
-    """CorLoc in percent: {"corloc": mean over classes, "per_class": {name: CorLoc}}.
-
-    Of the images that contain a class (difficult objects included), the share in which the single
-    best detection of the class has IoU > `iou` (strict, as in the text of the PASCAL criterion that
-    Deselaers et al. 2012 took; its devkit's AP takes >=) with an object of the class; an image
-    without a detection of it is a miss.
-
-    convention "release": what the released MIST script makes of the same boxes. It compares
-    detections in 0-based inclusive corners, rounded to 0.1 pixel, with the 1-based corners of the
-    annotation, widths counting the last pixel. The "+1" is what continuous corners have anyway;
-    what remains is that every object stands one pixel further right and down.
-    """
-    found = as_arrays(detections, truth)
-    boxes, shift = found.boxes, 0.0
-    if convention == "release":
-        last = np.asarray([0, 0, 1, 1])
-        boxes, shift = np.round(boxes - last, 1) + last, 1.0
-    best: dict[tuple[int, int], int] = {}
-    for index in np.argsort(-found.scores, kind="stable"):
-        best.setdefault((int(found.image[index]), int(found.labels[index])), int(index))
-    per_class = {}
-    for label, name in enumerate(truth.classes):
-        hits = []
-        for image, record in enumerate(truth.records):
-            own = record.boxes[record.labels == label].astype(np.float64) + shift
-            if len(own):
-                place = best.get((image, label))
-                hits.append(place is not None and box_iou(boxes[place][None], own).max() > iou)
-        if hits:
-            per_class[name] = 100 * float(np.mean(hits))
-    return {"corloc": mean_precision(per_class), "per_class": per_class}

@@ -1,26 +1,66 @@
-"""What a run folder holds, read for the report. Every part may be missing: None then."""
+"""What a run made, read for the report. Every part may be missing: None then."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh
+from weaksam_jax.data.detections import by_image, label_of, naming
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import Proposals, is_stored, read_proposals, read_stored
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
 
-# COCO files of a run: name in the report, place, and the split whose images it speaks of.
-FILES = {
-    "mil": ("wsod/detections_test.json", "test"),
-    "pgt": ("pgt/pgt.json", "train"),
-    "top1": ("pgt/top1.json", "train"),
-    "retrain": ("retrain/detections_test.json", "test"),
-    "masks": ("masks/pseudo.json", "train"),
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where the parts of a run are. The report looks nowhere else; every part may be missing.
+
+    root: the page names the others as seen from here. page: the report itself. clues, proposals:
+    stores. mil, retrain: detections on the test split, COCO results; pgt, top1, masks: COCO
+    annotation files of the training split.
+    """
+
+    root: Path
+    page: Path
+    settings: Path
+    metrics: Path
+    log: Path
+    clues: Path
+    proposals: Path
+    mil: Path
+    pgt: Path
+    top1: Path
+    retrain: Path
+    masks: Path
+
+    def shown(self, path: Path) -> str:
+        """A path as the page names it."""
+        inside = path.is_relative_to(self.root)
+        return (path.relative_to(self.root) if inside else path).as_posix()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A COCO file of a run: the split whose images it speaks of, its stage, the words for it."""
+
+    role: Literal["train", "test"]
+    stage: str
+    words: str
+
+
+# By their names in `RunFiles` and `Artefacts.found`.
+PARTS = {
+    "mil": Part("test", "wsod", "detections of the MIL detector"),
+    "pgt": Part("train", "pgt", "adaptive pseudo boxes"),
+    "top1": Part("train", "pgt", "top-1 pseudo boxes"),
+    "retrain": Part("test", "retrain", "detections of the retrained detector"),
+    "masks": Part("train", "masks", "pseudo masks"),
 }
 
 
@@ -29,7 +69,7 @@ class Found:
     """Boxes of one image, best first.
 
     boxes `[n, 4]` x1 y1 x2 y2 in pixels; labels int `[n]` class indices; scores `[n]` (1 where the
-    file has none); masks: COCO RLE or None, one a box.
+    file has none); masks: COCO RLE or None, one per box.
     """
 
     boxes: np.ndarray
@@ -46,58 +86,49 @@ class Found:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """A run folder. found: per name of `FILES`, image id -> `Found` (every image of the split)."""
+    """What a run made.
 
-    run: Path
+    found: per name of `PARTS`, image id -> `Found` (every image of the split has one).
+    """
+
+    files: RunFiles
     train: TagSplit
     test: TagSplit | None
     metrics: dict
     settings: dict
     log: dict[str, list[dict]]
     found: Mapping[str, dict[int, Found] | None]
-    proposal_root: Path
 
     def clues(self, image_id: int) -> dict[str, np.ndarray] | None:
         """coarse, fine `[c, h, w]`, class_ids, class_logits, points of a training image."""
-        place = self.run / "clues", self.train.split, image_id
+        place = self.files.clues, self.train.split, image_id
         return read_stored(*place)[0] if is_stored(*place) else None
 
     def proposals(self, image_id: int) -> Proposals | None:
         """The proposals of a training image."""
-        place = self.proposal_root, self.train.split, image_id
+        place = self.files.proposals, self.train.split, image_id
         return read_proposals(*place) if is_stored(*place) else None
 
     @property
     def detections(self) -> dict[int, Found] | None:
-        """Of the last detector of the road on the test split."""
+        """Of the last detector of the pipeline on the test split."""
         return self.found["retrain"] or self.found["mil"]
 
 
-def read_artefacts(run: Path, train: TagSplit, test: TagSplit | None) -> Artefacts:
-    """Opens a run folder; raises `BadInput` only for a file that is there, but broken.
+def read_artefacts(files: RunFiles, train: TagSplit, test: TagSplit | None) -> Artefacts:
+    """Opens a run; raises `BadInput` only for a file that is there, but broken.
 
     Without `test` the files about test images count as missing.
     """
     splits = {"train": train, "test": test}
-    settings = _json(run / "settings.json") or {}
-    source = settings.get("proposals", "sam")
-    own = source in ("sam", "selective_search")
-    return Artefacts(
-        run,
-        train,
-        test,
-        _json(run / "metrics.json") or {},
-        settings,
-        read_log(run),
-        {name: _found(run / place, splits[role]) for name, (place, role) in FILES.items()},
-        run / "proposals" if own else Path(source),
-    )
+    settings, metrics = _json(files.settings) or {}, _json(files.metrics) or {}
+    found = {name: _found(getattr(files, name), splits[part.role]) for name, part in PARTS.items()}
+    return Artefacts(files, train, test, metrics, settings, read_log(files.log), found)
 
 
-def read_log(run: Path) -> dict[str, list[dict]]:
-    """The lines of the run's `log.jsonl`, by stage, in order of steps."""
+def read_log(path: Path) -> dict[str, list[dict]]:
+    """The lines of a run's `log.jsonl`, by stage, in order of steps."""
     stages = defaultdict(list)
-    path = run / "log.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for number, text in enumerate(lines):
         try:
@@ -121,23 +152,17 @@ def _found(path: Path, split: TagSplit | None) -> dict[int, Found] | None:
     if content is None:
         return None
     rows = content["annotations"] if isinstance(content, dict) else content
-    class_of = {category: label for label, category in enumerate(split.category_ids)}
-    by_image = {record.image_id: [] for record in split.records}
-    for row in rows:
-        if row["image_id"] not in by_image or row["category_id"] not in class_of:
-            what = f"image {row['image_id']}, category {row['category_id']}"
-            problem = f"holds {what}, which {split.dataset}/{split.split} does not have"
-            raise BadInput(path, problem, "make it again with this data set")
-        by_image[row["image_id"]].append(row)
-    return {image_id: _one(rows, class_of) for image_id, rows in by_image.items()}
+    with naming(path):
+        own = by_image(rows, split)
+    labels = label_of(split)
+    return {image_id: _one(rows, labels) for image_id, rows in own.items()}
 
 
-def _one(rows: list[dict], class_of: dict[int, int]) -> Found:
+def _one(rows: list[Mapping], labels: Mapping[int, int]) -> Found:
     rows = sorted(rows, key=lambda row: -row.get("score", 1.0))
-    boxes = np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
     return Found(
-        from_xywh(boxes),
-        np.asarray([class_of[row["category_id"]] for row in rows], np.int64),
+        from_xywh(np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4)),
+        np.asarray([labels[row["category_id"]] for row in rows], np.int64),
         np.asarray([row.get("score", 1.0) for row in rows], np.float64),
         tuple(row.get("segmentation") for row in rows),
     )

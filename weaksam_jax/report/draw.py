@@ -6,7 +6,8 @@ enlarged uint8 RGB picture. The input is never changed. Nothing here is random: 
 the same bytes.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from weaksam_jax.boxes import from_xywh, intersection
+from weaksam_jax.data.detections import label_of
+from weaksam_jax.data.records import TagSplit, TruthSplit
+from weaksam_jax.files import atomic_path
 
 Color = tuple[int, int, int]
 
@@ -78,7 +82,7 @@ def draw_boxes(
 ) -> np.ndarray:
     """Boxes with class names (and scores in percent) in the colour of their class.
 
-    boxes `[n, 4]` x1 y1 x2 y2; labels `[n]` class indices; classes: names; colors: one a class;
+    boxes `[n, 4]` x1 y1 x2 y2; labels `[n]` class indices; classes: names; colors: one per class;
     dashed `[n]`: drawn with broken lines; text False: lines only. Labels avoid each other and,
     where there is room, other boxes.
     """
@@ -186,27 +190,37 @@ def draw_masks(
 
 def draw_detections(
     image: np.ndarray,
-    detections: Sequence[dict],
-    classes: Sequence[str],
-    category_ids: Sequence[int],
+    detections: Sequence[Mapping],
+    split: TagSplit | TruthSplit,
     *,
     scale: float | None = None,
 ) -> np.ndarray:
-    """COCO results (or annotations) of one image: masks where there are any, boxes and scores."""
+    """COCO results (or annotations) of one image: masks where there are any, boxes and scores.
+
+    split: names the classes and their category ids. The best are drawn last.
+    """
     scale = display_scale(image) if scale is None else scale
-    ordered = sorted(detections, key=lambda d: d.get("score", 1.0))
-    labels = [list(category_ids).index(d["category_id"]) for d in ordered]
-    masked = [
-        (d["segmentation"], c)
-        for d, c in zip(ordered, labels, strict=True)
-        if d.get("segmentation")
-    ]
-    colors = class_colors(len(classes))
-    picture = draw_masks(image, [m for m, _ in masked], [c for _, c in masked], colors, scale=scale)
-    boxes = np.asarray([d["bbox"] for d in ordered], float).reshape(-1, 4)
-    scored = all("score" in d for d in ordered)
-    scores = [d["score"] for d in ordered] if scored else None
-    return draw_boxes(picture, from_xywh(boxes) * scale, labels, classes, scores, colors, scale=1)
+    ordered = sorted(detections, key=lambda one: one.get("score", 1.0))
+    labels = [label_of(split)[one["category_id"]] for one in ordered]
+    shapes = [one.get("segmentation") for one in ordered]
+    masked = [(mask, label) for mask, label in zip(shapes, labels, strict=True) if mask]
+    colors = class_colors(len(split.classes))
+    rles, own = [mask for mask, _ in masked], [label for _, label in masked]
+    picture = draw_masks(image, rles, own, colors, scale=scale)
+    boxes = from_xywh(np.asarray([one["bbox"] for one in ordered], float).reshape(-1, 4)) * scale
+    scored = all("score" in one for one in ordered)
+    scores = [one["score"] for one in ordered] if scored else None
+    return draw_boxes(picture, boxes, labels, split.classes, scores, colors, scale=1)
+
+
+def save_png(path: str | Path, picture: np.ndarray | bytes) -> None:
+    """Writes uint8 RGB `[h, w, 3]`, or the bytes of a PNG, atomically."""
+    if not isinstance(picture, bytes):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG", optimize=True)
+        picture = file.getvalue()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(picture)
 
 
 def _rectangle(pen, box: np.ndarray, color: Color, thickness: int, dashed: bool) -> None:

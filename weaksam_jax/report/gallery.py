@@ -1,40 +1,35 @@
 """The report's rows as one PNG, for README and quick looks."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.files import atomic_path
 from weaksam_jax.report import panels
-from weaksam_jax.report.artefacts import read_artefacts
+from weaksam_jax.report.artefacts import RunFiles, read_artefacts
 from weaksam_jax.report.choose import showcase
-from weaksam_jax.report.draw import label_font
-from weaksam_jax.report.sheet import contact_sheet
+from weaksam_jax.report.contact_sheet import contact_sheet
+from weaksam_jax.report.draw import label_font, save_png
 
 
 def save_gallery(
-    run: Path, train: TagSplit, train_truth: TruthSplit | None, path_png: Path, images: int = 4
+    files: RunFiles, train: TagSplit, truth: TruthSplit | None, out: Path, images: int = 4
 ) -> Path:
-    """Writes `images` training images, a row each, with the column names above; returns the path.
+    """Writes `images` training images, one row per image, with the column names above, to a PNG.
 
-    The same run folder gives the same bytes.
+    The same run gives the same bytes. Returns `out`.
     """
-    artefacts = read_artefacts(Path(run), train, None)
-    truths = panels.truth_by_id(train_truth)
+    artefacts = read_artefacts(files, train, None)
+    truths = panels.truth_by_id(truth)
     chosen = showcase(train.records, images)
     rows = panels.rows(artefacts, chosen, truths, panels.train_row)
     names = list(dict.fromkeys(panel.name for row in rows for panel in row.panels))
     cells = [_cell(row, name) for row in rows for name in names]
     sheet = contact_sheet(cells, len(names), cell=_size(cells))
     titled = _titles(sheet, names)
-    file = io.BytesIO()
-    Image.fromarray(titled).save(file, "PNG", optimize=True)
-    with atomic_path(path_png) as temporary:
-        temporary.write_bytes(file.getvalue())
-    return Path(path_png)
+    save_png(out, titled)
+    return Path(out)
 
 
 def _cell(row: panels.Row, name: str) -> np.ndarray:

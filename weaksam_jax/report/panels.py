@@ -1,4 +1,4 @@
-"""The pictures of one image, side by side: what each stage of the road saw or made of it."""
+"""The pictures of one image, side by side: what each stage of the pipeline saw or made of it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -230,14 +230,14 @@ def rows(
     truths: dict[int, TruthRecord],
     make: Callable[[Scene], Row],
 ) -> list[Row]:
-    """A row for every record."""
+    """One row per record."""
     return [make(open_scene(artefacts, r, truths.get(r.image_id))) for r in records]
 
 
-def _absent(scene: Scene, folder: str, name: str) -> Panel | None:
+def _absent(scene: Scene, store: str, name: str) -> Panel | None:
     """An empty panel where only this image has no file; none where the run has no such stage."""
-    root = {"clues": scene.artefacts.run / "clues", "proposals": scene.artefacts.proposal_root}
-    if (root[folder] / scene.artefacts.train.split).exists():
+    root = getattr(scene.artefacts.files, store)
+    if (root / scene.artefacts.train.split).exists():
         return Panel(name, "no file for this image", None)
     return None
 

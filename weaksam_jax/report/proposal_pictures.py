@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from weaksam_jax.data.store import SOURCES, Proposals
-from weaksam_jax.files import atomic_path
+from weaksam_jax.report.contact_sheet import contact_sheet
 from weaksam_jax.report.draw import (
     PALETTE,
     display_scale,
@@ -21,7 +20,6 @@ from weaksam_jax.report.draw import (
     label_font,
     overlay_map,
 )
-from weaksam_jax.report.sheet import contact_sheet
 
 SOURCE_COLORS = PALETTE[: len(SOURCES)]
 _TITLE = 24  # height in pixels of the line above a picture
@@ -54,7 +52,7 @@ def proposal_sheet(image: np.ndarray, proposals: Proposals, columns: int = 3) ->
 
 
 def similarity_picture(matrices: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> bytes:
-    """Cosine similarities as heat maps side by side, one a source, in one colour scale: a PNG.
+    """Cosine similarities as heat maps side by side, one per source, in one colour scale: a PNG.
 
     matrices: name -> `[n, n]`. notes: name -> a line under the name. The same input gives the same
     bytes.
@@ -76,16 +74,6 @@ def similarity_picture(matrices: Mapping[str, np.ndarray], notes: Mapping[str, s
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def save_png(path: str | Path, picture: np.ndarray | bytes) -> None:
-    """Writes uint8 RGB `[h, w, 3]`, or the bytes of a PNG, atomically."""
-    if not isinstance(picture, bytes):
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG", optimize=True)
-        picture = file.getvalue()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(picture)
 
 
 def _boxes(picture: np.ndarray, proposals: Proposals, scale: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from weaksam_jax.report.artefacts import Artefacts
 # Known figures: place in metrics.json, name, what it says, and whether it is a share (0..1).
 KNOWN = (
     ("clues.tag_map", "Tag mAP", "how well the clue network names the classes of test images", 1),
-    ("proposals.per_image", "Proposals an image", "boxes SAM (or selective search) offers", 0),
+    ("proposals.per_image", "Proposals per image", "boxes SAM (or selective search) offers", 0),
     ("proposals.recall.0.50", "Proposal recall, IoU 0.5", "objects that some proposal covers", 1),
     ("proposals.recall.0.75", "Proposal recall, IoU 0.75", "the same, tightly", 1),
     ("proposals.recall.0.90", "Proposal recall, IoU 0.9", "the same, almost exactly", 1),
@@ -22,7 +22,7 @@ KNOWN = (
     ("wsod.ap", "AP of the MIL detector", "mean over IoU 0.5 to 0.95", 2),
     ("pgt_top1.precision50", "Top-1 pseudo boxes: precision", "boxes that are right", 1),
     ("pgt_top1.recall50", "Top-1 pseudo boxes: recall", "training objects that are found", 1),
-    ("pgt.per_image", "Adaptive pseudo boxes an image", "what the detector is retrained on", 0),
+    ("pgt.per_image", "Adaptive pseudo boxes per image", "what the detector is retrained on", 0),
     ("pgt.precision50", "Adaptive pseudo boxes: precision", "boxes that are right", 1),
     ("pgt.recall50", "Adaptive pseudo boxes: recall", "training objects that are found", 1),
     ("masks.iou", "IoU of the pseudo masks", "with the true mask that fits best", 1),
@@ -46,7 +46,7 @@ class Figure:
 
 
 def results(metrics: Mapping) -> tuple[list[Figure], list[Figure]]:
-    """(known figures in the road's order, all others under their own names)."""
+    """(known figures in the pipeline's order, all others under their own names)."""
     values = dict(flatten(metrics))
     known = [
         Figure(key, name, meaning, as_text(values[key], kind))

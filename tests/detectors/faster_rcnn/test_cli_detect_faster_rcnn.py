@@ -20,7 +20,7 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.data.batches import resize_to_canvas
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
-from weaksam_jax.data.mini_set.write import CLASSES, write_mini
+from weaksam_jax.data.mini_set import CLASSES, write_mini
 from weaksam_jax.data.store import proposal_path
 from weaksam_jax.detectors.faster_rcnn import network
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07

@@ -8,7 +8,7 @@ import pytest
 from tiny_mil import TINY, write_random
 
 from weaksam_jax.data.datasets import open_tags
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.detectors.mil.train import train_wsod
 from weaksam_jax.engine.mesh import data_mesh
 

@@ -45,8 +45,8 @@ def test_results_files_and_figures(world, trained, flags, tmp_path, capsys):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     truth = open_truth(data, "test")
     assert metrics["voc12"] == voc_ap(found, truth, rule="12")
-    assert metrics["corloc_release"] == corloc(found, truth, convention="release")
-    assert f"{metrics['voc07']['ap50']:6.2f}" in printed and "CorLoc as released" in printed
+    assert metrics["corloc_official"] == corloc(found, truth, convention="official")
+    assert f"{metrics['voc07']['ap50']:6.2f}" in printed and "CorLoc, official" in printed
     assert all(f"  {name}" in printed for name in metrics["corloc"]["per_class"])
     rows = [path.read_text().splitlines() for path in comp4.glob("comp4_det_test_*.txt")]
     assert len(rows) == len(test.classes) and sum(map(len, rows)) == len(found)

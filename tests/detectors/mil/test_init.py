@@ -9,7 +9,7 @@ import pytest
 from tiny_mil import TINY, write_random
 
 from weaksam_jax.data.datasets import open_tags
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.detectors.mil.config import WsodSettings
 from weaksam_jax.detectors.mil.network import build_model, load_init
 from weaksam_jax.detectors.mil.train import train_wsod

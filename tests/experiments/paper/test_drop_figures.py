@@ -12,7 +12,7 @@ from experiments.pipeline.config import mini
 from experiments.pipeline.stages import jsonable
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
 from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, DropSettings
 from weaksam_jax.detectors.faster_rcnn.network import build_model, init_model

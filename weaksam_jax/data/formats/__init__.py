@@ -1,1 +1,1 @@
-"""Layouts of data sets on disk, one file a layout; `weaksam_jax.data.datasets` chooses by the files."""
+"""Readers of data sets on disk, one file per format; `weaksam_jax.data.datasets` has the table."""

@@ -7,7 +7,7 @@ from weaksam_jax.errors import BadInput
 
 
 def read_classes(path: Path) -> tuple[str, ...] | None:
-    """Class names of a `classes.txt` (one a line, in the order of ids); None without it.
+    """Class names of a `classes.txt` (one per line, in the order of ids); None without it.
 
     Raises `BadInput` when it names no class, or one twice, or is no UTF-8 text.
     """
@@ -21,7 +21,7 @@ def read_classes(path: Path) -> tuple[str, ...] | None:
     twice = first_duplicate(names)
     if twice is not None or not names:
         problem = "names no class" if twice is None else f"names class {twice} twice"
-        raise BadInput(path, problem, "write one class name a line")
+        raise BadInput(path, problem, "write one class name per line")
     return names
 
 

@@ -92,7 +92,7 @@ def _read(path: Path) -> list[_Row]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(path, f"cannot be read ({error})", "save it as UTF-8 CSV") from error
     if not rows:
-        raise BadInput(path, "lists no image", "add one line an image: file,tags,split")
+        raise BadInput(path, "lists no image", "add one line per image: file,tags,split")
     twice = first_duplicate(row.file for row in rows)
     if twice is not None:
         raise BadInput(path, f"{twice} is listed twice", "list every image once")

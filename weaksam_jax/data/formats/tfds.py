@@ -25,6 +25,11 @@ _YEARS = ("2007", "2012")
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
+def find_tfds(path: str | Path) -> Path | None:
+    """The VOC folder of a path that starts with `tfds:`, see `tfds_folder`; else None."""
+    return tfds_folder(str(path)) if str(path).startswith(PREFIX) else None
+
+
 def tfds_folder(name: str, cache: str | Path | None = None) -> Path:
     """The VOC folder of `tfds:voc/2007` or `tfds:voc/2012`, exported on the first call.
 

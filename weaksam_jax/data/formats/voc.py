@@ -62,7 +62,7 @@ def voc_split_names(root: Path) -> dict[str, str]:
     raise BadInput(
         root / "ImageSets" / "Main",
         "has no pair of lists trainval and test, or train and val",
-        "add trainval.txt and test.txt, one image name a line",
+        "add trainval.txt and test.txt, one image name per line",
     )
 
 
@@ -176,7 +176,7 @@ def _classes(root: Path) -> tuple[str, ...]:
         annotations = (root / "Annotations" / f"{name}.xml" for name in _all_names(root))
         names = {label for path in annotations if path.exists() for label, *_ in _objects(path)}
     if not names:
-        hint = f"add annotations, or {root / 'classes.txt'} with a class a line"
+        hint = f"add annotations, or {root / 'classes.txt'} with one class per line"
         raise BadInput(root / "Annotations", "names no object at all", hint)
     return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
 

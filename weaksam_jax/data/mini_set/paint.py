@@ -17,7 +17,7 @@ class Part:
     """One polygon of an object.
 
     points: float `[n, 2]`, object frame. color, second: RGB in [0, 1], mixed by the texture.
-    texture: a name of `_TEXTURES`; frequency: cycles a unit length. telling: the part by which the
+    texture: a name of `TEXTURES`; frequency: cycles per unit length. telling: the part by which the
     class is known at a glance.
     """
 

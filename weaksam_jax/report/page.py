@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -14,48 +14,35 @@ from PIL import Image
 from weaksam_jax.data.records import TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.files import write_text
 from weaksam_jax.report import curves, panels, tables
-from weaksam_jax.report.artefacts import FILES, Artefacts, read_artefacts
+from weaksam_jax.report.artefacts import PARTS, Artefacts, RunFiles, read_artefacts
 from weaksam_jax.report.choose import judge, showcase, worst
 from weaksam_jax.report.draw import class_colors
 
 TRAIN_IMAGES, TEST_IMAGES, WORST_IMAGES = 12, 8, 5
 MOST_BYTES = 7_000_000  # of all pictures together as base64
 _QUALITIES = (85, 75, 60, 40, 20)
-# What makes each part of the report: the file's name here, the stage, the words.
-_PARTS = {
-    "mil": ("wsod", "detections of the MIL detector"),
-    "pgt": ("pgt", "adaptive pseudo boxes"),
-    "top1": ("pgt", "top-1 pseudo boxes"),
-    "retrain": ("retrain", "detections of the retrained detector"),
-    "masks": ("masks", "pseudo masks"),
-}
 
 
 def write_report(
-    run: Path,
-    train: TagSplit,
-    test: TagSplit,
-    train_truth: TruthSplit | None,
-    test_truth: TruthSplit | None,
+    files: RunFiles, splits: Mapping[str, TagSplit], truths: Mapping[str, TruthSplit | None]
 ) -> Path:
-    """Writes `run/report/index.html` (at most 8 MB) and returns its path.
+    """Writes `files.page` (at most 8 MB) and returns its path.
 
-    What a switched-off stage or a data set without boxes leaves out, the page says. The same run
-    folder gives the same bytes. Raises `BadInput` for a broken image or file of the run.
+    splits, truths: "train" and "test". What a switched-off stage or a data set without boxes leaves
+    out, the page says. The same run gives the same bytes. Raises `BadInput` for a broken image or
+    file of the run.
     """
-    artefacts = read_artefacts(Path(run), train, test)
-    train_truths, test_truths = panels.truth_by_id(train_truth), panels.truth_by_id(test_truth)
-    groups = {
-        "train_rows": _train_rows(artefacts, train_truths),
-        "test_rows": _test_rows(artefacts, test_truths),
-        "worst_train": _worst_train(artefacts, train_truths),
-        "worst_test": _worst_test(artefacts, test_truths),
+    artefacts = read_artefacts(files, splits["train"], splits["test"])
+    train, test = (panels.truth_by_id(truths[role]) for role in ("train", "test"))
+    rows = {
+        "train_rows": _train_rows(artefacts, train),
+        "test_rows": _test_rows(artefacts, test),
+        "worst_train": _worst_train(artefacts, train),
+        "worst_test": _worst_test(artefacts, test),
     }
-    context = _facts(artefacts, train_truth, test_truth) | _curves(artefacts)
-    page = _template().render(**context, **_with_pictures(groups))
-    path = Path(run) / "report" / "index.html"
-    write_text(path, page)
-    return path
+    context = _facts(artefacts, truths) | _curves(artefacts)
+    write_text(files.page, _template().render(**context, **_with_pictures(rows)))
+    return files.page
 
 
 def _train_rows(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[panels.Row]:
@@ -98,20 +85,16 @@ def _worst_test(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[pa
     return panels.rows(artefacts, chosen, truths, panels.test_row)
 
 
-def _facts(artefacts: Artefacts, train_truth, test_truth) -> dict:
+def _facts(artefacts: Artefacts, truths: Mapping[str, TruthSplit | None]) -> dict:
     """Header, tables, and what this run does not have."""
     metrics, settings, train = artefacts.metrics, artefacts.settings, artefacts.train
     known, others = tables.results(metrics)
-    classes = [
-        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
-        for name, color in zip(train.classes, class_colors(len(train.classes)), strict=True)
-    ]
     return {
         "dataset": metrics.get("dataset", {}).get("name", train.dataset),
         "train": train,
         "test": artefacts.test,
         "negatives": sum(not record.tags for record in train.records),
-        "classes": classes,
+        "classes": _classes(train),
         "preset": settings.get("preset"),
         "seed": metrics.get("seed", settings.get("seed")),
         "versions": metrics.get("versions", {}),
@@ -119,32 +102,43 @@ def _facts(artefacts: Artefacts, train_truth, test_truth) -> dict:
         "known": known,
         "others": others,
         "seconds": tables.seconds(metrics),
-        "by_class": tables.by_class(artefacts, train_truth),
+        "by_class": tables.by_class(artefacts, truths["train"]),
         "missing": _missing(artefacts),
-        "has": {name: artefacts.found[name] is not None for name in FILES},
-        "train_truth": train_truth is not None,
-        "test_truth": test_truth is not None,
+        "has": {name: found is not None for name, found in artefacts.found.items()},
+        "train_truth": truths["train"] is not None,
+        "test_truth": truths["test"] is not None,
         "score": panels.DETECTION_SCORE,
         "most_proposals": panels.MOST_PROPOSALS,
     }
 
 
+def _classes(train: TagSplit) -> list[dict]:
+    """Name and colour of every class."""
+    colors = class_colors(len(train.classes))
+    return [
+        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
+        for name, color in zip(train.classes, colors, strict=True)
+    ]
+
+
 def _missing(artefacts: Artefacts) -> list[tuple[str, str, str]]:
-    """(words, file, stage) of what this run folder does not have."""
-    found = [
-        (words, FILES[name][0], stage)
-        for name, (stage, words) in _PARTS.items()
+    """(words, file, stage) of what this run does not have."""
+    files, split = artefacts.files, artefacts.train.split
+    stores = {"class maps and points": files.clues / split, "proposals": files.proposals / split}
+    lost = [
+        (words, files.shown(path), "proposals")
+        for words, path in stores.items()
+        if not path.exists()
+    ]
+    return lost + [
+        (part.words, files.shown(getattr(files, name)), part.stage)
+        for name, part in PARTS.items()
         if artefacts.found[name] is None
     ]
-    split = artefacts.train.split
-    if not (artefacts.proposal_root / split).exists():
-        found.insert(0, ("proposals", f"proposals/{split}", "proposals"))
-    if not (artefacts.run / "clues" / split).exists():
-        found.insert(0, ("class maps and points", f"clues/{split}", "proposals"))
-    return found
 
 
 def _curves(artefacts: Artefacts) -> dict:
+    """The SVGs of the losses, of recall and of pseudo boxes; None where there is no figure."""
     losses = [
         {
             "stage": stage,
@@ -156,45 +150,41 @@ def _curves(artefacts: Artefacts) -> dict:
     ]
     figures = {"recall": curves.recall_curve, "pgt_bars": curves.pgt_bars}
     drawn = {name: draw(artefacts.metrics) for name, draw in figures.items()}
-    return {"losses": losses} | {
-        k: None if svg is None else Markup(svg) for k, svg in drawn.items()
-    }
+    svgs = {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}
+    return {"losses": losses, **svgs}
 
 
 def _speed(lines: Sequence[dict]) -> float | None:
-    """Median images a second."""
+    """Median images per second."""
     speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
     return float(np.median(speeds)) if speeds else None
 
 
 def _with_pictures(groups: dict[str, list[panels.Row]]) -> dict[str, list[dict]]:
     """The rows as plain values, pictures as data URIs, at the best quality that fits."""
-    images = [
-        panel.image
-        for rows in groups.values()
-        for row in rows
-        for panel in row.panels
-        if panel.image is not None
-    ]
-    encoded = iter(_fitting(images))
+    shown = [panel for rows in groups.values() for row in rows for panel in row.panels]
+    encoded = iter(_fitting([panel.image for panel in shown if panel.image is not None]))
     return {name: [_plain(row, encoded) for row in rows] for name, rows in groups.items()}
 
 
-def _plain(row: panels.Row, encoded) -> dict:
+def _plain(row: panels.Row, encoded: Iterator[str]) -> dict:
+    """A row for the template; takes its pictures from `encoded`."""
     record = row.record
-    shown = [
-        {
-            "name": panel.name,
-            "note": panel.note,
-            "size": None if panel.image is None else panel.image.shape[1::-1],
-            "uri": None if panel.image is None else Markup(next(encoded)),
-        }
-        for panel in row.panels
-    ]
-    size = f"{record.width} × {record.height}"
-    return {"file": record.file_name, "size": size, "tags": record.tags, "note": row.note} | {
-        "panels": shown
+    return {
+        "file": record.file_name,
+        "size": f"{record.width} × {record.height}",
+        "tags": record.tags,
+        "note": row.note,
+        "panels": [_plain_panel(panel, encoded) for panel in row.panels],
     }
+
+
+def _plain_panel(panel: panels.Panel, encoded: Iterator[str]) -> dict:
+    """A panel for the template; its picture is the next of `encoded`, if it has one."""
+    words = {"name": panel.name, "note": panel.note}
+    if panel.image is None:
+        return {**words, "size": None, "uri": None}
+    return {**words, "size": panel.image.shape[1::-1], "uri": Markup(next(encoded))}
 
 
 def _fitting(images: list[np.ndarray]) -> list[str]:

@@ -1,0 +1,56 @@
+"""Correct localisation (CorLoc), as the WSOD papers define it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.data.detections import DetectionTable, as_arrays
+from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.voc import mean_precision
+
+
+def corloc(
+    detections: Sequence[Mapping],
+    truth: TruthSplit,
+    iou: float = 0.5,
+    convention: Literal["continuous", "official"] = "continuous",
+) -> dict:
+    """CorLoc in percent: {"corloc": mean over classes, "per_class": {name: CorLoc}}.
+
+    Of the images that contain a class (difficult objects included), the share in which the single
+    best detection of the class has IoU > `iou` (strict, as in the text of the PASCAL criterion that
+    Deselaers et al. 2012 took; its devkit's AP takes >=) with an object of the class; an image
+    without a detection of it is a miss.
+
+    convention "official": what MIST's official script makes of the same boxes
+    (docs/provenance/mil.md, section 4). It compares detections in 0-based inclusive corners,
+    rounded to 0.1 pixel, with the 1-based corners of the annotation, widths counting the last
+    pixel. The "+1" is what continuous corners have anyway; what remains is that every object stands
+    one pixel further right and down.
+    """
+    found = as_arrays(detections, truth)
+    boxes, shift = found.boxes, 0.0
+    if convention == "official":
+        last = np.asarray([0, 0, 1, 1])
+        boxes, shift = np.round(boxes - last, 1) + last, 1.0
+    best, per_class = _best_of_each(found), {}
+    for label, name in enumerate(truth.classes):
+        hits = []
+        for image, record in enumerate(truth.records):
+            own = record.boxes[record.labels == label].astype(np.float64) + shift
+            if len(own):
+                place = best.get((image, label))
+                hits.append(place is not None and box_iou(boxes[place][None], own).max() > iou)
+        if hits:
+            per_class[name] = 100 * float(np.mean(hits))
+    return {"corloc": mean_precision(per_class), "per_class": per_class}
+
+
+def _best_of_each(found: DetectionTable) -> dict[tuple[int, int], int]:
+    """(image, class) -> its best detection, the first among equals."""
+    best: dict[tuple[int, int], int] = {}
+    for index in np.argsort(-found.scores, kind="stable"):
+        best.setdefault((int(found.image[index]), int(found.labels[index])), int(index))
+    return best
