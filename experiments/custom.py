@@ -1,4 +1,4 @@
-"""The whole road on your own photos: from image-level tags to boxes, masks and a report.
+"""The whole pipeline on your own photos: from image-level tags to boxes, masks and a report.
 
     python -m experiments.custom --data PATH --out runs/mine
 
@@ -11,24 +11,20 @@ PATH is (a) a VOCdevkit-like folder (JPEGImages, Annotations, ImageSets/Main), (
     park.jpg,dog,test
 
 Tags are separated by ";"; an image without tags is a negative. Nothing but tags is used for
-training. Figures that need true boxes are left out where there are none.
+training. Figures that need true boxes are left out where there are none. The same command with the
+same --out goes on where it was stopped; --config runs/mine/settings.json repeats or varies a run.
 """
 
 import sys
 
-from weaksam_jax.cli import entry_point
+from experiments.pipeline.commands import run
 
 
 def main(argv: list[str] | None = None) -> None:
-    # Inside, so that Ctrl-C during these imports (both worlds, seconds) ends in one line.
-    from experiments.pipeline.options import parse
-    from experiments.pipeline.stages import travel
-    from weaksam_jax.engine.distributed import start
+    from experiments.pipeline.jobs import main_job
 
-    options = parse(argv, __doc__, "python -m experiments.custom")
-    start()
-    travel(options)
+    main_job("custom", __doc__, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(run("custom"))

@@ -1,63 +1,44 @@
-"""Detections of a detector file on any data set: MIL from any proposals, or Faster R-CNN.
+"""Detections of any detector file on any data set.
 
-    python -m experiments.detect --weights runs/voc07/wsod/params.safetensors --preset light \\
-        --data /path/to/VOCdevkit/VOC2007 --split test --proposals runs/voc07/proposals \\
-        --clues runs/voc07/clues --backbone runs/voc07/backbone/lite0.safetensors --out found
-    python -m experiments.detect --weights faster_rcnn.safetensors --preset voc07_faster_rcnn \\
+    python -m experiments.detect --weights runs/voc07/retrain/params.safetensors \\
         --data /path/to/VOCdevkit/VOC2007 --split test --out found
+    python -m experiments.detect --weights runs/photos/wsod/params.safetensors --data PATH \\
+        --proposals runs/photos/proposals --clues runs/photos/clues \\
+        --frozen-backbone runs/photos/backbone/lite0.safetensors --out found
+    python -m experiments.detect --weights published.safetensors --preset voc07_faster_rcnn \\
+        --data PATH --out found
 
---weights: a detector trained here (wsod/ or retrain/params.safetensors of a run), or a published
-one that bridge.convert has converted. A Faster R-CNN (presets *_faster_rcnn) needs no proposals;
-its file states backbone, pixels, RoIAlign, anchors and what is known of its classes, and is
-followed; detections of classes that the data does not have are left out. --proposals, for MIL: a
-store of any origin:
-
-    a run's own              runs/NAME/proposals
-    SAM, selective search    python -m bridge.export --help
-    released pickles         python -m bridge.released_pickles read --data PATH --split S \\
-                                 --pickle F.pkl --store STORE
-
---preset names the settings that the detector was trained with, --settings.* changes one of them;
-settings that only test reads may be chosen freely: test_scales, test_mirrored, test_batch,
-max_proposals, min_side, nms, max_detections, every_class; of a Faster R-CNN views, mirrored,
-test_batch, test_pre_nms, test_post_nms, score_threshold, nms, max_detections, tag_power.
+--weights: a detector trained here, whose file states its config, or a published one that
+bridge.convert has made, with the --preset of the settings that it was trained with; what such a
+file states of itself is followed. Detections of classes that the data does not have are left out.
+--proposals, for MIL: a store of any origin, such as proposals/ of a run, or of bridge.export.
 
 Writes OUT/detections.json (COCO results), OUT/settings.json, and where the data set has boxes
-OUT/metrics.json: AP50 by both rules of VOC, COCO AP, and CorLoc (ours and as the official script
-counts it), which are printed too. AP wants a test split, CorLoc a training split. --voc-files
-writes what the VOC server takes, for test sets without annotations as well. A detection that was
-stopped goes on with the same command; a finished one is made anew, never reused.
+OUT/metrics.json, whose figures are printed too: AP50 by both rules of VOC, COCO AP, and CorLoc
+(ours and as the official script counts it). AP wants a test split, CorLoc a training split. A
+detection that was stopped goes on with the same command; a finished one is made anew.
 """
 
-import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from weaksam_jax.cli import entry_point
+from experiments.pipeline import detectors
+from experiments.pipeline.commands import run
+from experiments.pipeline.detectors import FASTER_RCNN_PRESETS, MIL_PRESETS, Config
+from experiments.pipeline.stored import StoredDetector, as_file_states, find
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.data.store import read_manifest
-from weaksam_jax.detectors.faster_rcnn import config as retraining
-from weaksam_jax.detectors.faster_rcnn import recipes as retrain_recipes
-from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
-from weaksam_jax.detectors.mil import recipes
-from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.engine.journal import Journal
-from weaksam_jax.errors import BadInput
-from weaksam_jax.files import file_fingerprint, fingerprint, write_json
+from weaksam_jax.errors import BadInput, did_you_mean
+from weaksam_jax.files import file_fingerprint, write_json
+from weaksam_jax.flags import FLAT, parse, peek
+from weaksam_jax.settings import to_plain
 
 JOURNAL = "unfinished.jsonl"
-FASTER_RCNN: dict[str, Callable[[], RetrainSettings]] = {
-    "mini_faster_rcnn": retraining.mini,
-    "light_faster_rcnn": retraining.light,
-    "voc07_faster_rcnn": retrain_recipes.voc07,
-    "voc12_faster_rcnn": retrain_recipes.voc12,
-    "coco14_faster_rcnn": retrain_recipes.coco14,
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +46,7 @@ class Detect:
     """Detects with a stored detector and measures what it found."""
 
     weights: Path
-    """The detector's parameters (.safetensors)."""
+    """The detector (.safetensors)."""
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
     out: Path
@@ -74,108 +55,64 @@ class Detect:
     """The proposal store of a MIL detector; it must hold the split."""
     split: str | None = None
     """The images to detect on [the data set's test split]."""
-    preset: str = "mini"
-    """Settings that the detector was trained with; a wrong name lists those there are."""
+    preset: str | None = None
+    """Settings that the detector was trained with, where its file does not state them; a wrong name
+    lists those there are."""
     clues: Path | None = None
     """Stored clues, for settings with clue_evidence, clue_power or tag_power (light)."""
-    backbone: Path | None = None
+    frozen_backbone: Path | None = None
     """Weights of a frozen backbone (light: backbone/lite0.safetensors of a run)."""
     voc_files: Path | None = None
     """Folder for comp4_det_<split>_<class>.txt, the files of the VOC evaluation server."""
-    settings: WsodSettings | RetrainSettings = tyro.MISSING
-    """Every setting of the detector; the defaults are the preset's."""
+    settings: Annotated[Config, FLAT] = field(default_factory=lambda: MIL_PRESETS["mini"]())
+    """Settings of the detector; those that only test reads may be chosen freely."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    detect(parse(argv))
+def main(argv: Sequence[str] | None = None) -> None:
+    detect(parse_options(sys.argv[1:] if argv is None else argv))
 
 
-def parse(argv: list[str] | None) -> Detect:
-    """Reads the flags. The preset sets the defaults of `--settings.*`."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default=Detect.preset)
-    name = first.parse_known_args(argv)[0].preset
-    known = recipes.PRESETS | FASTER_RCNN
-    if name not in known:
-        raise BadInput("--preset", f"{name} is no preset", f"choose from {', '.join(known)}")
+def parse_options(argv: Sequence[str]) -> Detect:
+    """Reads the flags; the settings' defaults are those of the preset, or of the file."""
     missing = dict.fromkeys(("weights", "data", "out"), tyro.MISSING)
-    return tyro.cli(
-        Detect,
-        args=argv,
-        prog="python -m experiments.detect",
-        description=f"{__doc__}\nPresets: {', '.join(known)}.",
-        default=Detect(**missing, preset=name, settings=known[name]()),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    settings = _settings(peek(argv, "weights"), peek(argv, "preset"), argv)
+    return parse(Detect, argv, __doc__, "detect", Detect(**missing, settings=settings))
+
+
+def _settings(weights: str | None, preset: str | None, argv: Sequence[str]) -> Config:
+    known = MIL_PRESETS | FASTER_RCNN_PRESETS
+    if preset is None and (weights is None or {"-h", "--help", "--help-all"} & set(argv)):
+        return known["mini"]()
+    if preset is None and (stated := detectors.stated_config(weights)) is not None:
+        return stated
+    if preset not in known:
+        names = ", ".join(known)
+        if preset is None:
+            hint = f"choose from {names}"
+            raise BadInput("--preset", f"is missing: {weights} does not state its config", hint)
+        hint = did_you_mean(preset, known, f"choose from {names}")
+        raise BadInput("--preset", f"{preset} is no preset", hint)
+    return known[preset]()
 
 
 def detect(options: Detect) -> list[dict]:
     """Detects, writes the results and prints the figures; returns COCO results."""
     options = replace(options, split=options.split or split_names(options.data)["test"])
     split = open_tags(options.data, options.split)
-    faster_rcnn = isinstance(options.settings, RetrainSettings)
-    found = (find_by_faster_rcnn if faster_rcnn else find_by_mil)(options, split)
+    stores = options.proposals, options.clues, options.frozen_backbone
+    detector = as_file_states(StoredDetector(options.weights, options.settings, *stores))
+    options = replace(options, settings=detector.config)
+    write_json(options.out / "settings.json", describe(options), indent=1)
+    found = find(detector, split, options.out / JOURNAL)
     write_json(options.out / "detections.json", found)
     (options.out / JOURNAL).unlink()
     report(options, split, found)
     return found
 
 
-def find_by_mil(options: Detect, split: TagSplit) -> list[dict]:
-    """COCO results of a MIL detector."""
-    from weaksam_jax.detectors.mil.detect import detect_wsod
-    from weaksam_jax.engine.checkpoint import load_params
-
-    if options.proposals is None:
-        hint = "name a store, see --help, or choose a preset *_faster_rcnn"
-        raise BadInput("--proposals", f"is missing, which {options.preset} needs", hint)
-    params = load_params(options.weights)
-    backbone = None if options.backbone is None else load_params(options.backbone)
-    journal = open_journal(options, split)
-    place = split, options.proposals, options.settings, options.out
-    try:
-        return detect_wsod(params, *place, backbone, options.clues, journal)
-    except BadInput as error:
-        if error.path != "weights":
-            raise
-        raise BadInput(options.weights, error.problem, error.hint) from error
-
-
-def find_by_faster_rcnn(options: Detect, split: TagSplit) -> list[dict]:
-    """COCO results of a Faster R-CNN, with the settings that its file states."""
-    from experiments.detect_faster_rcnn import detect_faster_rcnn, read_detector
-
-    for name in ("proposals", "backbone"):
-        if getattr(options, name) is not None:
-            problem = f"is not for a Faster R-CNN ({options.preset})"
-            raise BadInput(f"--{name}", problem, "leave it out, or choose a preset of MIL")
-    params, settings, shown = read_detector(options.weights, options.settings, split)
-    journal = open_journal(replace(options, settings=settings), shown)
-    return detect_faster_rcnn(params, shown, settings, journal, options.clues)
-
-
-def open_journal(options: Detect, split: TagSplit) -> Journal:
-    """Writes settings.json and opens the journal of this job."""
-    write_json(options.out / "settings.json", describe(options), indent=1)
-    return Journal(options.out / JOURNAL, job_key(options, split))
-
-
 def describe(options: Detect) -> dict:
     """settings.json: every flag and setting as plain values, and what the weights were."""
-    plain = {name: str(value) for name, value in vars(options).items() if value is not None}
-    weights = file_fingerprint(options.weights)
-    return {**plain, "weights_fingerprint": weights, "settings": asdict(options.settings)}
-
-
-def job_key(options: Detect, split: TagSplit) -> str:
-    """A hash of everything that decides the detections."""
-    files = [path and file_fingerprint(path) for path in (options.weights, options.backbone)]
-    stores = [path and str(path.resolve()) for path in (options.proposals, options.clues)]
-    manifest = options.proposals and read_manifest(options.proposals, split.split)
-    images = [[one.image_id, one.file_name, one.width, one.height] for one in split.records]
-    return fingerprint(
-        [files, stores, manifest, images, split.category_ids, asdict(options.settings)]
-    )
+    return to_plain(options) | {"weights_fingerprint": file_fingerprint(options.weights)}
 
 
 def report(options: Detect, split: TagSplit, found: list[dict]) -> None:
@@ -230,7 +167,4 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
-    from weaksam_jax.engine.compilation_cache import enable_compilation_cache
-
-    enable_compilation_cache()
-    sys.exit(entry_point(main))
+    sys.exit(run("detect"))

@@ -9,33 +9,33 @@ from bridge.clues.load import load_clues
 from bridge.clues.maps import ClueNetwork
 from bridge.train_weaktr import WeakTrSettings, train_weaktr
 from bridge.train_weaktr import tag_map as score
-from experiments.pipeline.config import RoadSettings
+from experiments.pipeline.run import Run
+from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import read_stored
 
 
-def train(train: TagSplit, settings: RoadSettings, out: Path, seed: int) -> ClueNetwork:
+def train(run: Run) -> ClueNetwork:
     """Trains the chosen network on tags (or checks the file that was chosen instead).
 
     Resumes, and does not repeat a finished training.
     """
-    recipe = settings.clue_recipe()
+    recipe, split, folder = run.config.clue_recipe(), run.data.splits["train"], run.folder.clues
     if isinstance(recipe, WeakTrSettings):
-        train_weaktr(train, recipe, out / "clues", seed)
+        train_weaktr(split, recipe, folder, run.seed)
     elif isinstance(recipe, LiteSettings):
-        train_lite_head(train, recipe, out / "clues", seed)
-    return load(train, settings, out)
+        train_lite_head(split, recipe, folder, run.seed)
+    return load(run, split)
 
 
-def load(split: TagSplit, settings: RoadSettings, out: Path) -> ClueNetwork:
+def load(run: Run, split: TagSplit) -> ClueNetwork:
     """The trained network of a run, or that of the file that was chosen instead.
 
     split: any of the run's classes.
     """
-    names = {WeakTrSettings: "weaktr.safetensors", LiteSettings: "lite_cam.safetensors"}
-    recipe = settings.clue_recipe()
-    path = recipe if isinstance(recipe, Path) else out / "clues" / names[type(recipe)]
-    return load_clues(path, split.classes, split.category_ids, settings.clue_use)
+    recipe, names = run.config.clue_recipe(), {WeakTrSettings: "weaktr", LiteSettings: "lite_cam"}
+    path = recipe if isinstance(recipe, Path) else run.folder.clue_network(names[type(recipe)])
+    return load_clues(path, split.classes, split.category_ids, run.config.clue_use)
 
 
 def tag_map(root: Path, test: TagSplit) -> dict:
@@ -57,9 +57,6 @@ def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
     return np.stack([one["class_logits"] for one in stored])
 
 
-def fresh_logits(settings: RoadSettings, out: Path, split: TagSplit) -> np.ndarray:
-    """As `stored_logits`, of images that the run `out` has not seen."""
-    from weaksam_jax.data.images import load_image
-
-    network = load(split, settings, out)
+def fresh_logits(network: ClueNetwork, split: TagSplit) -> np.ndarray:
+    """As `stored_logits`, of images that no run has seen."""
     return np.stack([network(load_image(one.path), None).class_logits for one in split.records])

@@ -1,47 +1,54 @@
-"""Settings of the whole road, and the presets that fill them."""
+"""Config of the whole pipeline, and the presets that fill it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
-import weaksam_jax.detectors.faster_rcnn.config as retraining
-import weaksam_jax.detectors.faster_rcnn.recipes as retrain_recipes
-import weaksam_jax.detectors.mil.config as detection
 from bridge import presets as bridge_presets
 from bridge.clues.lite_cam import LiteSettings
 from bridge.clues.load import ClueSettings
 from bridge.export import ExportSettings
 from bridge.sam.pseudo_masks import MaskSettings
 from bridge.train_weaktr import WeakTrSettings
-from weaksam_jax.detectors.mil import recipes
-from weaksam_jax.errors import BadInput
+from experiments.pipeline import detectors
+from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
+from experiments.pipeline.metrics import ApRule
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtSettings
 
 
 @dataclass(frozen=True)
-class RoadSettings:
-    """Settings of every stage.
-
-    train_split, test_split: names of splits, None for the data set's own choice. clues: the clue
-    network: weaktr (trained by `weaktr`), weaktr_paper (the released recipe, from the ImageNet
-    weights `weaktr.init`), lite_cam, or a file of trained weights (`bridge.clues.load`), used as
-    `clue_use` says. sam: a name or the path of a published checkpoint (`bridge.sam.load.load_sam`).
-    """
+class PipelineConfig:
+    """Settings of every stage."""
 
     train_split: str | None = None
+    """Name of the training split [the data set's own]."""
     test_split: str | None = None
+    """Name of the test split [the data set's own]."""
+    ap50: ApRule = "voc07"
+    """How AP50 is measured: VOC's 11 points, VOC's area, or COCO's 101 points [by the command]."""
     clues: str = "weaktr"
+    """The clue network: weaktr, lite_cam (trained here), weaktr_paper (the official recipe, from
+    the ImageNet weights `--weaktr.init`) or a file of trained weights, used as `clue_use` says."""
     clue_use: ClueSettings = field(default_factory=ClueSettings)
+    """How a file of trained weights is used."""
     weaktr: WeakTrSettings = field(default_factory=WeakTrSettings.mini)
+    """Training of WeakTr."""
     lite: LiteSettings = field(default_factory=LiteSettings)
+    """Training of lite_cam."""
     sam: str = "sam_mini"
+    """sam_mini, sam_mini_lite or the path of a published checkpoint."""
     export: ExportSettings = field(default_factory=lambda: ExportSettings.preset("mini"))
-    wsod: detection.WsodSettings = field(default_factory=detection.mini)
+    """Prompts, masks and proposals."""
+    wsod: MilConfig = field(default_factory=lambda: detectors.mil_preset("mini"))
+    """The MIL detector."""
     pgt: PgtSettings = field(default_factory=PgtSettings)
-    retrain: retraining.RetrainSettings = field(default_factory=retraining.mini)
+    """Pseudo boxes."""
+    retrain: RetrainConfig = field(default_factory=lambda: detectors.retrain_preset("mini"))
+    """The retrained detector."""
     masks: MaskSettings = field(default_factory=MaskSettings)
+    """Pseudo masks."""
 
     def clue_recipe(self) -> WeakTrSettings | LiteSettings | Path:
         """How the clue network is trained, or the file that holds it."""
@@ -52,7 +59,7 @@ class RoadSettings:
         if self.clues == "weaktr_paper":
             if self.weaktr.init is None:
                 hint = "give the file deit_small_patch16_224-cd65a155.pth"
-                raise BadInput("--settings.weaktr.init", "is missing", hint)
+                raise BadInput("--weaktr.init", "is missing", hint)
             return WeakTrSettings.paper(self.weaktr.init, workers=self.weaktr.workers)
         if not Path(self.clues).is_file():
             hint = "give weaktr, weaktr_paper, lite_cam or a file of weights"
@@ -60,43 +67,43 @@ class RoadSettings:
         return Path(self.clues)
 
 
-def mini() -> RoadSettings:
+def mini() -> PipelineConfig:
     """The embedded mini set: everything small and from scratch, minutes on two cores.
 
     tau_s of the pseudo boxes is not the paper's 0.3: a low-scored box of a group swallows the
     better ones inside it (Algorithm 2's overlap test), so that both precision and recall rise with
     tau_s up to 0.7 (docs/results.md).
     """
-    return replace(RoadSettings(), pgt=PgtSettings(score_threshold=0.8))
+    return replace(PipelineConfig(), pgt=PgtSettings(score_threshold=0.8))
 
 
-def light() -> RoadSettings:
+def light() -> PipelineConfig:
     """Photographs on a CPU: ImageNet features of EfficientNet-Lite0 (extra `light`)."""
     return replace(
-        RoadSettings(),
+        PipelineConfig(),
         clues="lite_cam",
         sam="sam_mini_lite",
         export=ExportSettings.preset("light"),
-        wsod=detection.light(),
-        retrain=retraining.light(),
+        wsod=detectors.mil_preset("light"),
+        retrain=detectors.retrain_preset("light"),
     )
 
 
-def published(data: str, method: recipes.Method = "mist") -> RoadSettings:
+def published(data: str, method: Method = "mist") -> PipelineConfig:
     """The paper's networks, schedules and sizes for "voc07", "voc12" or "coco14", for GPUs or TPUs.
 
     They start from published weights in the folder `weights` (`WEIGHTS` says which, and how to make
-    them); `--settings.*` names others.
+    them); flags name others.
     """
     preset = bridge_presets.PRESETS[f"{data}-paper"]
     return replace(
-        RoadSettings(),
+        PipelineConfig(),
         clues="weights/WeakTr_CAM_Generation" + ("_COCO.pth" if data == "coco14" else ".pth"),
         clue_use=preset.clue_use,
         sam="weights/sam_vit_h_4b8939.pth",
         export=ExportSettings.preset(f"{data}-paper"),
-        wsod=replace(getattr(recipes, data)(method), init="weights/vgg16.safetensors"),
-        retrain=replace(getattr(retrain_recipes, data)(), init="weights/R-50.safetensors"),
+        wsod=detectors.with_init(detectors.mil_preset(data, method), "weights/vgg16.safetensors"),
+        retrain=detectors.with_init(detectors.retrain_preset(data), "weights/R-50.safetensors"),
     )
 
 
@@ -106,64 +113,34 @@ WEIGHTS = {
     "python -m bridge.train_weaktr --help",
     "WeakTr_CAM_Generation_COCO.pth": "put WeakTr's published COCO checkpoint there, or train it: "
     "python -m bridge.train_weaktr --help",
-    "sam_vit_h_4b8939.pth": "put SAM's published checkpoint there, or name another: --settings.sam",
+    "sam_vit_h_4b8939.pth": "put SAM's published checkpoint there, or name another: --sam",
     "vgg16.safetensors": "python -m bridge.convert vgg16 --from vgg16-00b39a1b.pth "
     "--to weights/vgg16.safetensors",
     "R-50.safetensors": "python -m bridge.convert resnet50_msra --from R-50.pkl "
     "--to weights/R-50.safetensors",
 }
-PRESETS: dict[str, Callable[[recipes.Method], RoadSettings]] = {
+PRESETS: dict[str, Callable[[Method], PipelineConfig]] = {
     "mini": lambda method: mini(),
     "light": lambda method: light(),
-    **{name: partial(published, name) for name in ("voc07", "voc12", "coco14")},
+    **{name: partial(published, name) for name in detectors.PAPER},
 }
 
 
-def check_weights(settings: RoadSettings, stages: Sequence[str]) -> None:
+def check_weights(config: PipelineConfig, stages: Sequence[str]) -> None:
     """`BadInput` when a file of weights that one of the stages reads is missing: at once, and not
     after hours."""
     if "wsod" in stages:
-        detection.check_init(settings.wsod)
+        detectors.check_init(config.wsod)
     readers = {
-        "clues": settings.clues,
-        "proposals": settings.sam,
-        "wsod": settings.wsod.init,
-        "retrain": settings.retrain.init,
-        "masks": settings.sam,
+        "clues": config.clues,
+        "proposals": config.sam,
+        "wsod": detectors.init_of(config.wsod),
+        "retrain": detectors.init_of(config.retrain),
+        "masks": config.sam,
     }
     for stage, name in readers.items():
         path = Path(name or "")
         file = path.suffix or path.name in WEIGHTS  # else a name like weaktr or scratch
         if file and stage in stages and not path.exists():
             hint = WEIGHTS.get(path.name, f"give the settings of {stage} a file that exists")
-            raise BadInput(path, "does not exist", hint)
-
-
-# Old names in settings.json: the name of today, and the value that it then has.
-RENAMED: dict[str, tuple[str, Callable]] = {"canvases": ("scales", lambda canvases: [canvases])}
-
-
-def restore(kind: type, value: Any) -> Any:
-    """The settings dataclass `kind` from the plain values that settings.json holds.
-
-    Settings that the file does not have (an older version) keep their defaults.
-    """
-    hints = get_type_hints(kind)
-    for old, (new, convert) in RENAMED.items():
-        if old in value and new not in value:
-            value = {**value, new: convert(value[old])}
-    found = {}
-    for one in fields(kind):
-        if one.name not in value:
-            continue
-        inner, given = hints[one.name], value[one.name]
-        nested = [t for t in (inner, *get_args(inner)) if is_dataclass(t)]
-        if nested and isinstance(given, dict):
-            found[one.name] = restore(nested[0], given)
-        else:
-            found[one.name] = _as_tuples(given)
-    return kind(**found)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+            raise BadFile(path, "does not exist", hint)

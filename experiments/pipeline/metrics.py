@@ -3,6 +3,7 @@ there is none."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from weaksam_jax.evaluate import (
     voc_ap,
 )
 
+ApRule = Literal["voc07", "voc12", "coco"]
 Splits = Mapping[str, TagSplit]
 Truths = Mapping[str, TruthSplit | None]
 # How many of the first proposals the recall curve is measured at.
@@ -61,14 +63,20 @@ def counted(difficult: bool) -> str:
     return f"difficult objects {'count' if difficult else 'do not count'}"
 
 
-def wsod(found: Mapping[str, list], splits: Splits, truths: Truths, clue_root: Path) -> dict:
+def wsod(
+    found: Mapping[str, list],
+    splits: Splits,
+    truths: Truths,
+    clue_root: Path,
+    rule: ApRule = "voc07",
+) -> dict:
     """AP on the test split, CorLoc on the training split, and both of thresholded CAMs."""
     result = {}
     if truths["test"] is not None:
-        result |= average_precisions(found["test"], truths["test"])
+        result |= average_precisions(found["test"], truths["test"], rule)
         cams = cam_detections(clue_root, splits["test"])
         if cams is not None:
-            result["cam_ap50"] = voc_ap(cams, truths["test"])["ap50"]
+            result["cam_ap50"] = ap50(cams, truths["test"], rule)
     if truths["train"] is not None:
         result["corloc"] = corloc(found["train"], truths["train"])["corloc"]
         cams = cam_detections(clue_root, splits["train"])
@@ -77,10 +85,25 @@ def wsod(found: Mapping[str, list], splits: Splits, truths: Truths, clue_root: P
     return {"wsod": result}
 
 
-def average_precisions(found: list, truth: TruthSplit) -> dict:
-    """{"ap50": VOC07 rule, "ap": COCO's mean over .50:.95, "per_class": AP50}, percent."""
-    voc = voc_ap(found, truth)
-    return {"ap50": voc["ap50"], "ap": coco_ap(found, truth)["ap"], "per_class": voc["per_class"]}
+def average_precisions(found: list, truth: TruthSplit, rule: ApRule = "voc07") -> dict:
+    """{"ap50": by the rule, "ap": COCO's mean over .50:.95, "per_class": AP50}, percent.
+
+    COCO's AP50 has no classes here: theirs are those of VOC's area.
+    """
+    voc, coco = voc_ap(found, truth, rule=_voc_rule(rule)), coco_ap(found, truth)
+    first = coco["ap50"] if rule == "coco" else voc["ap50"]
+    return {"ap50": first, "ap": coco["ap"], "per_class": voc["per_class"]}
+
+
+def ap50(found: list, truth: TruthSplit, rule: ApRule = "voc07") -> float:
+    """AP50 by that rule, percent."""
+    if rule == "coco":
+        return coco_ap(found, truth)["ap50"]
+    return voc_ap(found, truth, rule=_voc_rule(rule))["ap50"]
+
+
+def _voc_rule(rule: ApRule) -> str:
+    return "07" if rule == "voc07" else "12"
 
 
 def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
@@ -115,9 +138,9 @@ def pgt(made: Mapping[str, dict], truth: TruthSplit | None) -> dict:
     return {"pgt": qualities["pgt"], "pgt_top1": qualities["top1"]}
 
 
-def detector(name: str, found: list, truth: TruthSplit | None) -> dict:
+def detector(name: str, found: list, truth: TruthSplit | None, rule: ApRule = "voc07") -> dict:
     """AP of a retrained detector under its stage's name."""
-    return {} if truth is None else {name: average_precisions(found, truth)}
+    return {} if truth is None else {name: average_precisions(found, truth, rule)}
 
 
 def masks(pseudo: dict, truth: TruthSplit | None) -> dict:

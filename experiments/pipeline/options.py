@@ -1,29 +1,31 @@
-"""The flags of the main jobs."""
+"""The flags of the main jobs: preset, then --config, then what the command line says."""
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-import tyro
-
-from experiments.pipeline.config import PRESETS, RoadSettings
-from weaksam_jax.errors import BadInput
+from experiments.pipeline import detectors
+from experiments.pipeline.config import PRESETS, PipelineConfig, mini
+from experiments.pipeline.jobs import Job
+from weaksam_jax.errors import BadInput, BadSetting
+from weaksam_jax.files import read_json
+from weaksam_jax.flags import FLAT, parse, peek
 from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.settings import from_plain, to_plain
 
-STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
-EXTRA_STAGES = ("retrain_without_drop",)
+# Flags of one call, which settings.json does not keep: they do not decide what a run holds.
+OF_A_CALL = ("out", "stages", "config")
 
 
 @dataclass(frozen=True)
-class RoadOptions:
-    """Flags of `experiments.voc07` and `experiments.custom`."""
+class PipelineOptions:
+    """Flags of the main jobs."""
 
     data: str = "auto"
     """mini (embedded), auto, tfds, or a folder: VOCdevkit, COCO, or images/ + tags.csv."""
     out: Path | None = None
-    """The run directory; the same directory goes on where it stopped [runs/<data>-<preset>]."""
+    """The run folder; the same folder goes on where it stopped [runs/<data>-<preset>]."""
     stages: str | None = None
     """Only these, separated by commas (their inputs must be finished) [all]."""
     proposals: str = "sam"
@@ -37,51 +39,79 @@ class RoadOptions:
     preset: Literal["auto", "mini", "light", "voc07", "voc12", "coco14"] = "auto"
     """mini: small networks for the mini set; light: photographs on a CPU; voc07, voc12, coco14: the
     paper's networks and schedules, for GPUs, from published weights [mini or light by the data]."""
+    config: Path | None = None
+    """A JSON of these flags and settings, such as settings.json of another run; flags override
+    it."""
     seed: int = 0
-    settings: RoadSettings = field(default_factory=RoadSettings)
-    """Every setting of every stage; the defaults are the preset's."""
+    """Of every training."""
+    settings: Annotated[PipelineConfig, FLAT] = field(default_factory=mini)
+    """Settings of every stage; the defaults are the preset's."""
 
 
-def parse(
-    argv: list[str] | None,
-    description: str,
-    prog: str,
-    find_data: Callable[[], Path | None] | None = None,
-) -> RoadOptions:
-    """Reads the flags. The preset sets the defaults of `--settings.*`; what it says of pseudo boxes
-    is for its own rule, so another `--settings.pgt.rule` starts from that rule's own values.
+def parse_options(argv: Sequence[str], doc: str, job: Job) -> PipelineOptions:
+    """Reads the flags of a main job: preset < --config < flags.
 
-    find_data: asked for `--data auto` (the mini set when it finds nothing); None: data is required.
+    What a preset says of pseudo boxes is for its own rule, so another `--pgt.rule` starts from that
+    rule's own values. Raises `BadInput` for what does not fit, with the nearest right name.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--data", default="auto")
-    first.add_argument("--preset", default="auto")
-    first.add_argument("--wsod", default="mist")
-    first.add_argument("--settings.pgt.rule", dest="rule")
-    known, _ = first.parse_known_args(argv)
-    data = known.data
-    if data == "auto" and find_data:
-        data = str(find_data() or "mini")
-    if data == "tfds":
-        data = "tfds:voc/2007"
-    preset = known.preset
+    path = peek(argv, "config")
+    values = {} if path is None else _read_config(Path(path))
+    data = job.resolve(peek(argv, "data") or values.get("data", "auto"))
+    preset = peek(argv, "preset") or values.get("preset", "auto")
     if preset == "auto":
         preset = "mini" if data == "mini" else "light"
-    make = PRESETS.get(preset, lambda method: RoadSettings())
-    settings = make("oicr" if known.wsod == "oicr" else "mist")
-    if known.rule not in (None, settings.pgt.rule):
-        settings = replace(settings, pgt=PgtSettings())
-    options = tyro.cli(
-        RoadOptions,
-        args=argv,
-        prog=prog,
-        description=description,
-        default=RoadOptions(settings=settings),
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    options = parse(PipelineOptions, argv, doc, job.name, _start(argv, values, preset, job))
     if data == "auto":
         raise BadInput("--data", "is missing", "give the folder of your photos, see --help")
-    name = Path(data.replace(":", "-")).resolve().name
-    out = options.out or Path("runs") / f"{name}-{preset}"
+    out = options.out or Path("runs") / f"{Path(data.replace(':', '-')).resolve().name}-{preset}"
     settings = replace(options.settings, pgt=options.settings.pgt.resolved())
     return replace(options, data=data, out=out, preset=preset, settings=settings)
+
+
+def settings_json(options: PipelineOptions) -> dict[str, Any]:
+    """What settings.json keeps: every flag and setting that decides what a run holds."""
+    plain = to_plain(options)
+    return {name: value for name, value in plain.items() if name not in OF_A_CALL}
+
+
+def read_settings(path: Path) -> PipelineOptions:
+    """The flags and settings of the run whose settings.json is at `path`.
+
+    Raises `BadSetting` when it has names that are no flag or setting.
+    """
+    return from_plain(PipelineOptions, _read_config(path), path)
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, Mapping):
+        raise BadSetting(path, "", "is no object of settings", "give a JSON object {...}")
+    if "config" in values:
+        raise BadSetting(path, "config", "names another file", "write its settings here")
+    return values
+
+
+def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> PipelineOptions:
+    """What the flags start from: the preset with the values of --config."""
+    flag = peek(argv, "wsod")
+    method = "oicr" if (flag or values.get("wsod")) == "oicr" else "mist"
+    config = replace(PRESETS.get(preset, PRESETS["mini"])(method), ap50=job.ap50)
+    config = _with_rule(config, _inner(values, "settings", "pgt", "rule"))
+    start = PipelineOptions(wsod=method, settings=config)
+    start = from_plain(PipelineOptions, values, peek(argv, "config") or "", start)
+    config = _with_rule(start.settings, peek(argv, "pgt.rule"))
+    if flag is not None:
+        config = replace(config, wsod=detectors.with_method(config.wsod, method))
+    return replace(start, settings=config)
+
+
+def _with_rule(config: PipelineConfig, rule: Any) -> PipelineConfig:
+    """With that rule's own thresholds, when it is another rule than the config's."""
+    return config if rule in (None, config.pgt.rule) else replace(config, pgt=PgtSettings())
+
+
+def _inner(values: Any, *names: str) -> Any:
+    """A nested value, None where there is none."""
+    for name in names:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values

@@ -1,23 +1,23 @@
 """Where the report finds what a run of the pipeline made."""
 
-from pathlib import Path
-
+from experiments.pipeline.run import Run
 from weaksam_jax.report.artefacts import RunFiles
 
 
-def report_files(run: Path, proposals: Path) -> RunFiles:
-    """The parts of a run folder; proposals: its store, which may be another run's."""
+def report_files(run: Run) -> RunFiles:
+    """The parts of a run; its proposals may be in a store made elsewhere."""
+    folder = run.folder
     return RunFiles(
-        root=run,
-        page=run / "report" / "index.html",
-        settings=run / "settings.json",
-        metrics=run / "metrics.json",
-        log=run / "log.jsonl",
-        clues=run / "clues",
-        proposals=proposals,
-        mil=run / "wsod" / "detections_test.json",
-        pgt=run / "pgt" / "pgt.json",
-        top1=run / "pgt" / "top1.json",
-        retrain=run / "retrain" / "detections_test.json",
-        masks=run / "masks" / "pseudo.json",
+        root=folder.root,
+        page=folder.report,
+        settings=folder.settings,
+        metrics=folder.metrics,
+        log=folder.log,
+        clues=folder.clues,
+        proposals=run.proposals,
+        mil=folder.detections("wsod", "test"),
+        pgt=folder.pseudo_boxes("pgt"),
+        top1=folder.pseudo_boxes("top1"),
+        retrain=folder.detections("retrain", "test"),
+        masks=folder.pseudo_masks,
     )

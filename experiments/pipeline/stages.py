@@ -1,368 +1,165 @@
-"""The stages of the road, in order: what each reads, does, writes and measures.
+"""The stages of the pipeline, in order: what each reads, does, writes and measures.
 
 Truth (boxes, masks) is opened here for measuring only, after a stage has done its work; every
 function that trains or proposes is given a `TagSplit`.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from experiments.pipeline import detectors
 from experiments.pipeline import metrics as measure
 from experiments.pipeline.config import check_weights
-from experiments.pipeline.options import EXTRA_STAGES, STAGES, RoadOptions
-from experiments.pipeline.runner import Road, Stage, say
-from weaksam_jax.data.datasets import (
-    dataset_fingerprint,
-    open_tags,
-    open_truth,
-    split_names,
-    verify_images,
-)
-from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.data.records import TagSplit, TruthSplit
+from experiments.pipeline.detectors import MilInputs, RetrainConfig
+from experiments.pipeline.options import PipelineOptions, settings_json
+from experiments.pipeline.run import Run, new_run
+from experiments.pipeline.runner import Runner, Stage, say
+from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
+from weaksam_jax.data.detections import naming, read_detections
+from weaksam_jax.data.mini_set.write import write_mini
 from weaksam_jax.data.store import read_manifest
-from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
-from weaksam_jax.engine.checkpoint import load_params, save_params
 from weaksam_jax.engine.distributed import run_on_leader
-from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
-from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.pgt import PgtSettings, make_pgt
+from weaksam_jax.settings import to_plain
 
+STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
+EXTRA_STAGES = ("retrain_without_drop",)
 # The embedded set is one data set; --seed varies the training on it.
 MINI_SEED = 0
 
 
-def travel(options: RoadOptions) -> dict:
-    """Runs the whole road (or the chosen stages); returns metrics.json's content."""
-    journey = Journey(options)
-    wanted = journey.wanted()
-    stages = wanted or journey.usual()
-    check_weights(options.settings, stages)
-    if "retrain" in stages and options.settings.retrain.init is not None:
-        retrain_start(options.out, options.settings.retrain)  # weights that do not fit: at once
-    run_on_leader(journey.prepare)
-    metrics = Road(options.out, options.seed).follow(journey.stages(), wanted)
-    page = options.out / "report" / "index.html"
-    run_on_leader(lambda: say(f"finished: {page if page.exists() else options.out}"))
+def run_pipeline(options: PipelineOptions) -> dict:
+    """Runs the whole pipeline (or the chosen stages); returns metrics.json's content."""
+    run = new_run(options)
+    wanted = chosen_stages(options.stages)
+    stages = wanted or usual_stages(run)
+    check_weights(run.config, stages)
+    if "retrain" in stages and detectors.init_of(run.config.retrain) is not None:
+        detectors.retrain_start(run.folder, run.config.retrain)  # what does not fit: at once
+    run_on_leader(lambda: prepare(run))
+    metrics = Runner(run.folder, run.seed).run(graph(run), wanted)
+    page = run.folder.report
+    run_on_leader(lambda: say(f"finished: {page if page.exists() else run.folder.root}"))
     return metrics
 
 
-class Journey:
-    """One run: its options, its data set (opened when needed) and its stages."""
+def prepare(run: Run) -> None:
+    """Writes settings.json and, once, the embedded set; it is small, seeded and no stage."""
+    if run.options.data == "mini":
+        say("the embedded mini set is used (give --data for a real data set or your own photos)")
+        if not run.folder.mini_set.exists():
+            write_mini(run.folder.mini_set.parent, MINI_SEED)
+    write_json(run.folder.settings, settings_json(run.options), indent=1)
 
-    def __init__(self, options: RoadOptions):
-        self.options, self.out, self.settings = options, options.out, options.settings
-        self.data = self.out / "data" / "VOC2007" if options.data == "mini" else Path(options.data)
-        if options.data.startswith("tfds:"):
-            self.data = options.data
 
-    # The data set
+# Which stages there are
 
-    def prepare(self) -> None:
-        """Writes settings.json and, once, the embedded set; it is small, seeded and no stage."""
-        if self.options.data == "mini":
-            say("the embedded mini set is used (give --data for VOC2007 or your own photos)")
-            if not self.data.exists():
-                write_mini(self.data.parent, MINI_SEED)
-        write_json(self.out / "settings.json", self.describe(), indent=1)
 
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """The names of the training and the test split."""
-        chosen = {"train": self.settings.train_split, "test": self.settings.test_split}
-        found = {} if all(chosen.values()) else split_names(self.data)
-        return {role: name or found[role] for role, name in chosen.items()}
+def chosen_stages(text: str | None) -> list[str] | None:
+    """The names of --stages, checked; None: the whole pipeline."""
+    if text is None:
+        return None
+    chosen, known = (
+        [name.strip() for name in text.split(",") if name.strip()],
+        STAGES + EXTRA_STAGES,
+    )
+    for name in chosen:
+        if name not in known:
+            hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
+            raise BadInput("--stages", f"{name} is no stage", hint)
+    return chosen
 
-    @cached_property
-    def splits(self) -> dict[str, TagSplit]:
-        """Tags of both splits: all that training and prediction see."""
-        return {role: open_tags(self.data, name) for role, name in self.names.items()}
 
-    @cached_property
-    def truths(self) -> dict[str, TruthSplit | None]:
-        """Boxes and masks of both splits, for measuring; None for a data set of tags alone."""
-        return {role: open_truth(self.data, name) for role, name in self.names.items()}
+def usual_stages(run: Run) -> list[str]:
+    """The stages of the whole pipeline that these options have work for."""
+    idle = set() if needs_clues(run) else {"clues"}
+    idle |= set() if run.exports else {"proposals"}
+    idle |= {"retrain"} if run.options.retrain == "none" else set()
+    return [name for name in STAGES if name not in idle]
 
-    @cached_property
-    def mesh(self):
-        return data_mesh()
 
-    @property
-    def proposal_root(self) -> Path:
-        """Where the proposals are: this run's own, or a store made elsewhere."""
-        own = self.options.proposals in ("sam", "selective_search")
-        return self.out / "proposals" if own else Path(self.options.proposals)
+def needs_clues(run: Run) -> bool:
+    """Whether a clue network is trained or loaded: for proposals, or for new photos whose
+    detections are weighed with its tags."""
+    return run.exports or detectors.tag_power_of(run.config.retrain) > 0
 
-    @property
-    def exports(self) -> bool:
-        """Whether this run makes its own proposals."""
-        return self.proposal_root == self.out / "proposals"
 
-    @property
-    def needs_clues(self) -> bool:
-        """Whether a clue network is trained or loaded: for proposals, or for new photos whose
-        detections are weighed with its tags (`tag_power`)."""
-        return self.exports or self.settings.retrain.tag_power > 0
+def graph(run: Run) -> list[Stage]:
+    """The stage graph. Settings and inputs of every stage are named here, so that a change of one
+    makes the stage run again."""
+    config = run.config
+    export = replace(config.export, source=run.options.proposals if run.exports else "sam")
+    made_by = [export, config.sam, config.clue_use, *_stored_elsewhere(run)]
+    mil = [config.wsod, _content(detectors.init_of(config.wsod)), config.ap50]
+    stages = [
+        # <out>/data may hold the data set itself: it is not this stage's to delete.
+        replace(_stage("data", _images(run), (), partial(check_data, run)), owns_folder=False),
+        *([_clue_stage(run)] if needs_clues(run) else []),
+        _stage(
+            "proposals",
+            made_by,
+            ("data", "clues") if run.exports else ("data",),
+            partial(make_proposals, run, export),
+        ),
+        _training("wsod", mil, ("proposals",), partial(train_wsod, run)),
+        _stage("pgt", [config.pgt], ("wsod",), partial(make_pseudo_boxes, run)),
+    ]
+    extra = []
+    if run.options.retrain != "none":
+        plain = detectors.with_drop(config.retrain, None)
+        stages.append(_retraining(run, "retrain", config.retrain))
+        extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
+    stages.append(_stage("masks", [config.masks, config.sam], ("pgt",), partial(make_masks, run)))
+    report = _stage("report", [], tuple(one.name for one in stages), partial(write_page, run))
+    return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
 
-    @property
-    def clue_root(self) -> Path:
-        """Where the clues are: this run's own, or beside the store that was made elsewhere."""
-        return (self.out if self.exports else self.proposal_root) / "clues"
 
-    # The stages
+def _stage(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
+    """A `Stage` whose settings are plain values, so that their fingerprint is stable."""
+    return Stage(name, to_plain(settings), reads, run)
 
-    def wanted(self) -> list[str] | None:
-        """The names of --stages, checked; None: the whole road."""
-        if self.options.stages is None:
-            return None
-        chosen = [name.strip() for name in self.options.stages.split(",") if name.strip()]
-        for name in chosen:
-            if name not in STAGES + EXTRA_STAGES:
-                known = ", ".join(STAGES + EXTRA_STAGES)
-                raise BadInput("--stages", f"{name} is no stage", f"choose from {known}")
-        return chosen
 
-    def usual(self) -> list[str]:
-        """The stages of the whole road that these options have work for."""
-        idle = set() if self.needs_clues else {"clues"}
-        idle |= set() if self.exports else {"proposals"}
-        idle |= {"retrain"} if self.options.retrain == "none" else set()
-        return [name for name in STAGES if name not in idle]
+def _training(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
+    """A stage in which all processes join."""
+    return replace(_stage(name, settings, reads, run), together=True)
 
-    def describe(self) -> dict:
-        """settings.json: every flag and setting as plain values."""
-        return jsonable(asdict(self.options) | {"data": str(self.data)})
 
-    def stages(self) -> list[Stage]:
-        """The road. Settings and inputs of every stage are named here, so changes are noticed."""
-        s, o = self.settings, self.options
-        export = replace(s.export, source="sam" if o.proposals == "sam" else "selective_search")
-        wsod = replace(s.wsod, method=o.wsod)
-        stages = [
-            # <out>/data may hold the data set itself: it is not this stage's to delete.
-            Stage("data", jsonable([self._dataset_key()]), (), self.run_data, owns_folder=False),
-            *([self._clue_stage()] if self.needs_clues else []),
-            self.stage(
-                "proposals",
-                [export, s.sam, s.clue_use, self._store_key()],
-                ("data", "clues") if self.exports else ("data",),
-                lambda: self.run_proposals(export),
-            ),
-            self.training(
-                "wsod", [wsod, _content(wsod.init)], ("proposals",), lambda: self.run_wsod(wsod)
-            ),
-            self.stage("pgt", [s.pgt], ("wsod",), self.run_pgt),
-        ]
-        extra = []
-        if o.retrain != "none":
-            plain = replace(s.retrain, drop=None)
-            stages.append(self.retraining("retrain", s.retrain))
-            extra.append(replace(self.retraining("retrain_without_drop", plain), optional=True))
-        stages.append(self.stage("masks", [s.masks, s.sam], ("pgt",), self.run_masks))
-        report = self.stage("report", [], tuple(one.name for one in stages), self.run_report)
-        return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
+def _retraining(run: Run, name: str, config: RetrainConfig) -> Stage:
+    """A stage that retrains on the pseudo boxes."""
+    settings = [config, _content(detectors.init_of(config)), run.config.ap50]
+    return _training(name, settings, ("pgt",), partial(retrain, run, name, config))
 
-    def _clue_stage(self) -> Stage:
-        network = self.settings.clue_recipe()
-        if isinstance(network, Path):
-            network = file_fingerprint(network)
-        return self.stage("clues", [self.settings.clues, network], ("data",), self.run_clues)
 
-    def retraining(self, name: str, settings) -> Stage:
-        """A stage that retrains on the pseudo boxes."""
-        key = [settings, _content(settings.init)]
-        return self.training(name, key, ("pgt",), lambda: self.run_retrain(name, settings))
+def _clue_stage(run: Run) -> Stage:
+    network = run.config.clue_recipe()
+    if isinstance(network, Path):
+        network = file_fingerprint(network)
+    return _stage("clues", [run.config.clues, network], ("data",), partial(train_clues, run))
 
-    def training(self, *stage) -> Stage:
-        """A stage in which all processes join."""
-        return replace(self.stage(*stage), together=True)
 
-    def stage(self, name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
-        """A `Stage` whose settings are plain values, so that their fingerprint is stable."""
-        return Stage(name, jsonable(settings), reads, run)
+def _images(run: Run) -> list:
+    """What identifies the images and tags of both splits."""
+    names = run.data.names.values()
+    return [[[name, dataset_fingerprint(run.data.path, name)] for name in names]]
 
-    def _dataset_key(self) -> list:
-        return [[name, dataset_fingerprint(self.data, name)] for name in self.names.values()]
 
-    def _store_key(self) -> list:
-        """What identifies a proposal store made elsewhere; nothing for the run's own."""
-        if self.exports:
-            return []
-        found = []
-        for name in self.names.values():
-            manifest = read_manifest(self.proposal_root, name)
-            if manifest is None:
-                path = self.proposal_root / name / "manifest.json"
-                hint = f"finish python -m bridge.export --split {name} into that folder"
-                raise BadInput(path, "does not exist", hint)
-            found.append(fingerprint(manifest))
-        return found
-
-    def run_data(self) -> dict:
-        """Decodes every image and reads every box once: what is broken is named now, not later."""
-        counts = {role: verify_images(split) for role, split in self.splits.items()}
-        has_truth = {role: truth is not None for role, truth in self.truths.items()}
-        train = self.splits["train"]
-        return {
-            "dataset": {
-                "name": self.options.data if self.options.data == "mini" else train.dataset,
-                "train_images": counts["train"].images,
-                "test_images": counts["test"].images,
-                "negatives": counts["train"].negatives,
-                "classes": len(train.classes),
-                "truth": has_truth,
-            }
-        }
-
-    def run_clues(self) -> dict:
-        """Trains the clue network on tags."""
-        from experiments.pipeline import clues
-
-        clues.train(self.splits["train"], self.settings, self.out, self.options.seed)
-        return {}
-
-    def run_proposals(self, export) -> dict:
-        """Proposals of both splits; clues of the test split come from predicted classes."""
-        from experiments.pipeline import clues
-
-        metrics = {}
-        if self.exports:
-            self._export(export)
-            metrics["clues"] = clues.tag_map(self.out / "clues", self.splits["test"])
-        metrics["proposals"] = measure.proposals(self.proposal_root, self.splits, self.truths)
-        return metrics
-
-    def _export(self, export) -> None:
-        from bridge.export import export_split
-        from bridge.sam.load import load_sam
-        from experiments.pipeline import clues
-
-        network = clues.load(self.splits["train"], self.settings, self.out)
-        sam = load_sam(self.settings.sam) if export.source == "sam" else None
-        for role, labels in (("train", "tags"), ("test", "predicted")):
-            export_split(
-                self.splits[role],
-                network,
-                sam,
-                replace(export, labels=labels),
-                self.out / "proposals",
-                self.out / "clues",
-            )
-
-    def run_wsod(self, settings) -> dict:
-        """Trains the MIL detector on tags and proposals; detects on both splits."""
-        from weaksam_jax.detectors.mil.train import train_wsod
-
-        folder = self.out / "wsod"
-        backbone = self.frozen_backbone(settings.backbone)
-        params = train_wsod(
-            self.splits["train"],
-            self.proposal_root,
-            settings,
-            folder,
-            self.mesh,
-            self.options.seed,
-            backbone,
-            self.clue_root,
-        )
-        return run_on_leader(lambda: self.finish_wsod(params, settings, backbone))
-
-    def finish_wsod(self, params: dict, settings, backbone: dict | None) -> dict:
-        """Writes the detector and its detections on both splits."""
-        from weaksam_jax.detectors.mil.detect import detect_wsod
-
-        folder = self.out / "wsod"
-        save_params(folder / "params.safetensors", params)
-        found = {}
-        for role, split in self.splits.items():
-            found[role] = detect_wsod(
-                params, split, self.proposal_root, settings, folder, backbone, self.clue_root
-            )
-            write_json(folder / f"detections_{role}.json", found[role])
-        return measure.wsod(found, self.splits, self.truths, self.clue_root)
-
-    def frozen_backbone(self, name: str) -> dict | None:
-        """ImageNet weights of EfficientNet-Lite0 for Flax; None for a network trained here."""
-        if name != "lite0":
-            return None
-        from bridge.convert import convert_efficientnet_lite0
-
-        path = self.out / "backbone" / "lite0.safetensors"
-        run_on_leader(lambda: path.exists() or bool(convert_efficientnet_lite0(path)))
-        return load_params(path)
-
-    def run_pgt(self) -> dict:
-        """Adaptive pseudo ground truth, and top-1 beside it."""
-        made = {}
-        top1 = replace(self.settings.pgt, rule="top_k", k=1)
-        for name, settings in (("pgt", self.settings.pgt), ("top1", top1)):
-            made[name] = self.pseudo_boxes(settings)
-            write_json(self.out / "pgt" / f"{name}.json", made[name])
-        return measure.pgt(made, self.truths["train"])
-
-    def pseudo_boxes(self, settings: PgtSettings) -> dict:
-        """The COCO dictionary that these settings make of the MIL detector's detections."""
-        from weaksam_jax.data.detections import naming, read_detections
-        from weaksam_jax.pgt import make_pgt
-
-        path = self.out / "wsod" / "detections_train.json"
-        detections = read_detections(path, scores=True)
-        with naming(path):
-            return make_pgt(detections, self.splits["train"], settings)
-
-    def run_retrain(self, name: str, settings) -> dict:
-        """Trains Faster R-CNN on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the
-        mini set, from the MIL detector's backbone."""
-        from weaksam_jax.detectors.faster_rcnn.train import train_retrain
-
-        folder = self.out / name
-        self.frozen_backbone(settings.backbone)  # writes Lite0's weights, where they are asked for
-        params = train_retrain(
-            read_json(self.out / "pgt" / "pgt.json"),
-            self.splits["train"],
-            settings,
-            folder,
-            self.mesh,
-            self.options.seed,
-            retrain_start(self.out, settings),
-        )
-        return run_on_leader(lambda: self.finish_retrain(name, params, settings))
-
-    def finish_retrain(self, name: str, params: dict, settings) -> dict:
-        """Writes the detector and its detections on the test split."""
-        from experiments.pipeline.clues import stored_logits
-        from weaksam_jax.detectors.faster_rcnn.detect import detect_retrain
-        from weaksam_jax.detectors.faster_rcnn.network import detector_metadata
-
-        folder, test = self.out / name, self.splits["test"]
-        metadata = detector_metadata(settings, test.classes)
-        save_params(folder / "params.safetensors", params, metadata)
-        logits = stored_logits(self.clue_root, test) if settings.tag_power else None
-        found = detect_retrain(params, test, settings, tag_logits=logits)
-        write_json(folder / "detections_test.json", found)
-        return measure.detector(name, found, self.truths["test"])
-
-    def run_masks(self) -> dict:
-        """SAM prompted by the pseudo boxes."""
-        from bridge.sam.load import load_sam
-        from bridge.sam.pseudo_masks import pseudo_masks
-
-        path = self.out / "masks" / "pseudo.json"
-        pgt = read_json(self.out / "pgt" / "pgt.json")
-        sam = load_sam(self.settings.sam)
-        pseudo_masks(sam, pgt, self.splits["train"], self.settings.masks, path)
-        return measure.masks(read_json(path), self.truths["train"])
-
-    def run_report(self) -> dict:
-        """The HTML page."""
-        from experiments.pipeline.report import report_files
-        from weaksam_jax.report.page import write_report
-
-        write_report(report_files(self.out, self.proposal_root), self.splits, self.truths)
-        return {}
+def _stored_elsewhere(run: Run) -> list:
+    """What identifies a proposal store made elsewhere; nothing for the run's own."""
+    if run.exports:
+        return [[]]
+    found = []
+    for name in run.data.names.values():
+        manifest = read_manifest(run.proposals, name)
+        if manifest is None:
+            path = run.proposals / name / "manifest.json"
+            hint = f"finish python -m bridge.export --split {name} into that folder"
+            raise BadFile(path, "does not exist", hint)
+        found.append(fingerprint(manifest))
+    return [found]
 
 
 def _content(name: str | None) -> str | None:
@@ -370,24 +167,164 @@ def _content(name: str | None) -> str | None:
     return file_fingerprint(Path(name)) if name and Path(name).is_file() else None
 
 
-def retrain_start(run: Path, settings: RetrainSettings) -> dict | None:
-    """Backbone parameters that retraining in a run starts from: those of `init`, ImageNet's Lite0,
-    or the MIL detector's own (None when it has none). `BadInput` when the file does not fit."""
-    from weaksam_jax.detectors.faster_rcnn.network import load_backbone
-
-    if settings.init is not None:
-        return load_backbone(settings.init, settings)
-    if settings.backbone == "lite0":
-        return load_backbone(run / "backbone" / "lite0.safetensors", settings)
-    return load_backbone(run / "wsod" / "params.safetensors", settings, "backbone/")
+# What they do
 
 
-def jsonable(value):
-    """Plain JSON values of nested settings: dataclasses, tuples and paths included."""
-    if hasattr(value, "__dataclass_fields__"):
-        return jsonable(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(inner) for inner in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+def check_data(run: Run) -> dict:
+    """Decodes every image and reads every box once: what is broken is named now, not later."""
+    counts = {role: verify_images(split) for role, split in run.data.splits.items()}
+    has_truth = {role: truth is not None for role, truth in run.data.truths.items()}
+    train = run.data.splits["train"]
+    return {
+        "dataset": {
+            "name": "mini" if run.options.data == "mini" else train.dataset,
+            "train_images": counts["train"].images,
+            "test_images": counts["test"].images,
+            "negatives": counts["train"].negatives,
+            "classes": len(train.classes),
+            "truth": has_truth,
+        }
+    }
+
+
+def train_clues(run: Run) -> dict:
+    """Trains the clue network on tags."""
+    from experiments.pipeline import clues
+
+    clues.train(run)
+    return {}
+
+
+def make_proposals(run: Run, export) -> dict:
+    """Proposals of both splits; clues of the test split come from predicted classes."""
+    from experiments.pipeline import clues
+
+    metrics = {}
+    if run.exports:
+        _export(run, export)
+        metrics["clues"] = clues.tag_map(run.clues, run.data.splits["test"])
+    metrics["proposals"] = measure.proposals(run.proposals, run.data.splits, run.data.truths)
+    return metrics
+
+
+def _export(run: Run, export) -> None:
+    from bridge.export import export_split
+    from bridge.sam.load import load_sam
+    from experiments.pipeline import clues
+
+    splits = run.data.splits
+    network = clues.load(run, splits["train"])
+    sam = load_sam(run.config.sam) if export.source == "sam" else None
+    for role, labels in (("train", "tags"), ("test", "predicted")):
+        settings = replace(export, labels=labels)
+        export_split(splits[role], network, sam, settings, run.proposals, run.clues)
+
+
+def mil_inputs(run: Run) -> MilInputs:
+    """What the MIL detector of a run reads beside images and tags."""
+    from weaksam_jax.engine.checkpoint import load_params
+
+    frozen = detectors.backbone_of(run.config.wsod) == "lite0"
+    backbone = load_params(_lite0(run)) if frozen else None
+    return MilInputs(run.proposals, run.clues, backbone)
+
+
+def _lite0(run: Run) -> Path:
+    """ImageNet weights of EfficientNet-Lite0 for Flax, converted once."""
+    from bridge.convert import convert_efficientnet_lite0
+
+    path = run.folder.lite0
+    run_on_leader(lambda: path.exists() or bool(convert_efficientnet_lite0(path)))
+    return path
+
+
+def train_wsod(run: Run) -> dict:
+    """Trains the MIL detector on tags and proposals; detects on both splits."""
+    inputs, folder = mil_inputs(run), run.folder.stage("wsod")
+    params = detectors.train_mil(
+        run.data.splits["train"], inputs, run.config.wsod, folder, run.seed
+    )
+    return run_on_leader(lambda: _finish_wsod(run, inputs, params))
+
+
+def _finish_wsod(run: Run, inputs: MilInputs, params: dict) -> dict:
+    """Writes the detector and its detections on both splits."""
+    config, found = run.config.wsod, {}
+    classes = run.data.splits["train"].classes
+    detectors.save_mil(run.folder.weights("wsod"), params, config, classes)
+    for role, split in run.data.splits.items():
+        found[role] = detectors.detect_mil(params, split, inputs, config, run.folder.stage("wsod"))
+        write_json(run.folder.detections("wsod", role), found[role])
+    return measure.wsod(found, run.data.splits, run.data.truths, run.clues, run.config.ap50)
+
+
+def make_pseudo_boxes(run: Run) -> dict:
+    """Adaptive pseudo ground truth, and top-1 beside it."""
+    made = {}
+    top1 = replace(run.config.pgt, rule="top_k", k=1)
+    for name, settings in (("pgt", run.config.pgt), ("top1", top1)):
+        made[name] = pseudo_boxes(run, settings)
+        write_json(run.folder.pseudo_boxes(name), made[name])
+    return measure.pgt(made, run.data.truths["train"])
+
+
+def pseudo_boxes(run: Run, settings: PgtSettings) -> dict:
+    """The COCO dictionary that these settings make of the MIL detector's detections."""
+    path = run.folder.detections("wsod", "train")
+    detections = read_detections(path, scores=True)
+    with naming(path):
+        return make_pgt(detections, run.data.splits["train"], settings)
+
+
+def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
+    """Trains the detector on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the
+    mini set, from the MIL detector's backbone. name: the stage."""
+    if detectors.backbone_of(config) == "lite0":
+        _lite0(run)
+    params = detectors.train_retrainer(
+        read_json(run.folder.pseudo_boxes()),
+        run.data.splits["train"],
+        config,
+        run.folder.stage(name),
+        run.seed,
+        detectors.retrain_start(run.folder, config),
+    )
+    return run_on_leader(lambda: _finish_retrain(run, name, config, params))
+
+
+def _finish_retrain(run: Run, name: str, config: RetrainConfig, params: dict) -> dict:
+    """Writes the detector and its detections on the test split."""
+    test = run.data.splits["test"]
+    detectors.save_retrainer(run.folder.weights(name), params, config, test.classes)
+    found = detect_retrained(run, config, params)
+    write_json(run.folder.detections(name, "test"), found)
+    return measure.detector(name, found, run.data.truths["test"], run.config.ap50)
+
+
+def detect_retrained(run: Run, config: RetrainConfig, params: dict) -> list[dict]:
+    """COCO results of a retrained detector on the run's test split."""
+    from experiments.pipeline.clues import stored_logits
+
+    test = run.data.splits["test"]
+    logits = stored_logits(run.clues, test) if detectors.tag_power_of(config) else None
+    return detectors.detect_retrainer(params, test, config, logits)
+
+
+def make_masks(run: Run) -> dict:
+    """SAM prompted by the pseudo boxes."""
+    from bridge.sam.load import load_sam
+    from bridge.sam.pseudo_masks import pseudo_masks
+
+    path, train = run.folder.pseudo_masks, run.data.splits["train"]
+    pgt = read_json(run.folder.pseudo_boxes())
+    pseudo_masks(load_sam(run.config.sam), pgt, train, run.config.masks, path)
+    return measure.masks(read_json(path), run.data.truths["train"])
+
+
+def write_page(run: Run) -> dict:
+    """The HTML page."""
+    from experiments.pipeline.report import report_files
+    from weaksam_jax.report.page import write_report
+
+    write_report(report_files(run), run.data.splits, run.data.truths)
+    return {}

@@ -49,7 +49,7 @@ def test_anchors(shapes, ratios, per_level, rounded):
     found = pyramid_anchors(shapes, strides, sizes, ratios, rounded=rounded)
     for level, (height, width) in enumerate(shapes):
         expected, steps = [], (strides[level], strides[level])
-        if rounded:  # torchvision divides the canvas by the map
+        if rounded:  # torchvision divides the padded sides by the map's
             steps = shapes[0][0] * 4 // height, shapes[0][1] * 4 // width
         for row in range(height):
             for column in range(width):

@@ -1,4 +1,4 @@
-"""Anchors of a feature pyramid: NumPy constants of the compiled program, a canvas each."""
+"""Anchors of a feature pyramid: NumPy constants of the program, one set per padded size."""
 
 from collections.abc import Sequence
 
@@ -50,13 +50,13 @@ def pyramid_anchors(
     """Anchors of every level, finest first; `sizes[l]` are the anchor sizes of level l.
 
     rounded (torchvision): the corners of a cell's anchors are whole pixels, and the cells of a map
-    lie canvas // map pixels apart. That is the stride but where the canvas is no multiple of it:
-    P6 of 96 rows has two, 48 apart and not 64.
+    lie padded side // map side pixels apart. That is the stride but where the padded side is no
+    multiple of it: P6 of 96 rows has two, 48 apart and not 64.
     """
     steps = list(strides)
     if rounded:
-        canvas = [side * strides[0] for side in shapes[0]]
-        steps = [(canvas[0] // height, canvas[1] // width) for height, width in shapes]
+        rows, columns = (side * strides[0] for side in shapes[0])
+        steps = [(rows // height, columns // width) for height, width in shapes]
     return [
         level_anchors(height, width, stride, cell_anchors(size, ratios, rounded), offset)
         for (height, width), stride, size in zip(shapes, steps, sizes, strict=True)

@@ -27,8 +27,8 @@ def match_by_iou(
     background: IoU < background_iou; ignored between the two. best_per_target: the boxes of highest
     IoU with a target are foreground too, unless they do not overlap it (Faster R-CNN §3.1.2; they
     keep their own best target as index, as in torchvision and detectron2). top_k: foreground boxes
-    must be among the k best of some target, every other one is background (the released WeakSAM
-    code has k = 3; None: the standard rule).
+    must be among the k best of some target, every other one is background (k = 3 in WeakSAM's
+    official code, docs/provenance/retraining.md, section 1; None: the standard rule).
     """
     overlap = jnp.where(target_valid[None, :], iou(boxes, targets), -1.0)
     best = jnp.max(overlap, axis=1, initial=-1.0)

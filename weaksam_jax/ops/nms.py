@@ -41,7 +41,7 @@ def nms(
 def dense_nms(
     boxes: jax.Array, scores: jax.Array, valid: jax.Array, iou_threshold: float, max_output: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`nms` from the matrix of all IoUs `[N, N]`, in few rounds instead of a turn for each box.
+    """`nms` from the matrix of all IoUs `[N, N]`, in few rounds instead of one step per box.
 
     Arguments and results as in `nms`. Each round keeps what no box kept in the round before, and of
     higher score, overlaps; the first k boxes are right after k rounds at the latest, so the only
@@ -81,7 +81,7 @@ def multiclass_nms(
     and pseudo ground truth ask for the best box of a class that is known to be there).
 
     boxes: `[N, 4]` shared by the classes, or `[N, C, 4]`; scores: `[N, C]`, kept when strictly
-    above `score_threshold`; valid: bool `[N]`; pre_nms_top_k: candidates a class, None: all.
+    above `score_threshold`; valid: bool `[N]`; pre_nms_top_k: candidates per class, None: all.
     Returns (boxes `[max_output, 4]`, scores, class indices int32, valid) by falling score; equal
     scores: lower class, then lower index first. Unused rows are zero and invalid.
 
@@ -108,10 +108,8 @@ def multiclass_nms(
     per_class = found.shape[1]
     padding = max(max_output - found.size, 0)
     flat = jnp.pad(found.reshape(-1), (0, padding), constant_values=-jnp.inf)
-    if every_class:  # only what has a place then still competes
-        first = (jnp.arange(flat.size) % per_class == 0) & (flat > -jnp.inf)
-        _, taken = jax.lax.top_k(jnp.where(first, jnp.inf, flat), max_output)
-        flat = jnp.full_like(flat, -jnp.inf).at[taken].set(flat[taken])
+    if every_class:
+        flat = _with_every_class(flat, per_class, max_output)
     best, order = jax.lax.top_k(flat, max_output)
     kept = best > -jnp.inf
     order = jnp.where(kept, order, 0)
@@ -121,3 +119,11 @@ def multiclass_nms(
         jnp.where(kept, order // per_class, 0).astype(jnp.int32),
         kept,
     )
+
+
+def _with_every_class(flat: jax.Array, per_class: int, max_output: int) -> jax.Array:
+    """Scores `[C * per_class]` (plus padding) of which only what has a place still competes: the
+    first of each class before all others."""
+    first = (jnp.arange(flat.size) % per_class == 0) & (flat > -jnp.inf)
+    _, taken = jax.lax.top_k(jnp.where(first, jnp.inf, flat), max_output)
+    return jnp.full_like(flat, -jnp.inf).at[taken].set(flat[taken])

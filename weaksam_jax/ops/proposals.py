@@ -21,7 +21,7 @@ def select_proposals(
     """Proposals of one image: (boxes `[post_nms, 4]`, logits `[post_nms]`, valid `[post_nms]`).
 
     logits `[N_l]`, deltas and anchors `[N_l, 4]` of each level; image_size `[2]` = (height, width)
-    of the image within the canvas. A level: best `pre_nms` anchors, decoded, clipped to the image,
+    of the image within its padding. A level: best `pre_nms` anchors, decoded, clipped to the image,
     empty ones dropped, NMS; then the best `post_nms` over all levels. No gradient flows through.
     """
     kept_boxes, kept_logits = [], []

@@ -26,8 +26,9 @@ def roi_pool(
     A box is rounded half up on the map, its last row and column included (width = x2 - x1 + 1 cells
     and at least 1), cut into overlapping bins `[floor(i w / n), ceil((i + 1) w / n))`, and clipped
     to the map. An empty bin is 0 and has no gradient; otherwise the gradient goes to the first
-    maximum in row-major order. Boxes get no gradient. rounded=False: mmcv's form (the released
-    OICR), which cuts the box as it is: bins `[floor(x1 + i w / n), ceil(x1 + (i + 1) w / n))`.
+    maximum in row-major order. Boxes get no gradient. rounded=False: mmcv's form (WeakSAM's
+    official OICR, docs/provenance/mil.md, section 1), which cuts the box as it is: bins
+    `[floor(x1 + i w / n), ceil(x1 + (i + 1) w / n))`.
     """
     features = jnp.asarray(features)
     height, width = features.shape[:2]
@@ -122,17 +123,9 @@ def roi_align(
 ) -> jax.Array:
     """RoIAlign (Mask R-CNN §3; torchvision's formula): features `[H, W, C]`, boxes `[R, 4]` in
     image pixels, returns `[R, output_size, output_size, C]`. See `roi_align_pyramid`."""
-    level = jnp.zeros(boxes.shape[0], jnp.int32)
-    return roi_align_pyramid(
-        [features],
-        [1.0 / spatial_scale],
-        boxes,
-        level,
-        output_size,
-        sampling_ratio,
-        aligned,
-        chunk,
-    )
+    level, stride = jnp.zeros(boxes.shape[0], jnp.int32), 1.0 / spatial_scale
+    how = output_size, sampling_ratio, aligned, chunk
+    return roi_align_pyramid([features], [stride], boxes, level, *how)
 
 
 def roi_align_pyramid(
@@ -179,15 +172,15 @@ def roi_align_pyramid(
     count = boxes.shape[0]
     if chunk <= 0 or count <= chunk:
         return pool(flat, *inputs).astype(dtype)
-    padding = -count % chunk
-    chunks = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge").reshape(
-            -1, chunk, *x.shape[1:]
-        ),
-        inputs,
-    )
+    chunks = jax.tree.map(lambda x: _in_chunks(x, chunk), inputs)
     pooled = jax.lax.map(jax.checkpoint(lambda one: pool(flat, *one)), chunks)
     return pooled.reshape(-1, *pooled.shape[2:])[:count].astype(dtype)
+
+
+def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """`[n, ...]` as `[ceil(n / chunk), chunk, ...]`, filled up with the last row."""
+    padding = [(0, -x.shape[0] % chunk)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, padding, mode="edge").reshape(-1, chunk, *x.shape[1:])
 
 
 def _align_boxes(flat, boxes, sizes, offsets, output_size, sampling_ratio, aligned):
