@@ -139,7 +139,7 @@ class MilDetector:
         return scores, boxes
 
     def select(self, scores: jax.Array, boxes: jax.Array, valid: jax.Array) -> Detections:
-        """Class-wise NMS and the best `max_detections` of each image; what is empty is not valid."""
+        """Class-wise NMS, the best `max_detections` of each image; empty boxes are not valid."""
         test = self.config.test
         best = functools.partial(
             multiclass_nms,

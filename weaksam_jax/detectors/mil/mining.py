@@ -81,7 +81,7 @@ def mine_oicr(
     rule: OicrRule = "paper",
     ignore_below: float = 0.0,
 ) -> MilTargets:
-    """Online instance classifier refinement (OICR, Algorithm 1, or the rule of WeakSAM's official code).
+    """Online instance classifier refinement (OICR, Algorithm 1, or WeakSAM's official code).
 
     Shapes as in `mine_mist`. "paper": the best proposal of each tagged class is its pseudo box.
     Classes are visited in ascending order and a winner's scores count as 0 for the later ones. A
