@@ -9,10 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-sys.path.insert(0, os.path.dirname(__file__))
 import processes
+import pytest
 
 from weaksam_jax.engine.distributed import launch
 from weaksam_jax.errors import BadInput

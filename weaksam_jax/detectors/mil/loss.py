@@ -116,6 +116,7 @@ def mil_loss(
     boxes: jax.Array,
     valid: jax.Array,
     image_labels: jax.Array,
+    *,
     method: Method = "mist",
     oicr_rule: OicrRule = "paper",
     ignore_below: float = 0.0,
