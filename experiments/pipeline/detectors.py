@@ -22,6 +22,7 @@ from weaksam_jax.detectors.mil import train_mil as _train_mil
 from weaksam_jax.detectors.mil.config import MilConfig
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.mesh import data_mesh
+from weaksam_jax.engine.predict import tag_factors
 from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.run_folder import RunFolder
@@ -168,13 +169,3 @@ def detect_retrainer(
         class_factors=tag_factors(test.tag_power, tag_logits),
     )
     return detect_split(detector.predictor(params), views, journal=journal, progress=progress)
-
-
-def tag_factors(power: float, logits: np.ndarray | None) -> np.ndarray | None:
-    """The clue network's probability of each class in each image, to this power; None at 0."""
-    if not power:
-        return None
-    if logits is None:
-        hint = "give the logits of a clue network, or set test.tag_power to 0"
-        raise BadInput("the retrained detector", "has no tag logits", hint)
-    return (1 / (1 + np.exp(-np.asarray(logits, np.float32)))) ** np.float32(power)
