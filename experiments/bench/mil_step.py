@@ -145,8 +145,19 @@ def work(job: dict) -> Measured:
         start = time.perf_counter()
         losses.append(step())
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Measured(min(seconds), round(peak), losses[0], losses[1], **known)
+    return Measured(min(seconds), round(peak_mb()), losses[0], losses[1], **known)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held, in MB, as Linux or macOS count it.
+
+    (On Linux getrusage would count the process that started this one as well.)
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+    (line,) = [one for one in status.read_text().splitlines() if one.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
 
 
 def write_weights(path: Path, width: int) -> Path:
