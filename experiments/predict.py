@@ -87,8 +87,8 @@ def predict(options: Predict) -> list[dict]:
 
 def add_masks(results: list[dict], split, sam_name: str) -> None:
     """Puts `segmentation` (RLE) into the results: SAM prompted by each box."""
-    from bridge.proposals.packed_masks import encode_rle
-    from bridge.sam.load import load_sam
+    from bridge.sam.networks import load_sam
+    from bridge.sam.packed_masks import encode_rle
     from bridge.sam.pseudo_masks import MaskSettings, box_masks
     from weaksam_jax.boxes import from_xywh
     from weaksam_jax.data.images import load_image

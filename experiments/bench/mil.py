@@ -152,11 +152,11 @@ def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
     """As `our_step`, in plain PyTorch on a CPU."""
     import torch
 
-    from bridge.weights.vgg import published_tensors
+    from bridge.weights.wetectron import wetectron_back
     from experiments.bench.torch_mil_step import make_adam, mist_loss
     from weaksam_jax.files import read_arrays
 
-    state = published_tensors("weights", read_arrays(job["weights"])[0], "wetectron")
+    state = wetectron_back("weights", read_arrays(job["weights"])[0])["model"]
     batch = inputs(job["proposals"], tuple(job["canvas"]), 1)
     mean = np.asarray([102.9801, 115.9465, 122.7717], np.float32)
     image = torch.from_numpy(batch["image"][..., ::-1] - mean).permute(0, 3, 1, 2).contiguous()

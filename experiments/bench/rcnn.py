@@ -2,7 +2,7 @@
 
 One training step (losses, gradients, SGD) and one inference, of one image. torchvision's RoIAlign
 is its own Python form, for its compiled operators are missing on CPU-only torch (its NMS is
-`bridge.torchvision_ops`'). `rcnn_step_<rois>_<height>x<width>` show how the step grows.
+`bridge.runtime.torchvision_ops`'). `rcnn_step_<rois>_<height>x<width>` show how the step grows.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ CLASSES, OBJECTS = 20, 5
 
 def torchvision_model(rois: int):
     """torchvision's Faster R-CNN R50-FPN, its norms frozen, with seeded random weights."""
-    import bridge.torchvision_ops  # noqa: F401
+    import bridge.runtime.torchvision_ops  # noqa: F401
 
     # isort: split
     import torchvision.ops.poolers
@@ -52,8 +52,8 @@ def our_parts(model, canvas: tuple[int, int], rois: int):
     """(settings, model, parameters) with torchvision's weights and conventions."""
     import flax.traverse_util
 
-    from bridge.weights.faster_rcnn import BATCH_NORM_EPSILON, to_ours
-    from bridge.weights.names import TORCHVISION
+    from bridge.weights.faster_rcnn_torchvision import TORCHVISION
+    from bridge.weights.r50_fpn import BATCH_NORM_EPSILON, to_ours
     from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings
     from weaksam_jax.detectors.faster_rcnn.network import build_model
     from weaksam_jax.detectors.faster_rcnn.recipes import voc07

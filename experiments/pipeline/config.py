@@ -9,12 +9,12 @@ from typing import Any, get_args, get_type_hints
 import weaksam_jax.detectors.faster_rcnn.config as retraining
 import weaksam_jax.detectors.faster_rcnn.recipes as retrain_recipes
 import weaksam_jax.detectors.mil.config as detection
-from bridge import presets as bridge_presets
 from bridge.clues.lite_cam import LiteSettings
-from bridge.clues.load import ClueSettings
-from bridge.export import ExportSettings
+from bridge.clues.networks import ClueSettings
+from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.proposals import presets as bridge_presets
+from bridge.proposals.export import ExportSettings
 from bridge.sam.pseudo_masks import MaskSettings
-from bridge.train_weaktr import WeakTrSettings
 from weaksam_jax.detectors.mil import recipes
 from weaksam_jax.errors import BadInput
 from weaksam_jax.pgt import PgtSettings
@@ -26,8 +26,8 @@ class RoadSettings:
 
     train_split, test_split: names of splits, None for the data set's own choice. clues: the clue
     network: weaktr (trained by `weaktr`), weaktr_paper (the released recipe, from the ImageNet
-    weights `weaktr.init`), lite_cam, or a file of trained weights (`bridge.clues.load`), used as
-    `clue_use` says. sam: a name or the path of a published checkpoint (`bridge.sam.load.load_sam`).
+    weights `weaktr.init`), lite_cam, or a file of trained weights (`bridge.clues.networks`), used
+    as `clue_use` says. sam: a name or the path of a published checkpoint (`load_sam`).
     """
 
     train_split: str | None = None

@@ -236,8 +236,8 @@ class Journey:
         return metrics
 
     def _export(self, export) -> None:
-        from bridge.export import export_split
-        from bridge.sam.load import load_sam
+        from bridge.proposals.export import export_split
+        from bridge.sam.networks import load_sam
         from experiments.pipeline import clues
 
         network = clues.load(self.splits["train"], self.settings, self.out)
@@ -288,10 +288,10 @@ class Journey:
         """ImageNet weights of EfficientNet-Lite0 for Flax; None for a network trained here."""
         if name != "lite0":
             return None
-        from bridge.convert import convert_efficientnet_lite0
+        from bridge.weights.kinds import convert
 
         path = self.out / "backbone" / "lite0.safetensors"
-        run_on_leader(lambda: path.exists() or bool(convert_efficientnet_lite0(path)))
+        run_on_leader(lambda: path.exists() or bool(convert("efficientnet_lite0", path)))
         return load_params(path)
 
     def run_pgt(self) -> dict:
@@ -347,7 +347,7 @@ class Journey:
 
     def run_masks(self) -> dict:
         """SAM prompted by the pseudo boxes."""
-        from bridge.sam.load import load_sam
+        from bridge.sam.networks import load_sam
         from bridge.sam.pseudo_masks import pseudo_masks
 
         path = self.out / "masks" / "pseudo.json"
