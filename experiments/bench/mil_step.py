@@ -83,9 +83,9 @@ def settings_of(job: dict):
 def our_step(job: dict) -> tuple[Callable[[], float], dict]:
     """(a step that returns its loss, the fields of `Measured` that its program knows)."""
     import jax
-
     from weaksam_jax.detectors.mil.network import build_model
     from weaksam_jax.detectors.mil.optimizer import make_optimizer
+
     from weaksam_jax.detectors.mil.train import detector_loss
     from weaksam_jax.engine.checkpoint import load_params
     from weaksam_jax.engine.mesh import data_mesh, put_batch
@@ -116,11 +116,10 @@ def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
     """As `our_step`, in plain PyTorch on a CPU."""
     import torch
 
-    from bridge.weights.vgg import published_tensors
     from experiments.bench.torch_mil_step import make_adam, mist_loss
     from weaksam_jax.files import read_arrays
 
-    state = published_tensors("weights", read_arrays(job["weights"])[0], "wetectron")
+    state = wetectron_back("weights", read_arrays(job["weights"])[0])["model"]
     batch = inputs(job["proposals"], tuple(job["size"]), 1)
     mean = np.asarray([102.9801, 115.9465, 122.7717], np.float32)
     image = torch.from_numpy(batch["image"][..., ::-1] - mean).permute(0, 3, 1, 2).contiguous()
@@ -163,8 +162,8 @@ def peak_mb() -> float:
 def write_weights(path: Path, width: int) -> Path:
     """Seeded fresh weights of the recipe's network, once for both forms."""
     import jax
-
     from weaksam_jax.detectors.mil.network import build_model, network_input
+
     from weaksam_jax.engine.checkpoint import save_params
 
     job = {"dtype": "float32", "width": width, "size": (64, 64), "proposals": 8, "batch": 1}

@@ -83,10 +83,10 @@ def stress(options: Stress) -> dict:
 def train_spoiled(options: Stress) -> dict:
     """The parameters of a MIL detector trained on samples of which a share is spoiled."""
     import jax
-
-    from weaksam_jax.data.batches import make_batches
     from weaksam_jax.detectors.mil.network import build_model
     from weaksam_jax.detectors.mil.optimizer import make_optimizer
+
+    from weaksam_jax.data.batches import make_batches
     from weaksam_jax.detectors.mil.samples import MilSamples
     from weaksam_jax.detectors.mil.train import detector_loss, init_params
     from weaksam_jax.engine.loop import train
