@@ -53,6 +53,11 @@ class Detector(Protocol):
         """Fresh parameters (of the shapes that `batch` asks for), `weights` in their place."""
         ...
 
+    def start(self, fresh: Params, weights: Weights | None) -> Params:
+        """`fresh` parameters (or their shapes) with those of `weights` in their place; `BadInput`
+        when they do not fit."""
+        ...
+
     def shapes(self) -> Params:
         """Shapes and dtypes of the parameters."""
         ...
@@ -91,11 +96,9 @@ def load_detector(path: str | Path) -> tuple[Detector, Params]:
     """
     weights = read_weights(path)
     detector = stated_detector(weights)
-    optional = ("tags/", "drop_block/") if detector.kind == MilDetector.kind else ()
     params = fill(
         jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), detector.shapes()),
         weights,
-        optional=lambda name: name.startswith(optional),
         hint="make the file again, or convert it again",
     )
     return detector, params

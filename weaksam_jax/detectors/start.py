@@ -86,9 +86,17 @@ def _from_other(fresh: Params, weights: Weights, *, model: Any) -> Params:
     if theirs != model.backbone:
         hint = f"set optim.init to weights of {model.backbone}"
         raise BadInput(weights.path, f"is a detector over {theirs}, not {model.backbone}", hint)
-    shared = BACKBONES[model.backbone].shared
-    given = weights.part("backbone/")
-    own = fresh["backbone"]
-    if shared:
-        return {**fresh, "backbone": {**own, shared: fill(own[shared], given)}}
-    return {**fresh, "backbone": fill(own, given)}
+    shared, given, own = (
+        BACKBONES[model.backbone].shared,
+        weights.part("backbone/"),
+        fresh["backbone"],
+    )
+    theirs = bool(shared) and any(name.startswith(f"{shared}/") for name in given.arrays)
+    ours = bool(shared) and shared in own
+    if ours and not theirs:  # a pyramid from a single map
+        filled = {**own, shared: fill(own[shared], given)}
+    else:
+        given = given.part(f"{shared}/") if theirs and not ours else given
+        # What one of two detectors alone has of a backbone, say Lite0's head, is passed over.
+        filled = fill(own, given, unknown=True)
+    return {**fresh, "backbone": filled}

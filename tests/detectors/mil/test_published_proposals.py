@@ -1,6 +1,7 @@
 """From a published pickle of proposals to detections: the official filter, and the whole way."""
 
 import pickle
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_mil import TINY, detect, train
 
-from bridge.released_pickles import import_released
-from weaksam_jax.data.augment import AugmentConfig
+from bridge.proposals.official_pickles import import_official
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.detectors.mil.samples import MilSamples, load_boxes
 
@@ -55,7 +55,7 @@ def test_boxes_of_a_pickle_are_filtered_as_by_the_official_code(tmp_path_factory
     record = TagRecord(2008000008, "2008_000008.jpg", None, width, height, (0,))
     split = TagSplit("VOC2012", "trainval", ("cat",), (1,), (record,))
     folder = tmp_path_factory.mktemp("pickle")
-    import_released(write_pickle(folder / "a.pkl", [boxes], [2008000008], dtype), split, folder)
+    import_official(write_pickle(folder / "a.pkl", [boxes], [2008000008], dtype), split, folder)
     found, quality = load_boxes(folder, split, record, least)
     want = [
         (x1, y1, x2 + 1, y2 + 1) for x1, y1, x2, y2 in official_filter(boxes, width, height, least)
@@ -77,12 +77,12 @@ def test_a_published_pickle_trains_and_detects(drawn, tmp_path):
         ids = [record.image_id for record in split.records]
         order = rng.permutation(len(ids))
         shuffled = [entries[i] for i in order], [ids[i] for i in order]
-        import_released(write_pickle(tmp_path / "a.pkl", *shuffled), split, tmp_path / "store")
+        import_official(write_pickle(tmp_path / "a.pkl", *shuffled), split, tmp_path / "store")
     config = vary(
         TINY,
         optim={"steps": 2},
         data={
-            "augment": AugmentConfig(scale=(0.75, 1.0), lighting=0.1),
+            "augment": replace(TINY.data.augment, lighting=0.1),
             "max_proposals": 256,
             "min_side": 20.0,
         },
