@@ -1,26 +1,29 @@
-"""A narrow Faster R-CNN of ours with random weights, and torchvision's old names."""
+"""Random arrays of a narrow Faster R-CNN of ours, and torchvision's old names."""
 
-import jax
+import flax.traverse_util
 import numpy as np
 
-from weaksam_jax.backbones.resnet import ResNet50
-from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
+from weaksam_jax.detectors.faster_rcnn.config import FasterRcnnConfig, ModelConfig
+from weaksam_jax.detectors.faster_rcnn.detector import FasterRcnn
 
 WIDTH, CHANNELS, CLASSES, HIDDEN = 2, 3, 4, 5
 
 
 def small_arrays(classes=CLASSES):
-    """A detector of ours with random weights, names joined by "/"."""
-    model = FasterRCNN(ResNet50(WIDTH), classes, channels=CHANNELS, fc_width=HIDDEN)
-    inputs = np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 1, 4), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    """Names joined by "/" -> float32 arrays, of an R50-FPN of `WIDTH`, `CHANNELS`, `HIDDEN`."""
+    model = ModelConfig(
+        backbone="resnet50",
+        backbone_width=WIDTH,
+        strides=(4, 8, 16, 32, 64),
+        anchor_sizes=((32,), (64,), (128,), (256,), (512,)),
+        channels=CHANNELS,
+        extra_levels=1,
+        fc_width=HIDDEN,
+    )
+    shapes = FasterRcnn(FasterRcnnConfig(model=model), classes).shapes()
     rng = np.random.default_rng(0)
-    flat = jax.tree_util.tree_leaves_with_path(shapes)
-    arrays = {
-        "/".join(entry.key for entry in path): rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        for path, x in flat
-    }
-    return model, arrays
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    return {name: rng.uniform(0.5, 1.5, one.shape).astype(np.float32) for name, one in flat.items()}
 
 
 def old_names(tensors):
