@@ -2,7 +2,7 @@
 
 Written from what docs/provenance/mil.md, sections 1 and 2, says of the two official codes, one
 layer per line, and RoI pooling as a loop: an independent form of `MilDetector` and of what
-`bridge.weights.vgg` claims.
+`bridge.weights.wetectron` claims.
 """
 
 import math
