@@ -1,7 +1,9 @@
-"""A long training on inputs that should break it: `python -m experiments.paper.stress --run RUN`.
+"""A long training on inputs that should break it.
+
+    python -m experiments.paper.stress --run runs/mini-0 --out runs/stress
 
 Trains the mini preset's MIL detector with bfloat16 convolutions and fully connected layers on the
-training images and proposals of a finished mini run, and spoils a share of the samples: no valid
+training images and proposals of a finished run, and spoils a share of the samples: no valid
 proposal; a prior of +-1e4 in the detection stream's logits; every proposal one pixel or the same
 box; a white, black or noisy image; all tags or none. The training ends in finite weights, or (exit
 status 2) at the first loss that is not finite, naming the step and its images.
@@ -15,13 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from experiments.pipeline.config import mini
-from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, split_names
-from weaksam_jax.detectors.mil.config import WsodSettings
+from experiments.pipeline.commands import run
+from experiments.pipeline.detectors import MilConfig, mil_preset
+from experiments.pipeline.run import Run, open_run
 from weaksam_jax.errors import BadInput
+from weaksam_jax.flags import parse
 
 HUGE = 1e4
 
@@ -31,15 +32,15 @@ class Stress:
     """Trains on spoiled samples."""
 
     run: Path
-    """A run on the mini set with finished proposals."""
+    """A run with finished proposals."""
     out: Path
     """Folder of checkpoints and log."""
     share: float = 0.25
     """Of the samples are spoiled."""
     seed: int = 0
-    settings: WsodSettings = field(
+    settings: MilConfig = field(
         default_factory=lambda: replace(
-            mini().wsod, dtype="bfloat16", steps=10_000, checkpoint_every=1000
+            mil_preset("mini"), dtype="bfloat16", steps=10_000, checkpoint_every=1000
         )
     )
     """Of the training; tag pre-training is left out."""
@@ -71,6 +72,19 @@ def stress(options: Stress) -> dict:
     """Trains; returns the steps, the seconds and the largest weight."""
     import jax
 
+    start = time.perf_counter()
+    state = train_spoiled(options, open_run(options.run))
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(state.params))
+    if not np.isfinite(largest):
+        raise BadInput("the weights", "are not finite", "report it: the losses were")
+    seconds = round(time.perf_counter() - start, 1)
+    return {"steps": options.settings.steps, "seconds": seconds, "largest_weight": largest}
+
+
+def train_spoiled(options: Stress, opened: Run):
+    """The state after a training whose samples are spoiled now and then."""
+    import jax
+
     from weaksam_jax.data.batches import make_batches
     from weaksam_jax.detectors.mil.network import build_model
     from weaksam_jax.detectors.mil.optimizer import make_optimizer
@@ -80,13 +94,11 @@ def stress(options: Stress) -> dict:
     from weaksam_jax.engine.mesh import data_mesh
     from weaksam_jax.engine.step import create_state, make_train_step
 
-    data = options.run / "data" / "VOC2007"
-    split = open_tags(data, split_names(data)["train"])
-    settings, mesh = options.settings, data_mesh()
-    samples = MilSamples(split, options.run / "proposals", settings)
+    split, settings, mesh = opened.data.splits["train"], options.settings, data_mesh()
+    samples = MilSamples(split, opened.proposals, settings)
 
-    def spoiled(index: int, canvas: tuple, rng: np.random.Generator) -> dict:
-        sample = samples(index, canvas, rng)
+    def spoiled(index: int, size: tuple, rng: np.random.Generator) -> dict:
+        sample = samples(index, size, rng)
         if rng.random() >= options.share:
             return sample
         return spoil(sample, int(rng.integers(7)), rng)
@@ -97,8 +109,7 @@ def stress(options: Stress) -> dict:
     tx = make_optimizer(settings, settings.rate, settings.steps)
     step = make_train_step(partial(detector_loss, model, settings), tx, mesh)
     batches = make_batches(spoiled, samples.groups, settings.batch, options.seed, draw=samples.draw)
-    start = time.perf_counter()
-    state = train(
+    return train(
         create_state(params, tx, train_key, mesh),
         step,
         batches,
@@ -108,22 +119,11 @@ def stress(options: Stress) -> dict:
         checkpoint_every=settings.checkpoint_every,
         name="stress",
     )
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(state.params))
-    if not np.isfinite(largest):
-        raise BadInput("the weights", "are not finite", "report it: the losses were")
-    seconds = round(time.perf_counter() - start, 1)
-    return {"steps": settings.steps, "seconds": seconds, "largest_weight": largest}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(
-        Stress, args=argv, description=__doc__, prog="python -m experiments.paper.stress"
-    )
-    print(stress(options))
+    print(stress(parse(Stress, argv, __doc__, "paper.stress")))
 
 
 if __name__ == "__main__":
-    from weaksam_jax.engine.compilation_cache import enable_compilation_cache
-
-    enable_compilation_cache()
-    sys.exit(entry_point(main))
+    sys.exit(run("paper.stress"))
