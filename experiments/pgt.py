@@ -19,10 +19,10 @@ annotation file that pycocotools loads) or voc-dict, which the official VOC load
 image.
 
 Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes per image and per
-tag, tags without a box and the spread of scores, and where the data set has boxes precision and recall
-at IoU .5 (and .7, in the file), objects of which only a part was found and objects missed, in all
-and by class. <out>.png shows pseudo boxes of a few images, which tags alone have chosen; true boxes
-are dashed.
+tag, tags without a box and the spread of scores, and where the data set has boxes precision and
+recall at IoU .5 (and .7, in the file), objects of which only a part was found and objects missed,
+in all and by class. <out>.png shows pseudo boxes of a few images, which tags alone have chosen;
+true boxes are dashed.
 """
 
 import sys

@@ -18,7 +18,7 @@ from experiments.pipeline.run import Run, new_run
 from experiments.pipeline.runner import Runner, Stage, say
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean

@@ -6,10 +6,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from tiny_pipeline import write_run
 
-from experiments.paper.drop_figures import EDGES, Rois, intervals, judge, main, summary, table
-from experiments.pipeline.config import mini
-from experiments.pipeline.stages import jsonable
+from experiments.paper.drop_figures import main, table
+from experiments.paper.roi_losses import EDGES, Judge, Rois, intervals, sample_rois, summary
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini_set import write_mini
@@ -68,7 +68,7 @@ def test_nothing_to_share_is_none_and_still_json():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def toy(tmp_path_factory):
     """(folder of the data set, tags, truth, parameters of an untrained detector)."""
     data = write_mini(tmp_path_factory.mktemp("drop"), 0, 6, 2, progress=False)
     split = open_tags(data, "trainval")
@@ -89,33 +89,31 @@ def pseudo(truth, shift):
 
 
 @pytest.mark.parametrize(("shift", "share"), [(0.0, 0.0), (0.4, 1.0)])
-def test_true_boxes_are_no_errors_and_moved_ones_are(world, shift, share):
-    _, split, truth, params = world
-    rois = judge(params, pseudo(truth, shift), split, truth, TINY, 0)
+def test_true_boxes_are_no_errors_and_moved_ones_are(toy, shift, share):
+    _, split, truth, params = toy
+    rois = sample_rois(params, pseudo(truth, shift), split, TINY, Judge(truth))
     assert len(rois.cls) >= sum(len(record.boxes) > 0 for record in truth.records)
     # 0.4 of the width leaves an IoU of 0.43, unless the image cuts the box or objects lie close.
     assert abs(rois.wrong.mean() - share) < 0.15
     assert (rois.cls > 0).all() and (rois.reg >= 0).all() and len(rois.cls_background)
 
 
-def test_a_box_on_an_object_of_another_class_is_right_unless_classes_are_asked_for(world):
-    _, split, truth, params = world
+def test_a_box_on_an_object_of_another_class_is_right_unless_classes_are_asked_for(toy):
+    _, split, truth, params = toy
     boxes = pseudo(truth, 0.0)
     for one in boxes["annotations"]:
         one["category_id"] = one["category_id"] % len(split.classes) + 1
-    assert not judge(params, boxes, split, truth, TINY, 0).wrong.any()
-    assert judge(params, boxes, split, truth, TINY, 0, same_class=True).wrong.mean() > 0.9
+    assert not sample_rois(params, boxes, split, TINY, Judge(truth)).wrong.any()
+    assert sample_rois(params, boxes, split, TINY, Judge(truth, True)).wrong.mean() > 0.9
 
 
-def test_the_command_trains_measures_and_draws(world, tmp_path, capsys):
-    data, _, truth, params = world
-    run, settings = tmp_path / "run", jsonable(mini())
-    settings["retrain"] = jsonable(TINY)
+def test_the_command_trains_measures_and_draws(toy, tmp_path, capsys):
+    data, _, truth, params = toy
+    run = write_run(tmp_path / "run", data, retrain=TINY)
     save_params(run / "retrain" / "params.safetensors", params)
     save_params(run / "wsod" / "params.safetensors", {"backbone": params["backbone"]["stem"]})
     (run / "pgt").mkdir()
     (run / "pgt" / "pgt.json").write_text(json.dumps(pseudo(truth, 0.0)))
-    (run / "settings.json").write_text(json.dumps({"settings": settings, "data": str(data)}))
     flags = ["--run", str(run), "--out", str(tmp_path / "out")]
     assert entry_point(main, flags) == 0
     assert "the run's detector" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Detections of the retrained detector on a split."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,25 @@ def detect_retrain(
             hint = "give tag_logits, or set tag_power to 0"
             raise BadInput("the retrained detector", "has no tag logits", hint)
         factors = np.asarray(jax.nn.sigmoid(tag_logits) ** settings.tag_power)
-    model = build_model(settings, len(split.classes))
+    run = _program(settings, len(split.classes))
+    params = jax.device_put(params)
+    return detect_split(
+        lambda images, sizes: jax.device_get(run(params, images, sizes)),
+        split,
+        settings.views,
+        settings.mirrored,
+        settings.test_batch,
+        settings.nms,
+        settings.max_detections,
+        progress,
+        factors,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _program(settings: RetrainSettings, classes: int):
+    """The compiled detector (params, images, sizes) -> Detections; kept for the next call."""
+    model = build_model(settings, classes)
 
     @jax.jit
     def run(params, images, sizes):
@@ -48,15 +67,4 @@ def detect_retrain(
             settings.max_detections,
         )
 
-    params = jax.device_put(params)
-    return detect_split(
-        lambda images, sizes: jax.device_get(run(params, images, sizes)),
-        split,
-        settings.views,
-        settings.mirrored,
-        settings.test_batch,
-        settings.nms,
-        settings.max_detections,
-        progress,
-        factors,
-    )
+    return run
