@@ -11,15 +11,15 @@ results (file_name, category_id, bbox, score, segmentation), an object a line.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from experiments.pipeline.commands import run
-from weaksam_jax.errors import BadInput
+from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
 
 
@@ -37,8 +37,6 @@ class Predict:
     """Least score of a detection that is kept."""
     masks: bool = True
     """Prompt SAM with the boxes for masks."""
-    chunk: int = 32
-    """So many photos are in memory at a time."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,39 +54,31 @@ def predict(options: Predict) -> tuple[int, int]:
     Raises `BadInput` before anything is written for a run that is not finished and for what is no
     photo.
     """
-    from experiments.pipeline.photos import find_photos
-    from experiments.pipeline.predictor import open_predictor
-    from weaksam_jax.files import atomic_path
-
-    if options.chunk < 1:
-        raise BadInput("--chunk", f"is {options.chunk}", "give at least 1")
-    predictor = open_predictor(options.run, options.masks)
-    photos = find_photos(options.photos, options.out)
-    count = 0
-    with (
-        atomic_path(options.out / "predictions.json") as path,
-        open(path, "w", encoding="utf-8") as file,
-    ):
-        file.write("[")
-        for one in _results(options, predictor, photos):
-            file.write(f"{',' if count else ''}\n{json.dumps(one, allow_nan=False)}")
-            count += 1
-        file.write("\n]\n")
-    return count, len(photos)
-
-
-def _results(options: Predict, predictor, photos: Sequence) -> Iterator[Mapping]:
-    """COCO results of the photos, in their order; the pictures are written on the way."""
     from tqdm import tqdm
 
-    with tqdm(total=len(photos), desc="predict", unit="photos") as bar:
-        for start in range(0, len(photos), options.chunk):
-            part = photos[start : start + options.chunk]
-            split = replace(predictor.photos, records=tuple(one.record for one in part))
-            found = predictor.detect(split, options.threshold)
-            for photo in part:
-                yield from predictor.finish(photo, found[photo.record.image_id], options.out)
-                bar.update()
+    from experiments.pipeline.photos import find_photos
+    from experiments.pipeline.predictor import open_predictor
+
+    predictor = open_predictor(options.run, options.threshold, options.masks)
+    photos = find_photos(options.photos, options.out)
+    results = predictor.results(photos, options.out)
+    with tqdm(results, total=len(photos), desc="predict", unit="photos") as bar:
+        return write_results(options.out / "predictions.json", (rows for _, rows in bar))
+
+
+def write_results(path: Path, results: Iterable[Sequence[dict]]) -> tuple[int, int]:
+    """Writes COCO results as they come, an object a line, atomically; returns the numbers of
+    objects and photos. results: of each photo."""
+    objects = photos = 0
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write("[")
+        for rows in results:
+            for one in rows:
+                file.write(f"{',' if objects else ''}\n{json.dumps(one, allow_nan=False)}")
+                objects += 1
+            photos += 1
+        file.write("\n]\n")
+    return objects, photos
 
 
 if __name__ == "__main__":

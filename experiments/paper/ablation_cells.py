@@ -11,6 +11,8 @@ from experiments.pipeline import metrics as measure
 from experiments.pipeline.detectors import RetrainConfig
 from experiments.pipeline.run import Run
 from experiments.pipeline.stages import detect_retrained, pseudo_boxes
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.settings import to_plain
@@ -35,8 +37,9 @@ class Cells:
         until = common_steps(self.methods, name)
         if until and not (folder / "checkpoints").exists():
             self._begin(method, seed, until, pgt, folder)
-        params = train(run, pgt, method.retrain, folder, seed)
-        found = detect_retrained(run, method.retrain, params)
+        detector = FasterRcnn(method.retrain, run.data.splits["train"].classes)
+        params = train(run, pgt, method.retrain, folder=folder, seed=seed)
+        found = detect_retrained(run, detector, params)
         write_json(folder / "detections_test.json", found)
         shutil.rmtree(folder / "checkpoints")
         return measure.average_precisions(found, run.data.truth("test"), run.config.ap50)
@@ -45,23 +48,30 @@ class Cells:
         """Puts the checkpoints of the common beginning into `folder`."""
         plain, common = undropped(method), self.out / f"before_drop-{seed}"
         open_folder(common, [to_plain(plain), until, seed, self.inputs(seed)])
-        train(self.runs.of(seed), pgt, plain.retrain, common, seed, until)
+        run, where = self.runs.of(seed), {"folder": common, "seed": seed}
+        train(run, pgt, plain.retrain, until=until, **where)
         copy_folder(common / "checkpoints", folder / "checkpoints")
 
 
 def train(
-    run: Run, pgt: dict, config: RetrainConfig, folder: Path, seed: int, until: int | None = None
-) -> dict:
+    run: Run,
+    pgt: dict,
+    config: RetrainConfig,
+    *,
+    folder: Path,
+    seed: int,
+    until: int | None = None,
+) -> Params:
     """The parameters of a retraining on the run's training images."""
-    start = detectors.retrain_start(run.folder, config)
-    split = run.data.splits["train"]
-    return detectors.train_retrainer(pgt, split, config, folder, seed, start, until)
+    split, start = run.data.splits["train"], detectors.retrain_start(run.folder, config)
+    detector, how = FasterRcnn(config, split.classes), {"folder": folder, "seed": seed}
+    return detectors.train_retrainer(detector, pgt, split, start=start, until=until, **how)
 
 
 def weights_of(run: Run) -> list[str]:
     """Fingerprints of what a cell reads of its run; `BadInput` when the MIL detector is missing."""
     paths = [run.folder.detections("wsod", "train"), run.folder.weights("wsod")]
-    if (init := detectors.init_of(run.config.retrain)) is not None:
+    if (init := run.config.retrain.optim.init) is not None:
         paths.append(Path(init))
     for path in paths:
         if not path.exists():

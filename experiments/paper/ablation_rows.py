@@ -10,10 +10,12 @@ import numpy as np
 from experiments.paper.verdicts import spread_verdict, verdict
 from experiments.pipeline import detectors
 from experiments.pipeline.config import PipelineConfig
-from experiments.pipeline.detectors import DropConfig, RetrainConfig
+from experiments.pipeline.detectors import RetrainConfig
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path
 from weaksam_jax.pgt import AnyRule, PgtSettings
+from weaksam_jax.settings import change
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ def shortened(config: PipelineConfig, share: float) -> PipelineConfig:
 
 def drop_or_paper(config: PipelineConfig) -> DropConfig:
     """The config's RoI drop, or the paper's where it has none."""
-    return detectors.drop_of(config.retrain) or DropConfig()
+    return config.retrain.loss.drop or DropConfig()
 
 
 def table_5a(config: PipelineConfig, rules: Sequence[AnyRule] = ()) -> dict[str, Method]:
     """The rows of Table 5a with the run's settings, and one for each further rule."""
-    plain = detectors.with_drop(config.retrain, None)
-    dropped = detectors.with_drop(config.retrain, drop_or_paper(config))
+    plain = change(config.retrain, {"loss.drop": None})
+    dropped = change(config.retrain, {"loss.drop": drop_or_paper(config)})
     return {
         "top-1": Method(replace(config.pgt, rule="top_k", k=1), plain),
         "adaptive": Method(config.pgt, plain),
@@ -56,7 +58,7 @@ def table_9(
     changed += [replace(drop, tau_cls=value) for value in tau_cls]
     return {
         f"tau_reg {one.tau_reg:g}, tau_cls {one.tau_cls:g}": Method(
-            config.pgt, detectors.with_drop(config.retrain, one)
+            config.pgt, change(config.retrain, {"loss.drop": one})
         )
         for one in changed
     }
@@ -64,7 +66,7 @@ def table_9(
 
 def undropped(method: Method) -> Method:
     """The method without RoI drop."""
-    return replace(method, retrain=detectors.with_drop(method.retrain, None))
+    return change(method, {"retrain.loss.drop": None})
 
 
 def common_steps(methods: Mapping[str, Method], name: str) -> int:
@@ -72,14 +74,14 @@ def common_steps(methods: Mapping[str, Method], name: str) -> int:
     before the first drop begins; 0 when there are no others."""
     own = undropped(methods[name])
     alike = [one.retrain for one in methods.values() if undropped(one) == own]
-    drops = [detectors.drop_of(one) for one in alike]
+    drops = [one.loss.drop for one in alike]
     return min((drop.start for drop in drops if drop is not None), default=0) * (len(drops) > 1)
 
 
 def check_drop(methods: Mapping[str, Method]) -> None:
     """`BadInput` for a RoI drop that would begin after the last step: a row equal to the other."""
     for name, method in methods.items():
-        drop, steps = detectors.drop_of(method.retrain), detectors.steps_of(method.retrain)
+        drop, steps = method.retrain.loss.drop, method.retrain.optim.steps
         if drop is not None and drop.start >= steps:
             problem = f"({name}) begins at step {drop.start} of {steps}: never"
             raise BadInput("RoI drop", problem, "give a run with an earlier start of the drop")
@@ -87,7 +89,7 @@ def check_drop(methods: Mapping[str, Method]) -> None:
 
 def setting_notes(config: PipelineConfig) -> list[str]:
     """What the rows have in common: settings that the paper has otherwise are to be seen."""
-    pgt, drop, steps = config.pgt, drop_or_paper(config), detectors.steps_of(config.retrain)
+    pgt, drop, steps = config.pgt, drop_or_paper(config), config.retrain.optim.steps
     return [
         f"adaptive: rule {pgt.rule}, tau_s {pgt.score_threshold:g}, tau_o "
         f"{pgt.overlap_threshold:g} (paper: 0.3, 0.85)",
@@ -107,7 +109,7 @@ def verdicts_9(
     found: Mapping[str, list[float]], methods: Mapping[str, Method], base: DropConfig
 ) -> list[str]:
     """Whether the values of a threshold differ, where the other one is that of `base`."""
-    lines, drops = [], {name: detectors.drop_of(one.retrain) for name, one in methods.items()}
+    lines, drops = [], {name: one.retrain.loss.drop for name, one in methods.items()}
     for kind, other in (("tau_reg", "tau_cls"), ("tau_cls", "tau_reg")):
         wanted = getattr(base, other)
         own = {name: found[name] for name, drop in drops.items() if getattr(drop, other) == wanted}

@@ -24,15 +24,25 @@ from pathlib import Path
 import numpy as np
 
 from experiments.paper.ablation_cells import train
-from experiments.paper.roi_losses import ERROR_IOU, Judge, Rois, intervals, sample_rois, summary
+from experiments.paper.roi_losses import (
+    ERROR_IOU,
+    Judge,
+    Rois,
+    intervals,
+    sample_rois,
+    summary,
+    unaugmented,
+)
 from experiments.paper.seed_tables import open_folder, provenance
-from experiments.pipeline import detectors
 from experiments.pipeline.commands import run
 from experiments.pipeline.run import Run, open_run
+from weaksam_jax.detectors import load_detector
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.engine.weights import load_params, save_params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, fingerprint, read_json, write_json
 from weaksam_jax.flags import parse
-from weaksam_jax.settings import to_plain
+from weaksam_jax.settings import change, to_plain
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(options: DropFigures) -> list[dict]:
     """One dictionary per detector: its step (None: the run's own), intervals and thresholds."""
     opened = open_run(options.run, options.data)
-    steps = detectors.steps_of(opened.config.retrain)
+    steps = opened.config.retrain.optim.steps
     if not all(0 < step <= steps for step in options.at):
         raise BadInput("--at", "is no step of the run", f"give steps from 1 to {steps}")
     judge = Judge(opened.data.truth("train"), options.same_class)
@@ -79,20 +89,19 @@ def _measure_one(
     """The row of one detector; draws its picture."""
     config, split = opened.config.retrain, opened.data.splits["train"]
     if step is None:
-        path = opened.folder.weights("retrain")
-        params = detectors.load_retrainer(path, config, len(split.classes))
+        _, params = load_detector(opened.folder.weights("retrain"))
     else:
         params = train_until(options, pgt, opened, step)
-    rois = sample_rois(params, pgt, split, config, judge, options.seed)
+    samples = unaugmented(pgt, split, config)
+    detector = FasterRcnn(config, split.classes)
+    rois = sample_rois(detector, params, samples, judge=judge, seed=options.seed)
     draw(rois, options.out / f"drop{'' if step is None else f'_{step}'}.png", step)
     return {"step": step, **summary(rois, config)}
 
 
 def train_until(options: DropFigures, pgt: dict, opened: Run, step: int) -> dict:
     """The detector after `step` steps of the run's schedule without RoI drop; resumes."""
-    from weaksam_jax.engine.checkpoint import load_params, save_params
-
-    config = detectors.with_drop(opened.config.retrain, None)
+    config = change(opened.config.retrain, {"loss.drop": None})
     folder = options.out / "training"
     open_folder(folder, [to_plain(config), options.seed, fingerprint(pgt)])
     stored, checkpoints = folder / f"params_{step}.safetensors", folder / "checkpoints"
@@ -100,7 +109,7 @@ def train_until(options: DropFigures, pgt: dict, opened: Run, step: int) -> dict
         return load_params(stored)
     if any(int(one.name) > step for one in checkpoints.glob("[0-9]*")):
         shutil.rmtree(checkpoints)  # went on past this step, and kept nothing of it
-    params = train(opened, pgt, config, folder, options.seed, until=step)
+    params = train(opened, pgt, config, folder=folder, seed=options.seed, until=step)
     save_params(stored, params)
     return params
 

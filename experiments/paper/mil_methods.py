@@ -19,9 +19,11 @@ from experiments.pipeline import detectors
 from experiments.pipeline import metrics as measure
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import MilConfig, MilInputs, mil_preset
+from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import file_fingerprint
 from weaksam_jax.flags import parse
+from weaksam_jax.settings import change
 
 FIGURES = ("corloc", "ap50")  # percent, on the training and the test split
 
@@ -52,7 +54,7 @@ def compare(options: MilMethods) -> list[dict]:
     """One dictionary per training: method, seed and the figures of `measure.wsod`."""
     runs = open_runs(options.runs, options.seeds, options.data)
     runs.first.data.truth("train")
-    methods = {name: detectors.with_method(options.settings, name) for name in options.methods}
+    methods = {name: change(options.settings, {"model.method": name}) for name in options.methods}
     cells = Cells(runs, methods)
     table = Table("table", FIGURES, methods, runs.seeds, options.out)
     return run_cells(table, cells.work, cells.inputs)
@@ -73,11 +75,12 @@ class Cells:
 
     def work(self, name: str, seed: int, folder: Path) -> dict:
         """Trains, detects on both splits and measures."""
-        run, config, data = self.runs.of(seed), self.methods[name], self.runs.first.data
-        inputs = MilInputs(run.proposals, run.clues)
-        params = detectors.train_mil(data.splits["train"], inputs, config, folder, seed)
+        run, data = self.runs.of(seed), self.runs.first.data
+        train, inputs = data.splits["train"], MilInputs(run.proposals, run.clues)
+        detector = MilDetector(self.methods[name], train.classes)
+        params = detectors.train_mil(detector, train, inputs, folder=folder, seed=seed)
         found = {
-            role: detectors.detect_mil(params, split, inputs, config, folder)
+            role: detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
             for role, split in data.splits.items()
         }
         figures = measure.wsod(found, data.splits, data.truths, run.clues, run.config.ap50)

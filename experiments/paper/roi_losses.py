@@ -2,13 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
+import jax
 import numpy as np
 
-from experiments.pipeline.detectors import DropConfig, RetrainConfig, drop_of
+from weaksam_jax.backbones import BACKBONES
+from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.boxes import iou
+from weaksam_jax.data.augment import AugmentConfig
+from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.data.records import TagSplit, TruthRecord, TruthSplit
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig, FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, sampled_roi_losses
+from weaksam_jax.engine.step import Params
+from weaksam_jax.losses.drop import roi_drop
 
 ERROR_IOU = 0.7
 EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # the last interval is open
@@ -34,7 +43,7 @@ class Judge:
     truth: TruthSplit
     same_class: bool = False
 
-    def __call__(self, rois: Any, batch: Batch, ids: np.ndarray) -> Iterator[tuple]:
+    def __call__(self, rois: RoiLosses, batch: Batch, ids: np.ndarray) -> Iterator[tuple]:
         """The columns of `Rois` for each image of a batch. rois: of `sampled_roi_losses`."""
         records = {record.image_id: record for record in self.truth.records}
         for row in range(len(np.unique(ids))):  # a last batch repeats its first image
@@ -52,50 +61,41 @@ class Judge:
         return ~right.any(1)
 
 
+def unaugmented(pgt: Mapping, split: TagSplit, config: FasterRcnnConfig) -> PseudoSamples:
+    """The training samples at the largest scale, as they are."""
+    return PseudoSamples(pgt, split, config.data.scales[-1:], AugmentConfig(flip=0.0))
+
+
 def sample_rois(
-    params: dict, pgt: Mapping, split: TagSplit, config: RetrainConfig, judge: Judge, seed: int = 0
+    detector: FasterRcnn, params: Params, samples: PseudoSamples, *, judge: Judge, seed: int = 0
 ) -> Rois:
-    """Samples the RoIs of every image with pseudo boxes, as training does but unaugmented."""
-    import jax
-
-    from weaksam_jax.data.pseudo_boxes import Augmentation, PseudoSamples
-
-    samples = PseudoSamples(pgt, split, config.scales[-1:], Augmentation(flip=0.0))
-    losses, key = _losses(config, len(split.classes)), jax.random.key(seed)
+    """Samples the RoIs of every image with pseudo boxes as training does."""
+    losses, key = jax.jit(partial(_losses, detector)), jax.random.key(seed)
     params, found = jax.device_put(params), []
-    for number, batch in enumerate(batches(samples, config.batch)):
+    for number, batch in enumerate(batches(samples, detector.config.optim.batch_size)):
         ids = batch.pop("image_id")
         rois = jax.device_get(losses(params, batch, jax.random.fold_in(key, number)))
         found += judge(rois, batch, ids)
     return Rois(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _losses(config: RetrainConfig, classes: int):
-    """The compiled losses of a batch's sampled RoIs: (params, batch, key) -> RoIs."""
-    import jax
-
-    from weaksam_jax.detectors.faster_rcnn.loss import sampled_roi_losses
-    from weaksam_jax.detectors.faster_rcnn.network import build_model, normalise
-
-    model = build_model(config, classes)
-
-    @jax.jit
-    def losses(params, batch, key):
-        image = normalise(batch["image"], batch["size"], config.backbone)
-        return sampled_roi_losses(model, params, batch | {"image": image}, key, config.detection)
-
-    return losses
+def _losses(detector: FasterRcnn, params: Params, batch: Batch, key: jax.Array) -> RoiLosses:
+    """The losses of a batch's sampled RoIs."""
+    pixels = BACKBONES[detector.config.model.backbone].pixels
+    image = network_input(batch["image"], batch["size"], pixels)
+    batch, config = batch | {"image": image}, detector.config.loss
+    return sampled_roi_losses(detector.network, params, batch, key, config=config)
 
 
 def batches(samples, size: int) -> Iterator[Batch]:
     """Every sample once, `size` of one padded size at a time; a last batch repeats its first."""
     rng = np.random.default_rng(0)
-    for group in sorted(set(samples.groups)):
-        members = [i for i, own in enumerate(samples.groups) if own == group]
+    for bucket in sorted(set(samples.buckets)):
+        members = [i for i, own in enumerate(samples.buckets) if own == bucket]
         for start in range(0, len(members), size):
             chosen = members[start : start + size]
             chosen += chosen[:1] * (size - len(chosen))
-            shown = [samples(index, samples.scales[0][group], rng) for index in chosen]
+            shown = [samples(index, samples.scales[0][bucket], rng) for index in chosen]
             yield {name: np.stack([one[name] for one in shown]) for name in shown[0]}
 
 
@@ -110,10 +110,10 @@ def intervals(losses: np.ndarray, wrong: np.ndarray) -> list[dict]:
     return rows
 
 
-def summary(rois: Rois, config: RetrainConfig) -> dict:
+def summary(rois: Rois, config: FasterRcnnConfig) -> dict:
     """Intervals of both losses, and what the config's RoI drop (else the paper's) would drop;
     shares are None where there is nothing to share."""
-    drop = drop_of(config) or DropConfig()
+    drop = config.loss.drop or DropConfig()
     stays = _kept(rois.cls, rois.reg, True, drop)
     no_boxes = np.zeros_like(rois.cls_background)
     background = _kept(rois.cls_background, no_boxes, False, drop)
@@ -135,11 +135,17 @@ def summary(rois: Rois, config: RetrainConfig) -> dict:
 
 def _kept(cls: np.ndarray, reg: np.ndarray, foreground: bool, drop: DropConfig) -> np.ndarray:
     """Which RoIs of one kind RoI drop keeps: bool `[R]`."""
-    from weaksam_jax.losses.drop import roi_drop
-
-    same = np.full(len(cls), foreground), np.ones(len(cls), bool)
-    thresholds = drop.tau_cls, drop.tau_reg
-    return np.asarray(roi_drop(cls, reg, *same, *thresholds, drop.rule, drop.background))
+    keep = roi_drop(
+        cls,
+        reg,
+        np.full(len(cls), foreground),
+        np.ones(len(cls), bool),
+        tau_cls=drop.tau_cls,
+        tau_reg=drop.tau_reg,
+        rule=drop.rule,
+        drop_background=drop.background,
+    )
+    return np.asarray(keep)
 
 
 def _share(flags: np.ndarray) -> float | None:

@@ -12,17 +12,23 @@ status 2) at the first loss that is not finite, naming the step and its images.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import MilConfig, mil_preset
 from experiments.pipeline.run import Run, open_run
+from weaksam_jax.detectors import train_detector
+from weaksam_jax.detectors.mil import MilDetector, MilSamples
+from weaksam_jax.engine.mesh import data_mesh
+from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.weights import flatten
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
+from weaksam_jax.settings import change
 
 HUGE = 1e4
 
@@ -39,8 +45,9 @@ class Stress:
     """Of the samples are spoiled."""
     seed: int = 0
     settings: MilConfig = field(
-        default_factory=lambda: replace(
-            mil_preset("mini"), dtype="bfloat16", steps=10_000, checkpoint_every=1000
+        default_factory=lambda: change(
+            mil_preset("mini"),
+            {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000},
         )
     )
     """Of the training; tag pre-training is left out."""
@@ -70,55 +77,37 @@ def spoil(sample: dict, kind: int, rng: np.random.Generator) -> dict:
 
 def stress(options: Stress) -> dict:
     """Trains; returns the steps, the seconds and the largest weight."""
-    import jax
-
     start = time.perf_counter()
-    state = train_spoiled(options, open_run(options.run))
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(state.params))
+    params = train_spoiled(options, open_run(options.run))
+    largest = max(float(np.abs(leaf).max()) for leaf in flatten(params).values())
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
     seconds = round(time.perf_counter() - start, 1)
-    return {"steps": options.settings.steps, "seconds": seconds, "largest_weight": largest}
+    steps = options.settings.optim.steps
+    return {"steps": steps, "seconds": seconds, "largest_weight": largest}
 
 
-def train_spoiled(options: Stress, opened: Run):
-    """The state after a training whose samples are spoiled now and then."""
-    import jax
+def train_spoiled(options: Stress, opened: Run) -> Params:
+    """The parameters of a MIL detector trained on samples of which a share is spoiled."""
+    split = opened.data.splits["train"]
+    samples = SpoiledSamples(options.share, split, opened.proposals, options.settings)
+    detector, mesh = MilDetector(options.settings, split.classes), data_mesh()
+    folder = options.out / "stress"
+    return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
 
-    from weaksam_jax.data.batches import make_batches
-    from weaksam_jax.detectors.mil.network import build_model
-    from weaksam_jax.detectors.mil.optimizer import make_optimizer
-    from weaksam_jax.detectors.mil.samples import MilSamples
-    from weaksam_jax.detectors.mil.train import detector_loss, init_params
-    from weaksam_jax.engine.loop import train
-    from weaksam_jax.engine.mesh import data_mesh
-    from weaksam_jax.engine.step import create_state, make_train_step
 
-    split, settings, mesh = opened.data.splits["train"], options.settings, data_mesh()
-    samples = MilSamples(split, opened.proposals, settings)
+class SpoiledSamples(MilSamples):
+    """`MilSamples` of which a share is spoiled at random."""
 
-    def spoiled(index: int, size: tuple, rng: np.random.Generator) -> dict:
-        sample = samples(index, size, rng)
-        if rng.random() >= options.share:
+    def __init__(self, share: float, *samples):
+        super().__init__(*samples)
+        self.share = share
+
+    def __call__(self, index: int, drawn: Any, rng: np.random.Generator) -> dict:
+        sample = super().__call__(index, drawn, rng)
+        if rng.random() >= self.share:
             return sample
         return spoil(sample, int(rng.integers(7)), rng)
-
-    model = build_model(settings, len(split.classes))
-    init_key, train_key = jax.random.split(jax.random.key(options.seed))
-    params = init_params(model, samples, settings, init_key)
-    tx = make_optimizer(settings, settings.rate, settings.steps)
-    step = make_train_step(partial(detector_loss, model, settings), tx, mesh)
-    batches = make_batches(spoiled, samples.groups, settings.batch, options.seed, draw=samples.draw)
-    return train(
-        create_state(params, tx, train_key, mesh),
-        step,
-        batches,
-        settings.steps,
-        options.out / "stress",
-        mesh,
-        checkpoint_every=settings.checkpoint_every,
-        name="stress",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

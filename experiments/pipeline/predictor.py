@@ -1,85 +1,72 @@
 """A finished run, opened to look at new photos."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
-from experiments.pipeline import clues, detectors
-from experiments.pipeline.detectors import RetrainConfig
 from experiments.pipeline.photos import Photo
 from experiments.pipeline.run import open_run
-from weaksam_jax.boxes import from_xywh
-from weaksam_jax.data.images import load_image
+from weaksam_jax.data.detections import to_coco
 from weaksam_jax.data.records import TagSplit
+from weaksam_jax.detectors import load_detector
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
+from weaksam_jax.photos import PhotoDetections, PhotoDetector
 from weaksam_jax.report.draw import draw_detections, save_png
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """photos: an empty split of the run's classes. network: the clue network, when tags weigh the
-    scores; sam: the network of masks, when they are asked for."""
+class RunPredictor:
+    """detector: the run's, on photos. photos: an empty split of the run's classes and ids."""
 
-    config: RetrainConfig
-    params: dict
+    detector: PhotoDetector
     photos: TagSplit
-    network: Any
-    sam: Any
 
-    def detect(self, split: TagSplit, threshold: float) -> dict[int, list[dict]]:
-        """COCO results of at least that score, by image id."""
-        logits = None if self.network is None else clues.fresh_logits(self.network, split)
-        results = detectors.detect_retrainer(self.params, split, self.config, logits, False)
-        found: dict[int, list[dict]] = {record.image_id: [] for record in split.records}
-        for one in results:
-            if one["score"] >= threshold:
-                found[one["image_id"]].append(one)
-        return found
+    def results(self, photos: Sequence[Photo], out: Path) -> Iterator[tuple[Photo, list[dict]]]:
+        """COCO results of each photo, in order; its picture is written on the way. A few photos are
+        in memory at a time."""
+        paths = (one.record.path for one in photos)
+        for photo, found in zip(photos, self.detector.many(paths), strict=True):
+            rows = self._coco(photo, found)
+            save_png(out / photo.picture, draw_detections(found.image, rows, self.photos))
+            yield photo, rows
 
-    def finish(self, photo: Photo, found: list[dict], out: Path) -> list[dict]:
-        """The results of one photo with masks; writes its picture."""
-        image = load_image(photo.record.path)
-        if self.sam is not None and found:
-            found = self._with_masks(image, found)
-        save_png(out / photo.picture, draw_detections(image, found, self.photos))
-        return found
-
-    def _with_masks(self, image: np.ndarray, found: list[Mapping]) -> list[dict]:
-        """With `segmentation` (RLE): SAM prompted by each box."""
-        from bridge.proposals.packed_masks import encode_rle
-        from bridge.sam.pseudo_masks import MaskSettings, box_masks
-
-        boxes = from_xywh(np.asarray([one["bbox"] for one in found], np.float32))
-        packed, _, _ = box_masks(self.sam, image, boxes, MaskSettings(empty="box"))
-        height, width = image.shape[:2]
-        rles = [counts.decode() for counts in encode_rle(packed, width)]
-        return [
-            {**one, "segmentation": {"size": [height, width], "counts": counts}}
-            for one, counts in zip(found, rles, strict=True)
-        ]
+    def _coco(self, photo: Photo, found: PhotoDetections) -> list[dict]:
+        rows = to_coco(photo.record, self.photos, found.boxes, found.scores, found.labels)
+        if found.masks is None:
+            return rows
+        pairs = zip(rows, found.masks, strict=True)
+        return [{**row, "segmentation": _rle(mask)} for row, mask in pairs]
 
 
-def open_predictor(root: Path, masks: bool) -> Predictor:
+def _rle(mask: np.ndarray) -> dict:
+    """COCO's RLE of a mask bool `[H, W]`, as JSON."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
+
+
+def open_predictor(root: Path, threshold: float, masks: bool) -> RunPredictor:
     """The retrained detector of a run; `BadInput` when the run has none yet."""
+    from bridge import plugins
+
     run = open_run(root)
     weights, pgt = run.folder.weights("retrain"), run.folder.pseudo_boxes()
     for path in (weights, pgt, run.folder.marker("retrain", "json")):
         if not path.exists():
             problem = f"has no finished stage retrain ({path.relative_to(root)} is missing)"
             raise BadInput(root, problem, "finish it with the command that began it")
-    config, categories = run.config.retrain, read_json(pgt)["categories"]
-    names = tuple(one["name"] for one in categories)
-    photos = TagSplit("photos", "predict", names, tuple(one["id"] for one in categories), ())
-    params = detectors.load_retrainer(weights, config, len(names))
-    network = clues.load(run, photos) if detectors.tag_power_of(config) else None
-    return Predictor(config, params, photos, network, _load_sam(run.config.sam) if masks else None)
-
-
-def _load_sam(name: str):
-    from bridge.sam.load import load_sam
-
-    return load_sam(name)
+    detector, params = load_detector(weights)
+    settings, weighed = read_json(run.folder.settings), detector.config.test.tag_power
+    seen = PhotoDetector(
+        detector,
+        params,
+        threshold,
+        plugins.masks(settings) if masks else None,
+        plugins.tags(run.folder, settings, detector.classes) if weighed else None,
+    )
+    ids = {one["name"]: one["id"] for one in read_json(pgt)["categories"]}
+    categories = tuple(ids[name] for name in seen.classes)
+    return RunPredictor(seen, TagSplit("photos", "predict", seen.classes, categories, ()))

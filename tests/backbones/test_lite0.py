@@ -20,9 +20,9 @@ def published():
 
 
 def test_features_equal_the_published_network(published):
-    from bridge.convert import efficientnet_lite0_arrays
+    from bridge.weights.lite0 import efficientnet_lite0_arrays
 
-    params = flax.traverse_util.unflatten_dict(efficientnet_lite0_arrays(), sep="/")
+    params = flax.traverse_util.unflatten_dict(efficientnet_lite0_arrays()[0], sep="/")
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (2, 96, 160, 3), dtype=np.uint8)
     ours = jax.jit(lite0.Lite0(head=True).apply)({"params": params}, lite0.lite0_input(image))

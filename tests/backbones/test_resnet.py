@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_torchvision import SmallResNet, numpy_state, randomise
 
-from bridge.weights.faster_rcnn import to_ours
-from bridge.weights.names import RESNET_TORCHVISION
+from bridge.weights.r50_fpn import to_ours
+from bridge.weights.resnet50 import RESNET_TORCHVISION
 from weaksam_jax.backbones.resnet import STRIDES, ResNet50, is_constant, resnet_input
 from weaksam_jax.detectors.faster_rcnn import recipes
 from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_mil import TINY
 
-from weaksam_jax.data.batches import resize_to_canvas
+from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.scales import canvases_of, check_scales, shape_group
+from weaksam_jax.data.scales import padded_sizes, check_scales, bucket_of
 from weaksam_jax.data.views import View, fitted_size, place_boxes, restore_boxes, views_of
 from weaksam_jax.detectors.mil.samples import MilSamples
 from weaksam_jax.errors import BadInput
@@ -43,7 +43,7 @@ def voc_images():
 
 def shown_and_asked(record, scales, number):
     """(canvas, its scale of the image, the scale that Detectron's rule asks for)."""
-    canvas = scales[number][shape_group(record, scales)]
+    canvas = scales[number][bucket_of(record, scales)]
     short, long = sorted((record.width, record.height))
     asked = min(PAPER[number] / short, 2000 / long)
     return canvas, min(canvas[0] / record.height, canvas[1] / record.width), asked
@@ -51,7 +51,7 @@ def shown_and_asked(record, scales, number):
 
 @given(st.integers(40, 1500), st.integers(40, 1500))
 def test_every_image_is_shown_at_the_size_that_is_asked_for(width, height):
-    scales = [canvases_of(side, 2000) for side in PAPER]
+    scales = [padded_sizes(side, 2000) for side in PAPER]
     for number in range(len(scales)):
         _, shown, asked = shown_and_asked(image(width, height), scales, number)
         assert 0.99 * asked <= shown <= asked * (1 + 1e-9)
@@ -59,7 +59,7 @@ def test_every_image_is_shown_at_the_size_that_is_asked_for(width, height):
 
 def test_padding_and_programs_are_those_that_the_docstring_names():
     for aspects, programs, padding in (((4 / 3, 3 / 2), 36, 0.06), ((3 / 2,), 24, 0.13)):
-        scales = [canvases_of(side, 2000, aspects=aspects) for side in PAPER]
+        scales = [padded_sizes(side, 2000, aspects=aspects) for side in PAPER]
         assert len({canvas for scale in scales for canvas in scale}) <= programs
         ratios = []
         for number in range(len(PAPER)):
@@ -74,18 +74,18 @@ def test_padding_and_programs_are_those_that_the_docstring_names():
 
 
 def test_canvases_of_the_paper_are_exact():
-    assert canvases_of(480, 2000) == (
+    assert padded_sizes(480, 2000) == (
         *((480, 640), (480, 720), (480, 2000)),
         *((640, 480), (720, 480), (2000, 480)),
     )
-    assert canvases_of(1200, 2000)[:3] == ((1200, 1600), (1200, 1800), (1200, 2000))
+    assert padded_sizes(1200, 2000)[:3] == ((1200, 1600), (1200, 1800), (1200, 2000))
     for side in (*PAPER, 800, 488):
-        sides = np.asarray(canvases_of(side, 2000))
+        sides = np.asarray(padded_sizes(side, 2000))
         assert sides.min() == side and sides.max() == 2000 and not (sides % 8).any()
-    assert np.asarray(canvases_of(688, 2000, 32)).min() == 704
-    assert canvases_of(400, 500)[:3] == ((400, 496), (400, 496), (400, 496))  # the limit bites
+    assert np.asarray(padded_sizes(688, 2000, 32)).min() == 704
+    assert padded_sizes(400, 500)[:3] == ((400, 496), (400, 496), (400, 496))  # the limit bites
     with pytest.raises(BadInput, match="short side 900"):
-        canvases_of(900, 800)
+        padded_sizes(900, 800)
 
 
 @given(st.integers(10, 600), st.integers(10, 600))
@@ -95,19 +95,19 @@ def test_of_a_canvas_and_its_transpose_the_one_with_less_padding_is_chosen(width
         return canvas[0] * canvas[1] - scale * scale * width * height
 
     for scale in (((160, 192), (192, 160)), ((448, 576), (576, 448))):
-        canvas = scale[shape_group(image(width, height), (scale,))]
+        canvas = scale[bucket_of(image(width, height), (scale,))]
         assert unused(canvas) <= min(map(unused, scale)) * (1 + 1e-9)
 
 
 def test_scales_need_as_many_canvases_each():
-    check_scales([canvases_of(480, 2000), canvases_of(1200, 2000)])
+    check_scales([padded_sizes(480, 2000), padded_sizes(1200, 2000)])
     for scales in ([], [()], [((8, 8),), ((8, 8), (4, 4))]):
         with pytest.raises(BadInput, match="scales"):
             check_scales(scales)
 
 
 def test_fourteen_views_are_seven_scales_plain_and_mirrored():
-    scales = [canvases_of(side, 2000) for side in (800, *PAPER)]
+    scales = [padded_sizes(side, 2000) for side in (800, *PAPER)]
     views = views_of(scales)
     assert len(views) == len(set(views)) == 14
     assert [view.scale for view in views_of(scales, mirrored=False)] == list(range(7))
@@ -115,12 +115,12 @@ def test_fourteen_views_are_seven_scales_plain_and_mirrored():
 
 @given(st.integers(20, 400), st.integers(20, 400), st.booleans(), st.integers(0, 2**32 - 1))
 def test_boxes_come_back_cut_to_the_image(width, height, mirrored, seed):
-    """Places of pixels that resize_to_canvas really moves, and boxes that reach beyond."""
+    """Places of pixels that resize_and_pad really moves, and boxes that reach beyond."""
     rng, record = np.random.default_rng(seed), image(width, height)
     boxes = np.sort(rng.uniform(-20, 420, (5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32)
-    canvas = canvases_of(64, 160)[shape_group(record, [canvases_of(64, 160)])]
+    canvas = padded_sizes(64, 160)[bucket_of(record, [padded_sizes(64, 160)])]
     pixels = np.zeros((height, width, 3), np.uint8)
-    _, there, size = resize_to_canvas(pixels, boxes, canvas, flip=mirrored)
+    _, there, size = resize_and_pad(pixels, boxes, canvas, flip=mirrored)
     assert size == fitted_size(record, canvas)
     np.testing.assert_allclose(place_boxes(boxes, record, size, mirrored), there, atol=1e-3)
     cut = np.clip(boxes, 0, [width, height, width, height])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from weaksam_jax.data.batches import (
     make_batches,
     pad_boxes,
-    resize_to_canvas,
+    resize_and_pad,
 )
 from weaksam_jax.errors import BadInput
 
@@ -99,7 +99,7 @@ def test_boxes_follow_the_image(height, width, mirrored, scale):
     x1, y1, x2, y2 = width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2
     image[y1:y2, x1:x2] = 255
     box = np.asarray([[x1, y1, x2, y2]], np.float32)
-    out, boxes, size = resize_to_canvas(image, box, (64, 64), scale=scale, flip=mirrored)
+    out, boxes, size = resize_and_pad(image, box, (64, 64), scale=scale, flip=mirrored)
     assert out.shape == (64, 64, 3) and not out[size[0] :].any() and not out[:, size[1] :].any()
     rows, columns = (
         np.flatnonzero(out[..., 0].max(1) > 127),

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 from segment_anything.modeling import (
@@ -15,7 +15,7 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from experiments.bench.sam import random_image as blocky_image  # for the tests beside this
+from experiments.bench.entry import random_image as blocky_image  # for the tests beside this
 
 __all__ = ["HEIGHT", "WIDTH", "blocky_image", "small_sam"]
 HEIGHT, WIDTH = 75, 110  # of the fixture `image`

@@ -1,1 +1,94 @@
-"""Flax Linen modules: the only place that imports flax modules."""
+"""Backbones: one file each and one row in `BACKBONES`.
+
+A row offers one or both of two forms. The pyramid (Faster R-CNN and what follows it): images
+`[B, H, W, 3]` -> maps, finest first. The single map (the MIL detector): images -> one map, or maps
+that the detector joins.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+
+from weaksam_jax.backbones.lite0 import Lite0
+from weaksam_jax.backbones.mini_cnn import MiniCnn, MiniPyramid
+from weaksam_jax.backbones.resnet import ResNet50
+from weaksam_jax.backbones.vgg16 import Vgg16
+from weaksam_jax.errors import BadInput, did_you_mean
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What detectors must know of a backbone.
+
+    pixels: its input, a name of `weaksam_jax.backbones.pixels.PIXELS`. pyramid, single: make the
+    module of that form from `dtype` and, where the size is free, `width`; None where there is no
+    such form. strides: of the pyramid's maps; stride: of the single map (the finest of several);
+    maps: how many the single form gives. shared: the part of the pyramid's parameters that are
+    those of the single map ("": all). scratch: whether training may start from fresh weights.
+    """
+
+    pixels: str
+    pyramid: Callable[..., nn.Module] | None = None
+    strides: tuple[int, ...] = ()
+    single: Callable[..., nn.Module] | None = None
+    stride: int = 0
+    maps: int = 1
+    shared: str = ""
+    scratch: bool = False
+
+
+_RESNET = {"strides": (4, 8, 16, 32), "stride": 16}
+BACKBONES: dict[str, Backbone] = {
+    "mini_cnn": Backbone(
+        "mini",
+        pyramid=MiniPyramid,
+        strides=(8, 16, 32),
+        single=MiniCnn,
+        stride=8,
+        shared="stem",
+        scratch=True,
+    ),
+    "lite0": Backbone(
+        "lite0",
+        pyramid=Lite0,
+        strides=(8, 16, 32),
+        single=partial(Lite0, head=True, maps=(1, 2)),
+        stride=16,
+        maps=2,
+    ),
+    "vgg16": Backbone("mist", single=Vgg16, stride=8),
+    "resnet50": Backbone(
+        "torchvision", pyramid=ResNet50, single=partial(ResNet50, dilate_last=True), **_RESNET
+    ),
+    "resnet50_msra": Backbone(
+        "msra",
+        pyramid=partial(ResNet50, stride_in_1x1=True),
+        single=partial(ResNet50, stride_in_1x1=True, dilate_last=True),
+        **_RESNET,
+    ),
+}
+
+
+def check_backbone(name: str, form: Literal["pyramid", "single"]) -> None:
+    """`BadInput` unless `BACKBONES` has a backbone of that name in that form."""
+    known = [one for one, row in BACKBONES.items() if getattr(row, form) is not None]
+    if name not in known:
+        hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
+        raise BadInput("model.backbone", f"{name} is no backbone of this detector", hint)
+
+
+def is_frozen(path: Sequence[str], frozen: Sequence[str]) -> bool:
+    """Whether a parameter of a detector, names from the root, keeps its value.
+
+    frozen: names of the backbone's parts ("stem", "res2", "block0"; "conv1" stands for all of
+    VGG16's conv1_1, conv1_2, ...; "*" for the whole backbone). The norms of a ResNet are constants
+    in any case (detectron2's FrozenBN).
+    """
+    if path[0] != "backbone":
+        return False
+    part = path[1]
+    named = any(name in ("*", part) or part.startswith(f"{name}_") for name in frozen)
+    return named or "norm" in path

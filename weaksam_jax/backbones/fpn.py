@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from weaksam_jax.backbones.mini_cnn import MiniCnn
-
 # Caffe2's XavierFill, which detectron2 uses here: uniform with variance 1 / fan_in.
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
@@ -44,22 +42,3 @@ class FPN(nn.Module):
 def _twice(x: jax.Array, height: int, width: int) -> jax.Array:
     """Nearest x2, cut to `[B, height, width, C]` (odd sizes of the finer map)."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :height, :width]
-
-
-class MiniTrunk(nn.Module):
-    """`MiniCnn` (stride 8, warm-started from the MIL detector) and two stages more: images
-    `[B, H, W, 3]`, sides multiples of 32 -> maps at strides 8, 16, 32, all as wide as the first."""
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        maps = [MiniCnn(name="stem")(images)]
-        for i in range(2):
-            stage = nn.Conv(
-                maps[0].shape[-1],
-                (3, 3),
-                (2, 2),
-                kernel_init=nn.initializers.he_normal(),
-                name=f"stage{i}",
-            )
-            maps.append(nn.relu(stage(maps[-1])))
-        return tuple(maps)

@@ -20,23 +20,22 @@ CHANNELS = (40, 112, 320)
 _LEVEL_ENDS = (4, 10, 15)  # the last blocks at those strides
 
 
-def lite0_input(image: jax.Array) -> jax.Array:
-    """uint8 RGB -> float32 (x - 127) / 128, the scale the weights were trained with."""
-    return (image.astype(jnp.float32) - 127.0) / 128.0
-
-
 class Lite0(nn.Module):
-    """Images `[B, H, W, 3]` of `lite0_input`, sides multiples of 32 -> maps at strides 8, 16, 32.
+    """Images `[B, H, W, 3]`, sides multiples of 32 -> maps at strides 8, 16, 32.
 
     Returns float32 `[B, H/8, W/8, 40]`, `[B, H/16, W/16, 112]`, `[B, H/32, W/32, 320]`: the
     (linear) outputs of blocks 4, 10 and 15; with `head`, the last is instead the 1280-channel
-    output of the 1x1 head behind it.
+    output of the 1x1 head behind it. maps: which of the three are given back. width, dtype: as
+    every backbone has them; this one has its own width and float32.
     """
 
     head: bool = False
+    maps: tuple[int, ...] = (0, 1, 2)
+    width: int | None = None
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
         x = nn.relu6(_conv("stem", 32, 3, 2)(images))
         levels = []
         for i, (kernel, stride, expansion, features) in enumerate(BLOCKS):
@@ -46,7 +45,7 @@ class Lite0(nn.Module):
                 levels.append(x)
         if self.head:
             levels[-1] = nn.relu6(_conv("head", 1280, 1, 1)(x))
-        return tuple(levels)
+        return tuple(levels[i] for i in self.maps)
 
 
 class _Block(nn.Module):
@@ -101,6 +100,6 @@ def _conv(name: str, features: int, kernel: int, stride: int) -> nn.Conv:
 
 
 def _padding(kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after: TensorFlow's SAME for even sides (`bridge.convert.LITE0_PADDING`)."""
+    """Zeros before and after: TensorFlow's SAME for even sides (`bridge.weights.lite0`)."""
     before = (kernel - stride) // 2
     return before, kernel - stride - before

@@ -4,10 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-def mini_input(image: jax.Array) -> jax.Array:
-    """uint8 RGB -> float32 in [-1, 1]. Callers set the padding of a canvas to 0 afterwards."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
+WIDTH = 24
 
 
 class MiniCnn(nn.Module):
@@ -19,17 +16,15 @@ class MiniCnn(nn.Module):
     convolutions; parameters and the map are float32.
     """
 
-    width: int = 24
+    width: int | None = None
     dtype: jnp.dtype = jnp.float32
-
-    stride = 8
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = images
+        x, width = images, self.width or WIDTH
         for factor, stride in ((1, 2), (2, 2), (2, 1), (4, 2), (4, 1), (4, 1)):
             x = nn.Conv(
-                factor * self.width,
+                factor * width,
                 (3, 3),
                 (stride, stride),
                 kernel_init=nn.initializers.he_normal(),
@@ -37,3 +32,25 @@ class MiniCnn(nn.Module):
             )(x)
             x = nn.relu(x)
         return x.astype(jnp.float32)
+
+
+class MiniPyramid(nn.Module):
+    """`MiniCnn` (stride 8, as the MIL detector has it) and two stages more: images `[B, H, W, 3]`,
+    sides multiples of 32 -> maps at strides 8, 16, 32, all as wide as the first."""
+
+    width: int | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        maps = [MiniCnn(self.width, self.dtype, name="stem")(images)]
+        for i in range(2):
+            stage = nn.Conv(
+                maps[0].shape[-1],
+                (3, 3),
+                (2, 2),
+                kernel_init=nn.initializers.he_normal(),
+                name=f"stage{i}",
+            )
+            maps.append(nn.relu(stage(maps[-1])))
+        return tuple(maps)

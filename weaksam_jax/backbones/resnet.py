@@ -1,42 +1,17 @@
 """ResNet-50 (He et al. 2016, table 1) with frozen batch norm, in the forms detectors start from."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 BLOCKS = (3, 4, 6, 3)
-STRIDES = (4, 8, 16, 32)
-# What each family of ImageNet weights was trained on: mean and standard deviation of RGB in 0..255.
-Pixels = Literal["msra", "torchvision"]
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
-
-
-def resnet_input(image: jax.Array, pixels: Pixels) -> jax.Array:
-    """uint8 RGB `[..., 3]` -> float32 as the weights expect it.
-
-    "msra" (Caffe; detectron2's R-50.pkl): BGR, mean subtracted, not divided. "torchvision": RGB,
-    mean subtracted, divided by the standard deviation. Mixed up, they lose several AP silently.
-    Callers set the padding of a canvas to 0 afterwards.
-    """
-    centred = image.astype(jnp.float32) - jnp.asarray(_MEAN, jnp.float32)
-    return centred[..., ::-1] if pixels == "msra" else centred / jnp.asarray(_STD, jnp.float32)
-
-
-def is_constant(path: Sequence[str], frozen_stages: int) -> bool:
-    """Whether a parameter of `ResNet50` (names from its root) gets no gradient.
-
-    Optimizers must pass over these: weight decay would shrink them all the same.
-    """
-    frozen = ("stem", "res2", "res3", "res4", "res5")[:frozen_stages]
-    return path[0] in frozen or "norm" in path
+WIDTH = 64  # channels of the stem
 
 
 class ResNet50(nn.Module):
-    """Images `[B, H, W, 3]` of `resnet_input` -> C2..C5 at strides 4, 8, 16, 32.
+    """Images `[B, H, W, 3]` -> C2..C5 at strides 4, 8, 16, 32.
 
     Returns `dtype` `[B, ceil(H/s), ceil(W/s), 4 width 2^k]` (256, 512, 1024, 2048 channels at
     width 64). Parameters are float32.
@@ -44,39 +19,37 @@ class ResNet50(nn.Module):
     stride_in_1x1: a stage halves its map in its first 1x1 convolution (MSRA's Caffe weights) or in
     the 3x3 one (torchvision). dilate_last: the 3x3 convolutions of stage 5 have dilation 2 and no
     stride, so C5 is at stride 16 (all three blocks, as detectron2's RES5_DILATION; torchvision's
-    own option leaves the first block at dilation 1). frozen_stages: so many of stem, res2, res3,
-    .. get no gradient (2 is detectron2's FREEZE_AT of its recipes). width: of the stem; 64 is
-    ResNet-50, less makes a small network of the same shape.
+    own option leaves the first block at dilation 1). width: of the stem; 64 (None) is ResNet-50,
+    less makes a small network of the same shape.
 
     Batch norm is a constant affine map everywhere, kept beside the convolutions and not folded into
     them: a folded kernel would see its gradient divided, and its weight decay multiplied, by the
     scale, so that SGD with the published learning rate would be another optimizer.
     """
 
-    width: int = 64
+    width: int | None = None
     stride_in_1x1: bool = False
-    frozen_stages: int = 2
     dilate_last: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        x = _ConvNorm(self.width, 7, 2, dtype=self.dtype, name="stem")(images)
+        width = self.width or WIDTH
+        x = _ConvNorm(width, 7, 2, dtype=self.dtype, name="stem")(images)
         x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
-        x = _stop(x, self.frozen_stages >= 1)
         maps = []
         for k, blocks in enumerate(BLOCKS):
             dilated = self.dilate_last and k == 3
             stage = _Stage(
                 blocks,
-                self.width * 2**k,
+                width * 2**k,
                 1 if k == 0 or dilated else 2,
                 2 if dilated else 1,
                 self.stride_in_1x1,
                 self.dtype,
                 name=f"res{k + 2}",
             )
-            x = _stop(stage(x), self.frozen_stages >= k + 2)
+            x = stage(x)
             maps.append(x)
         return tuple(maps)
 
@@ -148,16 +121,12 @@ class _ConvNorm(nn.Module):
 
 
 class _FrozenNorm(nn.Module):
-    """x * scale + bias a channel: batch norm in evaluation, its four vectors as two constants."""
+    """x * scale + bias per channel: batch norm in evaluation, its four vectors as two, which every
+    detector holds constant (`weaksam_jax.backbones.is_frozen`)."""
 
     @nn.compact
     def __call__(self, x):
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        scale, bias = jax.lax.stop_gradient((scale, bias))
         return x * scale.astype(x.dtype) + bias.astype(x.dtype)
-
-
-def _stop(x: jax.Array, frozen: bool) -> jax.Array:
-    return jax.lax.stop_gradient(x) if frozen else x

@@ -1,4 +1,4 @@
-"""Scales of images, and the few canvases in which images of all shapes are shown at a scale."""
+"""Scales of images, and the few padded sizes in which images of all shapes are shown at a scale."""
 
 import math
 from collections.abc import Sequence
@@ -8,32 +8,32 @@ import numpy as np
 from weaksam_jax.data.records import TagRecord
 from weaksam_jax.errors import BadInput
 
-Canvas = tuple[int, int]  # height, width
-# One scale: a canvas for each shape of image (say landscape and portrait), in a fixed order.
-Scale = tuple[Canvas, ...]
-# A smaller canvas is taken where it costs an image no more than this part of its size.
+PaddedSize = tuple[int, int]  # height, width
+# One scale: a padded size for each shape of image (say landscape and portrait), in a fixed order.
+Scale = tuple[PaddedSize, ...]
+# A smaller size is taken where it costs an image no more than this part of its size.
 SHRINKAGE = 0.01
 
 
-def canvases_of(
+def padded_sizes(
     short_side: int,
     max_side: int,
     stride: int = 8,
     aspects: Sequence[float] = (4 / 3, 3 / 2),
 ) -> Scale:
-    """Canvases in which every image has its short side at `short_side`, its long <= `max_side`.
+    """Padded sizes in which every image has its short side at `short_side`, its long <= `max_side`.
 
-    A landscape canvas of each aspect (long over short), a last one of `max_side` for all longer
-    images, and as many portrait ones. With `shape_group` an image is shown at 99 % or more of the
+    A landscape size of each aspect (long over short), a last one of `max_side` for all longer
+    images, and as many portrait ones. With `bucket_of` an image is shown at 99 % or more of the
     size that Detectron's rule (short side = s, unless the long one passes the limit) asks for.
     stride: sides are multiples of it; `short_side` is rounded up, `max_side` down. All sides of the
     paper (480 to 1200, and 2000) are multiples of 8, VGG16's stride, so nothing is rounded there;
-    with 32, to which the release pads after resizing, 688 would be shown at 704.
+    with 32, to which the official code pads after resizing, 688 would be shown at 704.
 
     Padding, on the 2000 photographs of VOC2007 that tests/data/test_views.py lists, in the six
-    scales of the paper: 6 % more pixels, in 36 canvases. Aspects (3/2,): 13 % in 24. (The four
-    canvases 4:3, 5:3 and their transposes alone pad 5 %, but show 9 % of the photographs below 99 %
-    of their size, and the longest at 52 %.) The longest canvases are rare, and those of a small
+    scales of the paper: 6 % more pixels, in 36 sizes. Aspects (3/2,): 13 % in 24. (The four
+    sizes 4:3, 5:3 and their transposes alone pad 5 %, but show 9 % of the photographs below 99 %
+    of their size, and the longest at 52 %.) The longest sizes are rare, and those of a small
     scale are no larger than those of the largest.
     """
     short = math.ceil(short_side / stride) * stride
@@ -46,25 +46,27 @@ def canvases_of(
     return (*((short, side) for side in sides), *((side, short) for side in sides))
 
 
-def shape_group(record: TagRecord, scales: Sequence[Scale]) -> int:
-    """Index of the canvas that an image is shown in, the same for all scales.
+def bucket_of(record: TagRecord, scales: Sequence[Scale]) -> int:
+    """Index of the padded size that an image is shown in, the same for all scales.
 
     The smallest of those that show it within `SHRINKAGE` of the size that the best one does, at
     every scale; equal ones: where it is larger, then the first.
     """
     size = np.asarray([record.height, record.width])
-    canvases = np.asarray(scales)  # [scales, groups, 2]
-    fits = (canvases / size).min(2)
+    sizes = np.asarray(scales)  # [scales, buckets, 2]
+    fits = (sizes / size).min(2)
     kept = (fits / fits.max(1, keepdims=True)).min(0)
     enough = min(1 - SHRINKAGE, kept.max())
-    areas = canvases.prod(2).sum(0)
-    choices = [group for group in range(len(kept)) if kept[group] >= enough]
-    return min(choices, key=lambda group: (areas[group], -fits[:, group].sum()))
+    areas = sizes.prod(2).sum(0)
+    choices = [bucket for bucket in range(len(kept)) if kept[bucket] >= enough]
+    return min(choices, key=lambda bucket: (areas[bucket], -fits[:, bucket].sum()))
 
 
 def check_scales(scales: Sequence[Scale]) -> None:
-    """`BadInput` unless all scales have the same number of canvases, one or more."""
+    """`BadInput` unless all scales have the same number of padded sizes, one or more."""
     counts = {len(scale) for scale in scales}
     if len(counts) != 1 or counts == {0}:
-        problem = f"have {' and '.join(map(str, sorted(counts))) or 'no'} canvases"
-        raise BadInput("scales", problem, "give every scale one canvas for each shape of image")
+        problem = f"have {' and '.join(map(str, sorted(counts))) or 'no'} padded sizes"
+        raise BadInput(
+            "scales", problem, "give every scale one padded size for each shape of image"
+        )

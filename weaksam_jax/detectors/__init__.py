@@ -1,1 +1,139 @@
-"""Detectors, one folder each."""
+"""Detectors: one folder each and one row in `DETECTORS`.
+
+A detector is data and functions: `config` and `classes` say what it is, everything else is a pure
+function of parameters and a batch. `weaksam_jax.engine` trains and runs any of them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors.mil import MilDetector
+from weaksam_jax.engine.predict import Detections, Predictor, detect_split
+from weaksam_jax.engine.step import Batch, Metrics, Params
+from weaksam_jax.engine.train import train_detector
+from weaksam_jax.engine.weights import Weights, fill, read_weights, save_params
+from weaksam_jax.errors import BadInput
+from weaksam_jax.settings import from_plain, to_plain
+
+__all__ = [
+    "DETECTORS",
+    "Detections",
+    "Detector",
+    "Weights",
+    "detect_split",
+    "load_detector",
+    "metadata_of",
+    "read_weights",
+    "save_detector",
+    "train_detector",
+]
+
+
+class Detector(Protocol):
+    """What every detector offers.
+
+    config: a frozen dataclass with the parts `.model .loss .optim .data .test`; classes: names, or
+    their number. Every batch has `image` uint8 RGB `[B, H, W, 3]` (zero-padded at right and bottom)
+    and `size` `[B, 2]`, (height, width); a retrainer's also `boxes` `[B, G, 4]`, `labels` and
+    `valid` `[B, G]`; the MIL detector's proposals, prior and tags (`MilDetector`).
+    """
+
+    kind: str
+    config: Any
+    classes: tuple[str, ...] | int
+
+    def init(self, key: jax.Array, batch: Batch, weights: Weights | None = None) -> Params:
+        """Fresh parameters (of the shapes that `batch` asks for), `weights` in their place."""
+        ...
+
+    def start(self, fresh: Params, weights: Weights | None) -> Params:
+        """`fresh` parameters (or their shapes) with those of `weights` in their place; `BadInput`
+        when they do not fit."""
+        ...
+
+    def shapes(self) -> Params:
+        """Shapes and dtypes of the parameters."""
+        ...
+
+    def loss(
+        self, params: Params, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """(loss float32 [], metrics of scalars) of a part of a batch, inside `jax.shard_map`."""
+        ...
+
+    def predict(self, params: Params, batch: Batch) -> Detections:
+        """Detections of one view, in pixels of the input; `jax.jit` it."""
+        ...
+
+    def predictor(self, params: Params) -> Predictor:
+        """Detections of images in all their views, merged as this detector does."""
+        ...
+
+    def frozen(self, path: Sequence[str]) -> bool:
+        """Whether the parameter of these names (from the root) keeps its value."""
+        ...
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Optimizer and schedule of `config.optim`."""
+        ...
+
+
+DETECTORS: dict[str, type] = {one.kind: one for one in (MilDetector, FasterRcnn)}
+
+
+def load_detector(path: str | Path) -> tuple[Detector, Params]:
+    """(detector, parameters) of a file that training, `save_detector` or `bridge.convert` wrote.
+
+    The file's metadata say what it is and how it is built (docs/file_formats.md). Raises `BadInput`
+    with the path when it is no detector, or when its arrays are not of what it states.
+    """
+    weights = read_weights(path)
+    detector = stated_detector(weights)
+    optional = ("tags/", "drop_block/") if detector.kind == MilDetector.kind else ()
+    params = fill(
+        jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), detector.shapes()),
+        weights,
+        optional=lambda name: name.startswith(optional),
+        hint="make the file again, or convert it again",
+    )
+    return detector, params
+
+
+def stated_detector(weights: Weights) -> Detector:
+    """The detector that a file's metadata describe."""
+    kind = weights.metadata.get("detector")
+    if kind not in DETECTORS:
+        hint = f"give a file of training or of bridge.convert ({', '.join(DETECTORS)})"
+        raise BadInput(weights.path, "is no file of a detector", hint)
+    try:
+        config = json.loads(weights.metadata.get("config", "{}"))
+        classes = json.loads(weights.metadata.get("classes", "null"))
+        classes = int(weights.metadata["num_classes"]) if classes is None else tuple(classes)
+    except (KeyError, ValueError, TypeError) as error:
+        problem = f"has no readable classes or config ({error})"
+        raise BadInput(weights.path, problem, "make the file again") from error
+    config = from_plain(DETECTORS[kind].Config, config, f"{weights.path} (metadata config)")
+    return DETECTORS[kind](config, classes)
+
+
+def save_detector(path: str | Path, detector: Detector, params: Params) -> None:
+    """Writes a detector with all that `load_detector` needs, atomically."""
+    save_params(path, params, metadata_of(detector))
+
+
+def metadata_of(detector: Detector) -> dict[str, str]:
+    """What a detector's file states of it."""
+    named = not isinstance(detector.classes, int)
+    classes = {"classes": json.dumps(list(detector.classes))} if named else {}
+    return {
+        "detector": detector.kind,
+        "config": json.dumps(to_plain(detector.config)),
+        **(classes or {"num_classes": str(detector.classes)}),
+    }

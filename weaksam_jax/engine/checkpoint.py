@@ -1,19 +1,14 @@
-"""Checkpoints of a training run (Orbax) and parameters as plain arrays (safetensors)."""
+"""Checkpoints of a training run (Orbax)."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import flax.traverse_util
 import grain
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays, write_arrays
 
 # Orbax reports every save at WARNING, and at ERROR the traces of what it raises here anyway.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -73,14 +68,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._checkpointer.close()
-
-
-def save_params(path: str | Path, params: Any, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a nested dictionary of arrays as safetensors, names joined by "/", atomically."""
-    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    write_arrays(path, {name: np.asarray(value) for name, value in flat.items()}, metadata)
-
-
-def load_params(path: str | Path) -> dict[str, Any]:
-    """The nested dictionary of NumPy arrays that `save_params` wrote; `BadInput` when damaged."""
-    return flax.traverse_util.unflatten_dict(read_arrays(path)[0], sep="/")

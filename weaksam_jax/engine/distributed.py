@@ -1,4 +1,4 @@
-"""Several processes as one program: how they find each other, take turns and agree.
+"""Several processes as one program: how they find each other, wait for one another and agree.
 
     srun python -m experiments.voc07 --out /shared/run         Slurm, a process a task
     mpirun python -m experiments.voc07 --out /shared/run       Open MPI 4

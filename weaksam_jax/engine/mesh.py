@@ -27,14 +27,14 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def check_batch(images: int, devices: int, accumulate: int = 1) -> None:
+def check_batch(images: int, devices: int, micro_batches: int = 1) -> None:
     """Raises `BadInput` unless the images of a batch can be dealt out evenly to the devices, and
-    those of a device to `accumulate` turns."""
-    if images % (devices * accumulate):
-        turns = f" and {accumulate} turns" if accumulate > 1 else ""
-        problem = f"{images} images do not divide among {devices} devices{turns}"
-        hint = f"choose a multiple of {devices * accumulate} as batch, or other devices and turns"
-        raise BadInput("batch size", problem, hint + " (accumulate)")
+    those of a device to its micro-batches."""
+    if images % (devices * micro_batches):
+        parts = f" with {micro_batches} micro-batches each" if micro_batches > 1 else ""
+        problem = f"{images} images do not divide among {devices} devices{parts}"
+        hint = f"choose a multiple of {devices * micro_batches}, or another micro_batches"
+        raise BadInput("batch_size", problem, hint)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

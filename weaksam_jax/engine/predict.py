@@ -1,62 +1,166 @@
-"""Test-time views: a detector shown every image at several sizes, plain and mirrored."""
+"""Detection on a split by any detector: views in, COCO results out, and views merged by NMS."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.boxes import clip, flip, iou, to_xywh
-from weaksam_jax.data.batches import resize_to_canvas
-from weaksam_jax.data.images import load_image
-from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Canvas, Scale, shape_group
+from weaksam_jax.boxes import iou
+from weaksam_jax.data.detections import to_coco
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.views import restore_boxes
+from weaksam_jax.engine.journal import Journal
+from weaksam_jax.errors import BadInput
 
-# images uint8 [B, H, W, 3], sizes [B, 2] -> boxes [B, D, 4], scores, labels, valid [B, D]
-Detector = Callable[[np.ndarray, np.ndarray], tuple]
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes [n, 4], scores [n], labels [n]
+UNUSED = -1  # category id of a detector's classes that the data do not have
+THREADS = 4  # that load and resize images
+
+
+class Detections(NamedTuple):
+    """What a detector finds in B images, best first, padded to D per image.
+
+    boxes float32 `[B, D, 4]`, scores float32 `[B, D]`, labels int32 `[B, D]`, valid bool `[B, D]`;
+    masks bool `[B, D, H, W]` or None.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    labels: jax.Array
+    valid: jax.Array
+    masks: jax.Array | None = None
+
+
+class Found(NamedTuple):
+    """What was found in one image: boxes `[n, 4]` in its pixels, scores `[n]`, labels `[n]`."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+# Batches of the same images, one per view -> what was found in each image.
+Predictor = Callable[[Iterable[dict]], list[Found]]
+
+
+class Views(Protocol):
+    """Test images in every view: `views(indices, pool)` gives a batch of these images, which are of
+    one bucket, per view; see `weaksam_jax.data.views.ImageViews`."""
+
+    split: TagSplit
+    batch_size: int
+    buckets: Sequence[int]
+
+    def __call__(self, indices: Sequence[int], pool: Executor) -> Iterator[dict]: ...
 
 
 def detect_split(
-    detector: Detector,
-    split: TagSplit,
-    views: Sequence[Scale],
-    mirrored: bool,
-    batch: int,
-    iou_threshold: float,
-    max_detections: int,
-    progress: bool = True,
-    factors: np.ndarray | None = None,
+    predictor: Predictor, views: Views, *, journal: Journal | None = None, progress: bool = True
 ) -> list[dict]:
-    """COCO results of every image of `split` (its tags are not read), best first in each image.
+    """COCO results of every image of `views.split` (its tags are not read), best first in each.
 
-    views: scales; an image is shown in one canvas of each (`shape_group`), mirrored too when
-    `mirrored`. The union of all views goes through one class-wise NMS.
-    factors: float `[images, C]`, what the scores of each class are multiplied with.
+    predictor: `detector.predictor(params)`. journal: images that it holds are not detected again.
+    Labels whose category in the split is `UNUSED` are left out.
     """
-    pooled: list[list[Found]] = [[] for _ in split.records]
-    jobs = [job for view in views for job in _jobs(split.records, view, batch)]
+    records = views.split.records
+    results = {} if journal is None else dict(journal.done)
+    todo = [i for i, record in enumerate(records) if record.image_id not in results]
     bar = tqdm(
-        total=len(split.records) * len(views), desc="detect", unit="images", disable=not progress
+        total=len(todo), desc=f"detect {views.split.split}", unit="images", disable=not progress
     )
     with bar:
-        for (indices, _), (images, sizes) in zip(jobs, _load(split, jobs, batch), strict=True):
-            for mirror in (False, True) if mirrored else (False,):
-                shown = _mirror(images, sizes) if mirror else images
-                outputs = [np.asarray(value) for value in detector(shown, sizes)]
-                for row, index in enumerate(indices):
-                    found = [value[row] for value in outputs]
-                    record = split.records[index]
-                    pooled[index].append(_to_image(found, sizes[row], record, mirror))
-            bar.update(len(indices))
-    results = []
-    for index, (record, parts) in enumerate(zip(split.records, pooled, strict=True)):
+        for index, found in detect_images(predictor, views, todo):
+            record = records[index]
+            coco = {record.image_id: _known(to_coco(record, views.split, *found))}
+            results |= coco
+            if journal is not None:
+                journal.add(coco)
+            bar.update()
+    return [one for record in records for one in results[record.image_id]]
+
+
+def detect_images(
+    predictor: Predictor, views: Views, todo: Sequence[int] | None = None
+) -> Iterator[tuple[int, Found]]:
+    """(index, what was found) of the images `todo` of a split [all], bucket by bucket."""
+    todo = range(len(views.split.records)) if todo is None else todo
+    with ThreadPoolExecutor(THREADS) as pool:
+        for chunk in _chunks(todo, views):
+            # A last batch is filled up, so that every call has the same shape.
+            padded = chunk + [chunk[-1]] * (views.batch_size - len(chunk))
+            yield from zip(chunk, predictor(views(padded, pool)), strict=False)
+
+
+def _known(results: list[dict]) -> list[dict]:
+    return [one for one in results if one["category_id"] != UNUSED]
+
+
+def _chunks(todo: Sequence[int], views: Views) -> Iterator[list[int]]:
+    """At most `batch_size` images of one bucket at a time."""
+    for bucket in sorted(set(views.buckets)):
+        members = [i for i in todo if views.buckets[i] == bucket]
+        for start in range(0, len(members), views.batch_size):
+            yield members[start : start + views.batch_size]
+
+
+def with_classes(split: TagSplit, classes: Sequence[str] | int, path: str | Path) -> TagSplit:
+    """`split` with a detector's classes in the detector's order (its tags are not to be read then).
+
+    classes: their names, or their number where the detector's file names none: then the data must
+    have as many, in the detector's order. A class that the data do not have gets the category
+    `UNUSED`. Raises `BadInput` with the detector's path when the data have a class that it does not
+    know.
+    """
+    hint = "give data of the classes that it was trained on"
+    if isinstance(classes, int):
+        if classes != len(split.classes):
+            problem = f"has {classes} classes, {split.dataset} has {len(split.classes)}"
+            raise BadInput(path, problem, hint)
+        return split
+    unknown = [name for name in split.classes if name not in classes]
+    if unknown:
+        raise BadInput(path, f"does not know {unknown[0]}, a class of {split.dataset}", hint)
+    ids = dict(zip(split.classes, split.category_ids, strict=True))
+    categories = tuple(ids.get(name, UNUSED) for name in classes)
+    return replace(split, classes=tuple(classes), category_ids=categories)
+
+
+def union_of_views(
+    predict: Callable[[dict], Detections], *, iou_threshold: float, max_detections: int
+) -> Predictor:
+    """Merges the views of an image: all their boxes through one class-wise NMS.
+
+    predict: a batch (`image`, `size`) -> `Detections` in its pixels. Scores are multiplied by
+    `class_factor` `[B, C]` before the NMS where a batch has it.
+    """
+
+    def predictor(views: Iterable[dict]) -> list[Found]:
+        shown = [(batch, predict({k: batch[k] for k in ("image", "size")})) for batch in views]
+        every = [(batch, jax.device_get(found)) for batch, found in shown]
+        return [merge(every, row) for row in range(len(every[0][0]["size"]))]
+
+    def merge(every, row: int) -> Found:
+        parts = [_in_original(batch, found, row) for batch, found in every]
         boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        if factors is not None:
-            scores = scores * factors[index, labels]
+        if "class_factor" in every[0][0]:
+            scores = scores * every[0][0]["class_factor"][row, labels]
         keep = classwise_nms(boxes, scores, labels, iou_threshold)[:max_detections]
-        results += _coco(record, split, boxes[keep], scores[keep], labels[keep])
-    return results
+        return Found(boxes[keep], scores[keep], labels[keep])
+
+    return predictor
+
+
+def _in_original(batch: dict, found: Detections, row: int) -> Found:
+    """The valid detections of one image of a view, in pixels of the original."""
+    valid = found.valid[row]
+    boxes = restore_boxes(
+        found.boxes[row][valid], batch["size"][row], batch["original"][row], batch["flipped"][row]
+    )
+    return Found(boxes, found.scores[row][valid], found.labels[row][valid])
 
 
 def classwise_nms(
@@ -67,7 +171,7 @@ def classwise_nms(
     A box goes when its IoU with a kept one of its class is above the threshold.
     """
     alive = np.ones(len(boxes), bool)
-    for label in np.unique(labels):  # a matrix a class: 24 views of 80 classes give 4800 boxes
+    for label in np.unique(labels):  # a matrix per class: 24 views of 80 classes give 4800 boxes
         own = np.flatnonzero(labels == label)
         own = own[np.argsort(-scores[own], kind="stable")]
         overlap = iou(boxes[own], boxes[own]) > iou_threshold
@@ -78,74 +182,15 @@ def classwise_nms(
     return order[alive[order]]
 
 
-def _jobs(
-    records: Sequence[TagRecord], view: Scale, batch: int
-) -> Iterator[tuple[list[int], Canvas]]:
-    """Batches of image indices that share a canvas."""
-    groups: dict[Canvas, list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(view[shape_group(record, [view])], []).append(index)
-    for canvas, members in groups.items():
-        for start in range(0, len(members), batch):
-            yield members[start : start + batch], canvas
+def tag_factors(power: float, logits: np.ndarray | None) -> np.ndarray | None:
+    """What the scores of each class in each image are multiplied with: the probability that a clue
+    network gives it, to this power; None at 0.
 
-
-def _load(
-    split: TagSplit, jobs: Sequence[tuple[list[int], Canvas]], batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 `[batch, H, W, 3]` and sizes float32 `[batch, 2]`, loaded one job ahead.
-
-    A last batch is filled up with its first image, so that every call has the same shape.
+    logits: float `[images, C]`. Raises `BadInput` when they are missing.
     """
-
-    def load(job):
-        indices, canvas = job
-        images, sizes = [], []
-        for index in indices:
-            image = load_image(split.records[index].path)
-            image, _, size = resize_to_canvas(image, np.zeros((0, 4), np.float32), canvas)
-            images.append(image)
-            sizes.append(size)
-        rest = batch - len(indices)
-        images, sizes = images + images[:1] * rest, sizes + sizes[:1] * rest
-        return np.stack(images), np.asarray(sizes, np.float32)
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = None
-        for job in jobs:
-            current, ahead = ahead, pool.submit(load, job)
-            if current is not None:
-                yield current.result()
-        if ahead is not None:
-            yield ahead.result()
-
-
-def _mirror(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The visible part of each canvas mirrored left-right, in place of itself."""
-    out = images.copy()
-    for row, (height, width) in enumerate(sizes.astype(int)):
-        out[row, :height, :width] = images[row, :height, :width][:, ::-1]
-    return out
-
-
-def _to_image(found: Sequence[np.ndarray], size: np.ndarray, record: TagRecord, mirror: bool):
-    """The valid detections of one view in pixels of the original image."""
-    boxes, scores, labels, valid = found
-    boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
-    if mirror:
-        boxes = flip(boxes, size[1])
-    factor = np.asarray([record.width / size[1], record.height / size[0]] * 2, np.float32)
-    return clip(boxes * factor, record.width, record.height), scores, labels
-
-
-def _coco(record: TagRecord, split: TagSplit, boxes, scores, labels) -> list[dict]:
-    return [
-        {
-            "image_id": record.image_id,
-            "file_name": record.file_name,
-            "category_id": split.category_ids[label],
-            "bbox": [round(float(value), 2) for value in box],
-            "score": round(float(score), 6),
-        }
-        for box, score, label in zip(to_xywh(boxes), scores, labels, strict=True)
-    ]
+    if not power:
+        return None
+    if logits is None:
+        hint = "give the logits of a clue network, or set test.tag_power to 0"
+        raise BadInput("the retrained detector", "has no tag logits", hint)
+    return np.asarray(jax.nn.sigmoid(np.asarray(logits, np.float32)) ** power)

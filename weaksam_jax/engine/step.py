@@ -7,11 +7,11 @@ the same code returns a gradient n times too large (tests/engine/test_step.py ho
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,10 +23,12 @@ from weaksam_jax.engine.mesh import AXIS, check_batch, replicated
 Params = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+# (parameters, batch, rng, step int32 []) -> (loss [], metrics of scalars)
+LossFn = Callable[[Params, Batch, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that training changes. step: int32 []. rng: typed key []; it never changes."""
 
@@ -56,53 +58,53 @@ def create_state(
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int = 1
+    loss_fn: LossFn, tx: optax.GradientTransformation, mesh: Mesh, micro_batches: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted `step(state, batch) -> (state, metrics)`; it donates `state`.
 
-    `loss_fn(params, batch, rng) -> (loss [], metrics of scalars)` sees one part of the batch (every
-    leaf has a leading image axis): the images of one device, which takes them in `accumulate` equal
-    turns, so that a turn's activations alone are in memory. The gradient is that of the mean of all
-    parts' losses; the metrics are averaged likewise and hold `loss` too. A `loss_fn` that is a mean
-    over its images thus gives the same gradient however the batch is cut. A normaliser that counts
-    over more than one part is `jax.lax.pmean(count, AXIS)` of a count without gradient: over the
-    devices, but not over the turns.
+    `loss_fn(params, batch, rng, step) -> (loss [], metrics of scalars)` sees one part of the batch
+    (every leaf has a leading image axis): the images of one device, which takes them in
+    `micro_batches` equal parts, so that the activations of one alone are in memory. The gradient is
+    that of the mean of all parts' losses; the metrics are averaged likewise and hold `loss` too. A
+    `loss_fn` that is a mean over its images thus gives the same gradient however the batch is cut.
+    A normaliser that counts over more than one part is `jax.lax.pmean(count, AXIS)` of a count
+    without gradient: over the devices, but not over their micro-batches.
 
     A part's key depends on the step and on the place of the part in the batch. So dropout differs
-    by the number of parts, and only by it: N devices and 1 turn are 1 device and N turns.
+    by the number of parts, and only by it: N devices with 1 micro-batch are 1 device with N.
     """
 
-    def part_gradient(params, part, turn, rng):
-        place = jax.lax.axis_index(AXIS) * accumulate + turn
+    def part_gradient(params, part, index, rng, step):
+        place = jax.lax.axis_index(AXIS) * micro_batches + index
         part_loss = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = part_loss(params, part, jax.random.fold_in(rng, place))
+        (loss, metrics), grads = part_loss(params, part, jax.random.fold_in(rng, place), step)
         return grads, {"loss": loss, **metrics}
 
-    def gradient(params, batch, rng):
-        check_batch(len(next(iter(batch.values()))), 1, accumulate)
-        if accumulate == 1:
-            return jax.lax.pmean(part_gradient(params, batch, 0, rng), AXIS)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    def gradient(params, batch, rng, step):
+        check_batch(len(next(iter(batch.values()))), 1, micro_batches)
+        if micro_batches == 1:
+            return jax.lax.pmean(part_gradient(params, batch, 0, rng, step), AXIS)
+        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
 
-        def add(total, turn):
-            found = part_gradient(params, turn[1], turn[0], rng)
+        def add(total, one):
+            found = part_gradient(params, one[1], one[0], rng, step)
             return jax.tree.map(jnp.add, total, found), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(part_gradient, params, first, 0, rng)
+        shapes = jax.eval_shape(part_gradient, params, first, 0, rng, step)
         total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, total, (jnp.arange(accumulate), parts))
-        return jax.lax.pmean(jax.tree.map(lambda x: x / accumulate, total), AXIS)
+        total, _ = jax.lax.scan(add, total, (jnp.arange(micro_batches), parts))
+        return jax.lax.pmean(jax.tree.map(lambda x: x / micro_batches, total), AXIS)
 
-    mapped = jax.shard_map(
-        gradient, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False
-    )
+    specs = P(), P(AXIS), P(), P()
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
 
     def step(state, batch):
-        grads, metrics = mapped(state.params, batch, jax.random.fold_in(state.rng, state.step))
+        rng = jax.random.fold_in(state.rng, state.step)
+        grads, metrics = mapped(state.params, batch, rng, state.step)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt=opt), metrics
+        return TrainState(state.step + 1, params, opt, state.rng), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 

@@ -25,7 +25,7 @@ def roi_drop(
     reg_loss counts as 0. A loss equal to its threshold is kept.
 
     rule: "either" (the paper: dropped when either loss is above its threshold) or "both" (the
-    released code: dropped only when both are, so background never is). drop_background=False keeps
+    official code: dropped only when both are, so background never is). drop_background=False keeps
     all background under "either". Raises ValueError for another rule.
     """
     cls_loss, reg_loss = jax.lax.stop_gradient((jnp.asarray(cls_loss), jnp.asarray(reg_loss)))

@@ -17,7 +17,7 @@ import bridge.convert
 from experiments import detect, detect_faster_rcnn
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.batches import resize_to_canvas
+from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini_set import CLASSES, write_mini
@@ -124,7 +124,7 @@ def test_a_published_file_detects_as_its_library(layout, theirs, files, data, tm
     compared = 0
     for record in split.records:
         image = load_image(record.path)
-        view, _, size = resize_to_canvas(image, np.zeros((0, 4), np.float32), CANVAS)
+        view, _, size = resize_and_pad(image, np.zeros((0, 4), np.float32), CANVAS)
         view = view[: size[0], : size[1]]
         with torch.no_grad():
             wanted = torchvision_found(theirs, view) if layout == "torchvision" else None

@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from bridge.weights.faster_rcnn import convert_faster_rcnn_detectron2
 from plain_detectron2 import PlainDetector, msra_pixels, random_tensors
 
-from bridge.weights.faster_rcnn import convert_faster_rcnn_detectron2
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
 from weaksam_jax.detectors.faster_rcnn.network import normalise

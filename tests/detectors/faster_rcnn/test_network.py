@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from bridge.weights.faster_rcnn import convert_resnet50
 
-from bridge.weights.faster_rcnn import convert_resnet50, to_theirs
-from bridge.weights.names import RESNET_TORCHVISION
+from bridge.weights.r50_fpn import to_theirs
+from bridge.weights.resnet50 import RESNET_TORCHVISION
 from experiments.pipeline import stages
 from experiments.pipeline.config import mini
 from experiments.pipeline.options import RoadOptions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.scales import check_scales, shape_group
+from weaksam_jax.data.scales import check_scales, bucket_of
 from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings
 from weaksam_jax.detectors.faster_rcnn.recipes import coco14, voc07, voc12
 
@@ -64,5 +64,5 @@ def test_every_image_is_shown_at_the_size_of_its_view(recipe, shape):
     for view in recipe().views:
         side, limit = min(map(min, view)), max(map(max, view))
         asked = min(side / min(shape), limit / max(shape))
-        canvas = view[shape_group(TagRecord(1, "a.jpg", None, width, height, ()), [view])]
+        canvas = view[bucket_of(TagRecord(1, "a.jpg", None, width, height, ()), [view])]
         assert min(canvas[0] / height, canvas[1] / width) >= 0.99 * asked

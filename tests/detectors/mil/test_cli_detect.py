@@ -10,7 +10,7 @@ from tiny_mil import TINY
 from experiments import detect
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_truth
-from weaksam_jax.data.scales import canvases_of
+from weaksam_jax.data.scales import padded_sizes
 from weaksam_jax.detectors.mil import recipes
 from weaksam_jax.detectors.mil.config import WsodSettings
 from weaksam_jax.detectors.mil.detect import detect_wsod
@@ -98,7 +98,7 @@ def test_what_does_not_fit_ends_in_one_line(flags, tmp_path, capsys, change, mes
 
 def test_a_preset_and_changes_of_it(flags, monkeypatch):
     assert {"light", "mini", "voc07_mist", "coco14_oicr"} <= recipes.PRESETS.keys()
-    sides = tuple(canvases_of(side, 2000) for side in (800, 480))
+    sides = tuple(padded_sizes(side, 2000) for side in (800, 480))
     views = dataclasses.replace(TINY, test_scales=sides)
     monkeypatch.setitem(recipes.PRESETS, "views", lambda: views)
     flags[flags.index("tiny")] = "views"

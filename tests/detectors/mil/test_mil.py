@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.weights.vgg import mmdet_oicr_arrays, wetectron_arrays
+from bridge.weights.mmdet_oicr import mmdet_oicr_arrays
+from bridge.weights.wetectron import wetectron_arrays
 from experiments.bench import torch_mil as plain_mil
 from weaksam_jax.backbones.mini_cnn import MiniCnn
 from weaksam_jax.backbones.vgg16 import Vgg16

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_mil import TINY
 
-from bridge.released_pickles import import_released
+from bridge.proposals.official_pickles import import_official
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.detectors.mil.detect import detect_wsod
 from weaksam_jax.detectors.mil.samples import MilSamples, load_boxes
@@ -56,7 +56,7 @@ def test_boxes_of_a_pickle_are_filtered_as_released(tmp_path_factory, seed, kind
     record = TagRecord(2008000008, "2008_000008.jpg", None, width, height, (0,))
     split = TagSplit("VOC2012", "trainval", ("cat",), (1,), (record,))
     folder = tmp_path_factory.mktemp("pickle")
-    import_released(write_pickle(folder / "a.pkl", [boxes], [2008000008], dtype), split, folder)
+    import_official(write_pickle(folder / "a.pkl", [boxes], [2008000008], dtype), split, folder)
     found, quality = load_boxes(folder, split, record, least)
     want = [
         (x1, y1, x2 + 1, y2 + 1) for x1, y1, x2, y2 in released_filter(boxes, width, height, least)
@@ -78,7 +78,7 @@ def test_a_released_pickle_trains_and_detects(world, tmp_path):
         ids = [record.image_id for record in split.records]
         order = rng.permutation(len(ids))
         shuffled = [entries[i] for i in order], [ids[i] for i in order]
-        import_released(write_pickle(tmp_path / "a.pkl", *shuffled), split, tmp_path / "store")
+        import_official(write_pickle(tmp_path / "a.pkl", *shuffled), split, tmp_path / "store")
     tiny = dataclasses.replace(TINY, min_side=20.0, lighting=0.1, steps=2, max_proposals=256)
     samples = MilSamples(train, tmp_path / "store", tiny)
     first = train.records[0]

@@ -9,7 +9,7 @@ import pytest
 from tiny_mil import TINY
 
 from weaksam_jax.boxes import decode, from_xywh, iou
-from weaksam_jax.data.scales import canvases_of
+from weaksam_jax.data.scales import padded_sizes
 from weaksam_jax.data.views import View
 from weaksam_jax.detectors.mil import detect
 from weaksam_jax.detectors.mil.detect import detect_wsod
@@ -21,7 +21,7 @@ from weaksam_jax.errors import BadInput
 
 VIEWS = dataclasses.replace(
     TINY,
-    test_scales=tuple(canvases_of(side, 96, 16) for side in (48, 64)),
+    test_scales=tuple(padded_sizes(side, 96, 16) for side in (48, 64)),
     max_detections=15,
     every_class=False,
 )

@@ -1,119 +1,204 @@
-"""Settings of the retrained detector, and the presets that fill them."""
+"""Config of Faster R-CNN with RoI drop. The paper's are in
+`weaksam_jax.detectors.faster_rcnn.recipes`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from weaksam_jax.data.pseudo_boxes import Augmentation
+from weaksam_jax.backbones import check_backbone
+from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.scales import Scale
-from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, DropSettings
+from weaksam_jax.engine.optimizer import OptimConfig
+
+# Fields of `ModelConfig` that the arrays of a file do not tell and that its weights depend on.
+STATED = ("backbone", "aligned", "round_anchors")
 
 
 @dataclass(frozen=True)
-class RetrainSettings:
-    """Everything that decides the retrained weights and detections, but for the seed and the data.
+class ModelConfig:
+    """The network (`FasterRcnnNetwork`)."""
 
-    Detector: see `FasterRCNN`. resnet50: torchvision's weights and pixels, resnet50_msra: Caffe's.
-    init: a safetensors file of `bridge.convert` with ImageNet weights of a ResNet. frozen: names of
-    backbone modules that keep their weights (the norms of a ResNet always do).
-    dtype: what a ResNet, the pyramid and the heads compute in.
-    Optimizer: SGD with momentum 0.9 (or AdamW), linear warm-up, x0.1 at `milestones` (steps) or
-    cosine to 0 when there are none; clip: largest norm of the gradient (None: no clipping). batch:
-    images a step, over all devices; a device takes its share in `accumulate` turns, and the RoIs
-    that divide the losses are then counted turn by turn (equal where every image fills its
-    `roi_batch`; refused with the drop's "n_kept"). drop: None switches RoI drop off. Test: views
-    (canvas choices, the best fitting one per image) x {plain, mirrored}, each gives
-    `max_detections`; their union goes through one class-wise NMS.
-    tag_power: scores are multiplied by the clue network's probability of the class in the image, to
-    this power (0: off, the paper).
-    """
-
-    backbone: Literal["mini_cnn", "lite0", "resnet50", "resnet50_msra"] = "mini_cnn"
-    init: str | None = None
-    frozen: tuple[str, ...] = ()
+    backbone: str = "mini_cnn"
+    """mini_cnn, lite0, resnet50 (torchvision's weights and pixels) or resnet50_msra (Caffe's:
+    detectron2's R-50.pkl)."""
+    backbone_width: int | None = None
+    """Channels of its first layer [the backbone's own]."""
     strides: tuple[int, ...] = (8, 16, 32)
+    """Of the pyramid's levels."""
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (56,), (96,))
+    """Pixels, for each level the same number of sizes."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height / width."""
     channels: int = 64
+    """Of the pyramid."""
     extra_levels: int = 0
+    """Levels beyond those of the backbone."""
     fc_width: int = 256
+    """Of both fully connected layers."""
     canonical_size: float = 96.0
+    """A RoI of so many pixels is pooled from `canonical_level` (FPN, equation 1)."""
     canonical_level: int = 1
+    """0 is the finest."""
     aligned: bool = True
+    """RoIAlign with the half-pixel shift (torchvision's weights: without)."""
     round_anchors: bool = False
+    """Anchors in whole pixels (torchvision's weights)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    detection: DetectionSettings = field(default_factory=DetectionSettings)
-    drop: DropSettings | None = field(default_factory=DropSettings)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.02
-    weight_decay: float = 1e-4
-    clip: float | None = None
-    warmup: int = 100
-    milestones: tuple[int, ...] = ()
-    steps: int = 1000
-    batch: int = 8
-    accumulate: int = 1
+    """What a ResNet, the pyramid and the heads compute in."""
+
+    def __post_init__(self):
+        check_backbone(self.backbone, "pyramid")
+
+
+@dataclass(frozen=True)
+class DropConfig:
+    """RoI drop (equations 1-2). Defaults: the paper."""
+
+    tau_cls: float = 4.0
+    """A RoI whose classification loss is above it is dropped."""
+    tau_reg: float = 1.0
+    """A foreground RoI whose box loss is above it is dropped."""
+    start: int = 2000
+    """The step from which RoIs are dropped."""
+    rule: Literal["either", "both"] = "either"
+    """either loss above its threshold (the paper), or both (the official code)."""
+    background: bool = True
+    """Background RoIs may be dropped, too."""
+    normaliser: Literal["n_valid", "n_kept"] = "n_valid"
+    """The divisor of both losses: the sampled RoIs, or those kept."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Matching and sampling of Faster R-CNN. Defaults: detectron2's R50-FPN."""
+
+    rpn_batch: int = 256
+    """Anchors per image."""
+    rpn_foreground: float = 0.5
+    """At most this share of them is foreground."""
+    rpn_iou: tuple[float, float] = (0.3, 0.7)
+    """Anchors below the first are background, from the second on (or best of an object)
+    foreground."""
+    pre_nms: int = 2000
+    """Proposals per level before the NMS."""
+    post_nms: int = 1000
+    """Proposals per image behind it."""
+    roi_batch: int = 512
+    """RoIs per image."""
+    roi_foreground: float = 0.25
+    """At most this share of them is foreground."""
+    roi_iou: float = 0.5
+    """Foreground RoIs have at least this IoU with an object."""
+    roi_top_k: int | None = None
+    """Foreground RoIs must be among the k best of some object (the official WeakSAM code: 3)."""
+    smooth_l1_beta: float = 0.0
+    """0 is L1; torchvision has 1 / 9."""
+    drop: DropConfig | None = field(default_factory=DropConfig)
+    """null switches RoI drop off."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training samples."""
+
     scales: tuple[Scale, ...] = (((192, 192),),)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    checkpoint_every: int = 200
-    views: tuple[Scale, ...] = (((192, 192),),)
-    mirrored: bool = True
-    test_batch: int = 8
-    test_pre_nms: int = 300
-    test_post_nms: int = 100
+    """Padded sizes (height, width) of each scale; one scale is drawn for each batch."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """Detection: every view gives `max_detections`; their union goes through one class-wise NMS."""
+
+    tta_scales: tuple[Scale, ...] = (((192, 192),),)
+    """Padded sizes of the scales visited, the best fitting one per image."""
+    tta_flip: bool = True
+    """Every scale is visited mirrored too."""
+    batch_size: int = 8
+    pre_nms: int = 300
+    """Proposals per level before the NMS."""
+    post_nms: int = 100
+    """Proposals per image behind it."""
     score_threshold: float = 0.05
     nms: float = 0.5
     max_detections: int = 100
+    """Per image."""
     tag_power: float = 0.0
+    """Scores are multiplied by the clue network's probability of the class in the image, to this
+    power (0: off, the paper)."""
 
 
-def mini() -> RetrainSettings:
+@dataclass(frozen=True)
+class FasterRcnnConfig:
+    """Everything that decides the weights and detections, but for the seed and the data."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+
+
+def mini() -> FasterRcnnConfig:
     """The embedded mini set on 2 CPU cores, from the MIL detector's backbone.
 
     tau_reg is not the paper's 1.0, which is meant for a pre-trained R50: here it dropped every
     foreground RoI from its first step on, and the detector ended at AP50 3 instead of 54.
     """
-    return RetrainSettings(
-        detection=DetectionSettings(rpn_batch=64, pre_nms=200, post_nms=100, roi_batch=64),
-        drop=DropSettings(start=600, tau_reg=6.0),
-        scales=(((160, 160),),),
-        augmentation=Augmentation(scale=(0.7, 1.4), colour=0.2),
-        optimizer="adamw",
-        learning_rate=1e-3,
-        clip=5.0,
-        steps=1000,
-        score_threshold=0.01,
+    return FasterRcnnConfig(
+        loss=LossConfig(
+            rpn_batch=64,
+            pre_nms=200,
+            post_nms=100,
+            roi_batch=64,
+            drop=DropConfig(start=600, tau_reg=6.0),
+        ),
+        optim=OptimConfig(optimizer="adamw", lr=1e-3, clip=5.0),
+        data=DataConfig(
+            scales=(((160, 160),),), augment=AugmentConfig(scale=(0.7, 1.4), colour=0.2)
+        ),
+        test=TestConfig(score_threshold=0.01),
     )
 
 
-def light() -> RetrainSettings:
+def light() -> FasterRcnnConfig:
     """Photographs on 2 CPU cores: EfficientNet-Lite0, only its blocks at stride 32 trained.
 
     tau_reg as in `mini`: the mean weighted L1 of a foreground RoI is still 3 after 340 steps.
     tag_power: a few thousand steps on pseudo boxes teach the classes of an image less well than the
     clue network knows them (tag mAP 86 on voc07-small).
     """
-    canvases = ((288, 384), (384, 288))
-    return RetrainSettings(
-        backbone="lite0",
-        frozen=("stem", *(f"block{i}" for i in range(11))),
-        strides=(8, 16, 32, 64),
-        anchor_sizes=((32,), (64,), (128,), (256,)),
-        channels=96,
-        extra_levels=1,
-        canonical_size=112.0,
-        detection=DetectionSettings(rpn_batch=128, pre_nms=400, post_nms=200, roi_batch=128),
-        drop=DropSettings(start=1100, tau_reg=6.0),
-        optimizer="adamw",
-        learning_rate=5e-4,
-        clip=5.0,
-        steps=2000,
-        batch=4,
-        scales=(canvases,),
-        augmentation=Augmentation(scale=(0.75, 1.25), colour=0.2),
-        views=(canvases, ((384, 512), (512, 384))),
-        test_batch=4,
-        test_pre_nms=500,
-        test_post_nms=200,
-        score_threshold=0.01,
-        tag_power=1.0,
+    sizes = ((288, 384), (384, 288))
+    return FasterRcnnConfig(
+        model=ModelConfig(
+            backbone="lite0",
+            strides=(8, 16, 32, 64),
+            anchor_sizes=((32,), (64,), (128,), (256,)),
+            channels=96,
+            extra_levels=1,
+            canonical_size=112.0,
+        ),
+        loss=LossConfig(
+            rpn_batch=128,
+            pre_nms=400,
+            post_nms=200,
+            roi_batch=128,
+            drop=DropConfig(start=1100, tau_reg=6.0),
+        ),
+        optim=OptimConfig(
+            frozen=("stem", *(f"block{i}" for i in range(11))),
+            optimizer="adamw",
+            lr=5e-4,
+            clip=5.0,
+            steps=2000,
+            batch_size=4,
+        ),
+        data=DataConfig(scales=(sizes,), augment=AugmentConfig(scale=(0.75, 1.25), colour=0.2)),
+        test=TestConfig(
+            tta_scales=(sizes, ((384, 512), (512, 384))),
+            batch_size=4,
+            pre_nms=500,
+            post_nms=200,
+            score_threshold=0.01,
+            tag_power=1.0,
+        ),
     )

@@ -2,7 +2,7 @@
 
 With a `ResNet50` and the default arguments it is detectron2's R50-FPN, but for RoIAlign's number of
 samples: detectron2's ceil(side / 7) has no static shape, so it is torchvision's 2. The mini and
-light presets of `weaksam_jax.detectors.faster_rcnn` use the same modules with fewer levels and channels.
+light configs use the same modules with fewer levels and channels.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from weaksam_jax.backbones.fpn import FPN, XAVIER
-from weaksam_jax.boxes import decode
-from weaksam_jax.detectors.faster_rcnn.rpn import RPNHead
 from weaksam_jax.ops.anchors import pyramid_anchors
 from weaksam_jax.ops.matching import pyramid_level
-from weaksam_jax.ops.nms import multiclass_nms
-from weaksam_jax.ops.proposals import select_proposals
 from weaksam_jax.ops.roi import roi_align_pyramid
+
+
+class RPNHead(nn.Module):
+    """Pyramid levels `[B, H_l, W_l, C]` -> (objectness logits `[B, H_l * W_l * A]`, deltas
+    `[B, H_l * W_l * A, 4]`) a level; anchors ordered as in `weaksam_jax.ops.anchors`. Computes in
+    `dtype`, returns float32."""
+
+    anchors_per_cell: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, levels: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        small = nn.initializers.normal(0.01)
+
+        def conv(features, size, name):
+            kernel = (size, size)
+            return nn.Conv(features, kernel, dtype=self.dtype, kernel_init=small, name=name)
+
+        shared = conv(levels[0].shape[-1], 3, "conv")
+        objectness = conv(self.anchors_per_cell, 1, "objectness")
+        deltas = conv(4 * self.anchors_per_cell, 1, "deltas")
+        hidden = [nn.relu(shared(level)) for level in levels]
+        return (
+            [objectness(x).astype(jnp.float32).reshape(x.shape[0], -1) for x in hidden],
+            [deltas(x).astype(jnp.float32).reshape(x.shape[0], -1, 4) for x in hidden],
+        )
 
 
 class BoxHead(nn.Module):
@@ -47,7 +69,7 @@ class BoxHead(nn.Module):
         return logits, deltas.reshape(-1, self.classes, 4)
 
 
-class FasterRCNN(nn.Module):
+class FasterRcnnNetwork(nn.Module):
     """backbone: images `[B, H, W, 3]` -> maps at `strides[: len(strides) - extra_levels]`.
 
     strides: of the pyramid's levels; anchor_sizes: a tuple of sizes in pixels for each level (the
@@ -126,64 +148,3 @@ class FasterRCNN(nn.Module):
         return pyramid_anchors(
             shapes, self.strides, self.anchor_sizes, self.anchor_ratios, rounded=self.round_anchors
         )
-
-
-def detect(
-    model: FasterRCNN,
-    params: dict,
-    images: jax.Array,
-    image_size: jax.Array,
-    pre_nms: int = 1000,
-    post_nms: int = 1000,
-    score_threshold: float = 0.05,
-    iou_threshold: float = 0.5,
-    max_detections: int = 100,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Detections of normalised images `[B, H, W, 3]` whose sizes are `image_size` `[B, 2]`.
-
-    Returns (boxes `[B, D, 4]` in pixels of the canvas, clipped to the image; scores `[B, D]`;
-    labels int32 `[B, D]`; valid bool `[B, D]`), best first: softmax scores above the threshold,
-    boxes not empty after clipping, class-wise NMS, the best `max_detections` = D.
-    """
-    variables = {"params": params}
-    levels = model.apply(variables, images, method="pyramid")
-    logits, deltas = model.apply(variables, levels, method="propose")
-    anchors = model.anchors(levels)
-
-    def propose(logits, deltas, size):
-        return select_proposals(logits, deltas, anchors, size, pre_nms, post_nms)
-
-    boxes, _, valid = jax.vmap(propose)(logits, deltas, image_size)
-    class_logits, class_deltas = model.apply(variables, levels, boxes, method="classify")
-
-    def select(logits, deltas, boxes, valid, size):
-        return select_detections(
-            logits, deltas, boxes, valid, size, score_threshold, iou_threshold, max_detections
-        )
-
-    return jax.vmap(select)(class_logits, class_deltas, boxes, valid, image_size)
-
-
-def select_detections(
-    class_logits: jax.Array,
-    deltas: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
-    image_size: jax.Array,
-    score_threshold: float,
-    iou_threshold: float,
-    max_detections: int,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Detections of one image from its classified proposals; returns as `detect`, without B.
-
-    class_logits `[R, classes + 1]`, deltas `[R, classes, 4]`, boxes `[R, 4]`, valid bool `[R]`,
-    image_size `[2]` = (height, width).
-    """
-    scores = jax.nn.softmax(class_logits.astype(jnp.float32))[:, :-1]
-    limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
-    decoded = jnp.clip(decode(deltas, boxes[:, None]), 0, limit)
-    empty = jnp.any(decoded[..., 2:] <= decoded[..., :2], axis=-1)  # moved out of the image
-    scores = jnp.where(empty, -jnp.inf, scores)
-    return multiclass_nms(
-        decoded, scores, valid, score_threshold, iou_threshold, max_detections, boxes.shape[0]
-    )

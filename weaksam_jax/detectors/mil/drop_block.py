@@ -1,5 +1,5 @@
 """Concrete DropBlock: a small network learns which blocks of a RoI's features to drop, so that the
-detector fails (Ren et al. 2020, MIST; sizes and rates of its released code)."""
+detector fails (Ren et al. 2020, MIST; sizes and rates of its official code)."""
 
 import flax.linen as nn
 import jax
@@ -20,13 +20,13 @@ class ConcreteDropBlock(nn.Module):
     the concrete distribution), what is left is scaled by #cells / #kept, one number for all valid
     RoIs. Needs the rng "drop_block" in training.
 
-    One forward and backward does what the released code does in two: x gets the gradient of the
+    One forward and backward does what the official code does in two: x gets the gradient of the
     loss with the mask as it is (the mask network sees x without gradient), the mask network -0.01
-    times its own, so that descending on both is the min-max training of the paper. The release
+    times its own, so that descending on both is the min-max training of the paper. The official code
     updates the detector in between and draws a second mask.
 
     The scale and the batch statistics of the mask network run over all valid RoIs of the call:
-    results depend on which images share a device (and a micro-batch), as in the release. dtype: of
+    results depend on which images share a device (and a micro-batch), as in the official code. dtype: of
     the convolutions; statistics, sampling and mask are float32.
     """
 
@@ -53,7 +53,7 @@ class ConcreteDropBlock(nn.Module):
 
         y = conv(x.shape[-1], 3, "conv1")(rois)
         y = nn.relu(BatchNorm(name="norm1")(y, valid))
-        # One output channel: the release makes two and uses the first.
+        # One output channel: the official code makes two and uses the first.
         y = BatchNorm(name="norm2")(conv(1, 3, "conv2")(y), valid)
         y = y + conv(1, 1, "shortcut")(rois).astype(jnp.float32)
         return nn.sigmoid(y).reshape(x.shape[:-1]) * (RATE / BLOCK**2)

@@ -2,30 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.backbones.lite0 import Lite0, lite0_input
-from weaksam_jax.data.batches import resize_to_canvas
+from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, shape_group
+from weaksam_jax.data.scales import Scale, bucket_of
 from weaksam_jax.data.views import View, views_of
-from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.detectors.mil.network import MAPS
-from weaksam_jax.errors import BadInput
+from weaksam_jax.engine.step import Params
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
-from weaksam_jax.ops.padding import inside_mask
+
+# (images uint8 `[B, H, W, 3]`, sizes float32 `[B, 2]`) -> maps float16 `[B, h, w, F]` by name.
+MapsOf = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 class FeatureCache:
-    """Maps of a frozen backbone on disk, float16, one file an image and view.
+    """Maps of a frozen backbone on disk, float16, one file per image and view.
 
-    `<folder>/<key>/<xx>/<image id>-<scale>[-mirrored].safetensors`; written atomically, so a killed
+    `<folder>/<key>/<xx>/<image id>-<scale>[-flipped].safetensors`; written atomically, so a killed
     run goes on with the missing ones. key: a hash of what the maps depend on but for the image.
     """
 
@@ -33,7 +30,7 @@ class FeatureCache:
         self.folder = Path(folder) / key
 
     def path(self, image_id: int, view: View) -> Path:
-        name = f"{image_id}-{view.scale}{'-mirrored' if view.mirrored else ''}.safetensors"
+        name = f"{image_id}-{view.scale}{'-flipped' if view.flip else ''}.safetensors"
         return self.folder / f"{image_id % 100:02d}" / name
 
     def read(self, image_id: int, view: View) -> dict[str, np.ndarray]:
@@ -44,72 +41,56 @@ class FeatureCache:
         self,
         split: TagSplit,
         scales: Sequence[Scale],
-        views: Sequence[View],
-        network: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
-        batch: int,
+        maps_of: MapsOf,
+        *,
+        batch_size: int,
     ) -> None:
-        """Computes what is missing. network: (images uint8 `[B, H, W, 3]`, sizes `[B, 2]`) -> maps
-        float16 `[B, h, w, F]` by name."""
+        """Computes what is missing of every scale, plain and mirrored."""
         todo: dict[tuple[View, int], list[TagRecord]] = {}
         for record in split.records:
-            for view in views:
+            for view in views_of(scales):
                 if not self.path(record.image_id, view).exists():
-                    key = (view, shape_group(record, scales))
+                    key = (view, bucket_of(record, scales))
                     todo.setdefault(key, []).append(record)
         total = sum(map(len, todo.values()))
         with tqdm(total=total, desc=f"features {split.split}", unit="images") as bar:
-            for (view, group), records in todo.items():
-                canvas = scales[view.scale][group]
-                for start in range(0, len(records), batch):
-                    self._run(records[start : start + batch], view, canvas, network, batch)
-                    bar.update(len(records[start : start + batch]))
+            for (view, bucket), records in todo.items():
+                padded = scales[view.scale][bucket]
+                for start in range(0, len(records), batch_size):
+                    chunk = records[start : start + batch_size]
+                    images = np.zeros((batch_size, *padded, 3), np.uint8)  # the last is filled up
+                    self._compute(chunk, view, images, maps_of)
+                    bar.update(len(chunk))
 
-    def _run(self, records, view, canvas, network, batch) -> None:
-        images = np.zeros((batch, *canvas, 3), np.uint8)  # the last batch is padded
-        sizes = np.ones((batch, 2), np.float32)
+    def _compute(
+        self, records: Sequence[TagRecord], view: View, images: np.ndarray, maps_of: MapsOf
+    ) -> None:
+        """Stores the maps of some images; images: the batch to fill, `[B, H, W, 3]`."""
+        sizes = np.ones((len(images), 2), np.float32)
         none = np.zeros((0, 4), np.float32)
         for i, record in enumerate(records):
             image = load_image(record.path)
-            images[i], _, sizes[i] = resize_to_canvas(image, none, canvas, flip=view.mirrored)
-        maps = network(images, sizes)
+            images[i], _, sizes[i] = resize_and_pad(image, none, images.shape[1:3], flip=view.flip)
+        maps = maps_of(images, sizes)
         for i, record in enumerate(records):
             own = {name: value[i] for name, value in maps.items()}
             write_arrays(self.path(record.image_id, view), own)
 
 
-def frozen_features(
+def cache_maps(
     split: TagSplit,
-    settings: WsodSettings,
-    folder: Path,
-    backbone: Any,
-    scales: tuple[Scale, ...] | None = None,
-) -> FeatureCache | None:
-    """The filled cache of the frozen backbone's maps; None for a trained backbone.
+    scales: Sequence[Scale],
+    folder: str | Path,
+    *,
+    backbone: Params,
+    maps_of: MapsOf,
+    batch_size: int,
+) -> FeatureCache:
+    """The filled cache of a frozen backbone's maps on a split.
 
-    scales: those that are cached, plain and mirrored; None: the settings' scales of training.
+    backbone: its parameters, which the key of the cache depends on.
     """
-    if settings.backbone != "lite0":
-        return None
-    if backbone is None:
-        problem, hint = "has no backbone weights", "give those of bridge.convert efficientnet_lite0"
-        raise BadInput("the MIL detector", problem, hint)
     sums = [float(np.abs(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(backbone)]
-    scales = scales or settings.scales
-    key = fingerprint([settings.backbone, scales, sums])
-    cache = FeatureCache(folder / "features" / split.split, key)
-    weights = jax.device_put(backbone)
-
-    @jax.jit
-    def maps_of(weights, images, sizes):
-        x = jnp.where(inside_mask(sizes, *images.shape[1:3])[..., None], lite0_input(images), 0.0)
-        maps = Lite0(head=True).apply({"params": weights}, x)[1:]
-        return {name: one.astype(jnp.float16) for name, one in zip(MAPS, maps, strict=True)}
-
-    cache.fill(
-        split,
-        scales,
-        views_of(scales),
-        lambda images, sizes: jax.device_get(maps_of(weights, images, sizes)),
-        settings.test_batch,
-    )
+    cache = FeatureCache(Path(folder) / "features" / split.split, fingerprint([scales, sums]))
+    cache.fill(split, scales, maps_of, batch_size=batch_size)
     return cache

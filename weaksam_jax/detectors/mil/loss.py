@@ -2,7 +2,7 @@
 
 All functions take one image with N padded proposals and a mask `valid`; `jax.vmap` them over a
 batch. Everything is float32. Class 0 of every score vector with C + 1 entries is the background.
-The two released code bases scale their losses differently (a mean or a sum over classes, branch
+The two official code bases scale their losses differently (a mean or a sum over classes, branch
 weights 3, 1, 1 or 1, 1, 1): do not mix their recipes.
 """
 
@@ -29,12 +29,12 @@ __all__ = [
 
 Method = Literal["mist", "oicr", "wsddn"]
 Reduction = Literal["mean", "sum"]
-# Weights of the three refinement branches, classification and regression alike (MIST's release).
+# Weights of the three refinement branches, classification and regression alike (MIST's official code).
 BRANCH_WEIGHTS = (3.0, 1.0, 1.0)
 # Bounds of an image score. MIST's upper one, 1 - 1e-8, is 1 in float32 and log(0) would follow.
 LOWEST, HIGHEST = 1e-8, 1 - 1e-6
-# Added to a probability within the logarithm by OICR's release.
-RELEASE_EPSILON = 1e-6
+# Added to a probability within the logarithm by OICR's official code.
+OFFICIAL_EPSILON = 1e-6
 
 
 class MilOutputs(NamedTuple):
@@ -67,7 +67,7 @@ def image_loss(
     """Binary cross entropy of the image scores.
 
     scores: `[N, K]` of `wsddn_scores`; image_labels: bool `[K]`, False for the background.
-    reduction: over the K classes, "mean" (MIST's release, with a background column) or "sum"
+    reduction: over the K classes, "mean" (MIST's code, with a background column) or "sum"
     (OICR's, without). An image without valid proposals has loss 0; one without tags is a negative
     for every class.
     """
@@ -83,7 +83,7 @@ def classification_loss(
     """Sum of weight * cross entropy over the proposals, divided by their number n (eq. 3 of OICR).
 
     logits: `[N, C + 1]`. Never divided by the sum of weights: weights are small at the start on
-    purpose. epsilon: added to the probability within the logarithm (OICR's release: 1e-6), which
+    purpose. epsilon: added to the probability within the logarithm (OICR's code: 1e-6), which
     bounds the loss and stills the gradient of hopeless proposals.
     """
     log_p = jnp.log(jax.nn.softmax(logits) + epsilon) if epsilon else jax.nn.log_softmax(logits)
@@ -125,7 +125,7 @@ def mil_loss(
 
     boxes: `[N, 4]`; valid: bool `[N]`; image_labels: bool `[C]` without background. method: "mist"
     (Algorithm 1 of MIST with box regression), "oicr" (one rule of `mine_oicr`, no regression) or
-    "wsddn" (the image loss alone). oicr_rule: "release" also has branch weights 1 and the loss's
+    "wsddn" (the image loss alone). oicr_rule: "official" also has branch weights 1 and the loss's
     epsilon of 1e-6. ignore_below: see `mine_oicr`. reduction: of the image loss. Half-precision
     outputs are computed with in float32. Returns (loss, its terms).
     """
@@ -140,8 +140,8 @@ def mil_loss(
     }
     if method == "wsddn":
         return terms["image"], terms
-    released = method == "oicr" and oicr_rule == "release"
-    branch_weights = (1.0, 1.0, 1.0) if released else BRANCH_WEIGHTS
+    official = method == "oicr" and oicr_rule == "official"
+    branch_weights = (1.0, 1.0, 1.0) if official else BRANCH_WEIGHTS
     teacher = scores[:, -classes:]
     for weight, logits, deltas in zip(branch_weights, outputs.refine, outputs.deltas, strict=True):
         if method == "mist":
@@ -151,7 +151,7 @@ def mil_loss(
             target = mine_oicr(
                 boxes, valid, teacher, image_labels, rule=oicr_rule, ignore_below=ignore_below
             )
-        epsilon = RELEASE_EPSILON if released else 0.0
+        epsilon = OFFICIAL_EPSILON if official else 0.0
         terms["refine"] += weight * classification_loss(logits, target, valid, epsilon)
         teacher = jax.nn.softmax(logits)[:, 1:]
     return sum(terms.values()), terms

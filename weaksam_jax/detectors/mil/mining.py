@@ -2,7 +2,7 @@
 
 All functions take one image with N padded proposals and a mask `valid`; `jax.vmap` them over a
 batch. No gradient flows. Every pseudo box is one of the proposals, so memory is O(N²) however many
-classes there are. Overlaps follow the project's box convention (`weaksam_jax.boxes`); the released
+classes there are. Overlaps follow the project's box convention (`weaksam_jax.boxes`); the official
 codes' inclusive corners with "+1" are the same boxes with 1 added to x2 and y2.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from weaksam_jax.boxes import iou
 
-# "paper": Tang et al. 2017. "release": what the code released with WeakSAM does (see `mine_oicr`).
-OicrRule = Literal["paper", "release"]
-# The release's pseudo boxes: share of a class's best score they need, and IoU of their NMS.
+# "paper": Tang et al. 2017. "official": what WeakSAM's code does (see `mine_oicr`).
+OicrRule = Literal["paper", "official"]
+# The official code's pseudo boxes: share of a class's best score they need, and IoU of their NMS.
 NEAR_BEST, NMS_IOU = 0.9, 0.5
 
 
@@ -55,8 +55,8 @@ def mine_mist(
     foreground_iou: float = 0.5,
     ignore_below: float = 0.0,
 ) -> MilTargets:
-    """Multiple-instance self-training: several pseudo boxes a class (MIST, Algorithm 1, with
-    the stricter rule of its released code).
+    """Multiple-instance self-training: several pseudo boxes per class (MIST, Algorithm 1, with
+    the stricter rule of its official code).
 
     boxes: `[N, 4]`; valid: bool `[N]`; scores: `[N, C]`, the teacher's; image_labels: bool `[C]`.
     Of the n valid proposals the best K = floor(top_fraction n) of each tagged class compete (K = 1
@@ -81,12 +81,12 @@ def mine_oicr(
     rule: OicrRule = "paper",
     ignore_below: float = 0.0,
 ) -> MilTargets:
-    """Online instance classifier refinement (OICR, Algorithm 1, or the rule released with WeakSAM).
+    """Online instance classifier refinement (OICR, Algorithm 1, or the rule of WeakSAM's official code).
 
     Shapes as in `mine_mist`. "paper": the best proposal of each tagged class is its pseudo box.
     Classes are visited in ascending order and a winner's scores count as 0 for the later ones. A
     proposal belongs to the pseudo box of highest IoU (ties: smaller class) and takes its class if
-    IoU > foreground_iou, else background. "release" (of WSOD2, 0.9-max): all proposals with at
+    IoU > foreground_iou, else background. "official" (of WSOD2, 0.9-max): all proposals with at
     least 0.9 times the best score of a tagged class, thinned by one NMS over all classes at IoU
     0.5; foreground from IoU >= foreground_iou; ties: higher score, then lower index.
 
@@ -94,7 +94,7 @@ def mine_oicr(
     IoU is smaller have weight 0 (PCL's ignore band is 0.1; 0: none is ignored).
     """
     boxes, valid, scores, image_labels = map(jnp.asarray, (boxes, valid, scores, image_labels))
-    find = {"paper": _oicr_boxes, "release": _released_boxes}[rule]
+    find = {"paper": _oicr_boxes, "official": _official_boxes}[rule]
     pseudo = find(boxes, valid, scores, image_labels)
     overlap, index = _closest(boxes, pseudo)
     foreground = overlap > foreground_iou if rule == "paper" else overlap >= foreground_iou
@@ -149,7 +149,7 @@ def _oicr_boxes(boxes, valid, scores, image_labels) -> _Pseudo:
     return _Pseudo(boxes[order], best, jnp.arange(scores.shape[1]), kept)
 
 
-def _released_boxes(boxes, valid, scores, image_labels) -> _Pseudo:
+def _official_boxes(boxes, valid, scores, image_labels) -> _Pseudo:
     """Boxes near the best of a class, after one NMS over all classes, by falling score.
 
     A box near the best of several classes competes for the one of its highest score: whatever

@@ -15,19 +15,19 @@ Pool = Callable[[jax.Array, jax.Array], jax.Array]
 FRAME, FRAME_WEIGHT = 1.6, 1.5
 
 
-class MilDetector(nn.Module):
+class MilNetwork(nn.Module):
     """One interface for every backbone.
 
-    backbone: images `[B, H, W, 3]` -> one map `[B, h, w, F]`, or None when `levels` maps are given
-    (frozen features cached on disk), finest first, each half the size of the last. neck: channels
-    of a 1x1 convolution on each map, summed at the size of the first, before pooling; None: the
-    first map as it is. pool: RoI pooling of one image. width: of both fully connected layers,
+    backbone: images `[B, H, W, 3]` -> a map `[B, h, w, F]` or several, of which the last `levels`
+    are used, finest first, each half the size of the last (they may be given instead of images:
+    frozen features cached on disk). neck: channels of a 1x1 convolution on each map, summed at the
+    size of the first, before pooling; None: the first map as it is. pool: RoI pooling of one image. width: of both fully connected layers,
     dropout: behind each of them. evidence: weight of `class_evidence` of the detector's own class
     maps in the detection stream's logits; 0 is plain WSDDN.
 
     class_maps: the class maps of image-level training and of `evidence`; without them the published
-    network. background: a background column in WSDDN's two streams (MIST's release; OICR's has
-    none). fc_std, score_std: standard deviation of the fresh kernels of fc6 and fc7 (None: He et
+    network. background: a background column in WSDDN's two streams (MIST's official code; OICR's
+    has none). fc_std, score_std: standard deviation of the fresh kernels of fc6 and fc7 (None: He et
     al. 2015) and of the layers that score. dtype: of fc6 and fc7; the layers behind them are
     float32, as are all parameters. drop_block: a module called as `(pooled [B, N, k, k, F], valid
     bool [B, N], train)` between pooling and fc6.
@@ -35,7 +35,7 @@ class MilDetector(nn.Module):
 
     classes: int
     pool: Pool
-    backbone: nn.Module | None = None
+    backbone: nn.Module
     levels: int = 1
     neck: int | None = None
     width: int = 256
@@ -69,9 +69,8 @@ class MilDetector(nn.Module):
 
     def features(self, images) -> jax.Array:
         """Images `[B, H, W, 3]` (or a tuple of cached maps) -> maps `[B, h, w, F]` to pool from."""
-        maps = images if self.backbone is None else self.backbone(images)
-        if self.backbone is not None:  # of several maps (ResNet) the last
-            maps = maps[-1:] if isinstance(maps, tuple) else (maps,)
+        maps = images if isinstance(images, tuple) else self.backbone(images)
+        maps = maps[-self.levels :] if isinstance(maps, tuple) else (maps,)
         if self.neck is None:
             return maps[0].astype(jnp.float32)
         total = 0.0

@@ -1,0 +1,113 @@
+"""Clue networks: which there are, and loading one: its keys tell what a weights file holds."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bridge.clues.clip_es import ClipSettings, load_clip_es
+from bridge.clues.interface import ClueNetwork
+from bridge.clues.lite_cam import load_lite_cam
+from bridge.clues.mctformer import LAST_LAYERS, load_mctformer
+from bridge.clues.weaktr import (
+    FUSION_PREFIX,
+    OFFICIAL_LAYERS,
+    WeakTrClues,
+    at_depth,
+    load_weaktr,
+)
+from bridge.weights.checkpoints import read_tensors
+from bridge.weights.torchscript import is_torchscript
+from weaksam_jax.errors import BadInput
+
+COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of them dead
+
+
+@dataclass(frozen=True)
+class ClueSettings:
+    """How a trained clue network is used; what does not belong to it is not looked at.
+
+    fusion: of WeakTr (`load_weaktr`; "uniform" is what the official code computes). views,
+    resize_long: of WeakTr and MCTformer (`WeakTrClues`). cross_layers: theirs too, 0-based in a
+    network of 12 layers; another one takes those at the same relative depth. last_layers: of
+    MCTformer. clip: of CLIP-ES.
+    """
+
+    fusion: Literal["auto", "v3", "v1", "uniform"] = "auto"
+    tta_scales: tuple[float, ...] = (1.0, 0.8, 1.2)
+    cross_layers: tuple[int, ...] = OFFICIAL_LAYERS
+    resize_long: int | None = None
+    last_layers: int = LAST_LAYERS
+    clip: ClipSettings = field(default_factory=ClipSettings)
+
+
+def load_clues(
+    path: str | Path,
+    classes: tuple[str, ...],
+    category_ids: tuple[int, ...] | None = None,
+    settings: ClueSettings | None = None,
+) -> ClueNetwork:
+    """The clue network of a weights file for a data set of these classes.
+
+    WeakTr (published or ours), MCTformer-V2, a Lite0 head of ours, or CLIP (for CLIP-ES). It is put
+    on the GPU where there is one; Lite0 stays on the CPU. category_ids: COCO's, one per class; a
+    network with 90 slots is read at category_id - 1. Raises `BadInput` when the file is none of
+    these, does not fit together, or knows another number of classes (or, if the file says their
+    names, other classes) than the data set has.
+    """
+    settings = settings or ClueSettings()
+    kind, metadata = recognise(path)
+    if kind == "clip":
+        return load_clip_es(path, classes, settings.clip, _device())
+    if kind == "lite_cam":
+        network = load_lite_cam(path)
+        _slots(path, len(network.bias), metadata, classes, category_ids)
+        return network
+    if kind == "mctformer":
+        model = load_mctformer(path, settings.last_layers)
+    else:
+        model = load_weaktr(path, settings.fusion)
+    slots = _slots(path, model.config.classes, metadata, classes, category_ids)
+    layers = at_depth(settings.cross_layers, model.config.depth)
+    long_side = settings.resize_long
+    return WeakTrClues(model.to(_device()), settings.tta_scales, layers, long_side, slots)
+
+
+def recognise(path: str | Path) -> tuple[str, dict[str, str]]:
+    """What a weights file holds (weaktr, mctformer, lite_cam or clip), and its metadata."""
+    if is_torchscript(path):  # OpenAI's form of CLIP
+        return "clip", {}
+    state, metadata = read_tensors(path)
+    if state.keys() == {"weight", "bias"}:
+        return "lite_cam", metadata
+    if "visual.conv1.weight" in state:
+        return "clip", metadata
+    if {"cls_token", "pos_embed"} <= state.keys():
+        fused = any(name.startswith(FUSION_PREFIX) for name in state) or "fusion" in metadata
+        return "weaktr" if fused else "mctformer", metadata
+    hint = "give WeakTr, MCTformer-V2, CLIP or a head that this project trained"
+    raise BadInput(path, f"is no clue network (keys {', '.join(sorted(state)[:4])})", hint)
+
+
+def _slots(
+    path: str | Path,
+    count: int,
+    metadata: dict[str, str],
+    classes: tuple[str, ...],
+    category_ids: tuple[int, ...] | None,
+) -> tuple[int, ...] | None:
+    """Which of a network's `count` classes are those of the data set; None: all, in order."""
+    hint = "train a clue network on this data set, or give one for its classes"
+    known = metadata.get("classes")
+    if known is not None and known != ";".join(classes):
+        raise BadInput(path, f"was trained for the classes {known}", hint)
+    if count == len(classes):
+        return None
+    if count == COCO_SLOTS and category_ids and max(category_ids) <= COCO_SLOTS:
+        return tuple(category - 1 for category in category_ids)
+    raise BadInput(path, f"has {count} classes, the data set has {len(classes)}", hint)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,94 @@
+"""What a detector's training starts from: fresh weights, ImageNet's, or those of a detector."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from weaksam_jax.backbones import BACKBONES
+from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.weights import Weights, fill
+from weaksam_jax.errors import BadInput
+
+
+def start_from(
+    fresh: Params,
+    weights: Weights | None,
+    *,
+    kind: str,
+    model: Any,
+    stated: Sequence[str],
+    optional: Sequence[str] = (),
+    imagenet: Sequence[str] = ("backbone/",),
+    scratch: bool = False,
+) -> Params:
+    """`fresh` parameters with the arrays of a file in their place.
+
+    kind: row of `DETECTORS`; model: the detector's model config, of which the fields `stated` must
+    agree with what the file states. A file with metadata `backbone` holds ImageNet weights: they
+    give the parts `imagenet` as far as both have them. One of another kind of detector gives its
+    backbone. Any other is a whole detector, of which the parts `optional` may be missing.
+    scratch: whether a published backbone may start without weights. Raises `BadInput` when it has
+    none and may not, and, naming the file and the tensor, when the file does not fit.
+    """
+    if weights is None:
+        if not scratch and not BACKBONES[model.backbone].scratch:
+            problem = f"has no weights for its backbone {model.backbone}"
+            hint = 'set optim.init to a file of bridge.convert, or to "scratch"'
+            raise BadInput(f"the detector ({kind})", problem, hint)
+        return fresh
+    if "backbone" in weights.metadata:
+        return _from_imagenet(fresh, weights, model=model, parts=imagenet)
+    if weights.metadata.get("detector", kind) != kind:
+        return _from_other(fresh, weights, model=model)
+    check_stated(weights, model, stated)
+    hint = "give weights of the network that model and classes describe"
+    whole = fill(fresh, weights, optional=lambda name: name.startswith(tuple(optional)), hint=hint)
+    return whole
+
+
+def check_stated(weights: Weights, model: Any, fields: Sequence[str]) -> None:
+    """`BadInput` when a detector's file states that it was trained with another value of one of
+    these fields of its model config, which shapes do not tell."""
+    theirs = json.loads(weights.metadata.get("config", "{}")).get("model", {})
+    for name in fields:
+        own = getattr(model, name)
+        if theirs.get(name, own) != own:
+            problem = f"was trained with model.{name} {theirs[name]}, not {own}"
+            raise BadInput(weights.path, problem, f"set model.{name} to {theirs[name]}")
+
+
+def _from_imagenet(fresh: Params, weights: Weights, *, model: Any, parts: Sequence[str]) -> Params:
+    check_backbone(weights, model)
+    arrays = weights.arrays
+    if not any(name.startswith("backbone/") for name in arrays):
+        arrays = {f"backbone/{name}": value for name, value in arrays.items()}
+    given = Weights(weights.path, arrays, weights.metadata)
+    return fill(fresh, given, optional=lambda name: not name.startswith(tuple(parts)), unknown=True)
+
+
+def check_backbone(weights: Weights, model: Any) -> None:
+    """`BadInput` when ImageNet weights are another backbone's, or saw other pixels than this one is
+    fed with: shapes do not tell, and it costs several AP without a word."""
+    theirs = weights.metadata["backbone"]
+    if theirs != model.backbone:
+        hint = f"set model.backbone to {theirs}, or give the weights of {model.backbone}"
+        raise BadInput(weights.path, f"holds weights of {theirs}, not of {model.backbone}", hint)
+    # OICR's official code for COCO feeds RGB to weights trained on BGR; the reverse is a mistake.
+    pixels = getattr(model, "pixels", None)
+    if weights.metadata.get("pixels") == "rgb" and pixels != "torchvision":
+        problem = f'was trained on RGB pixels, but model.pixels is "{pixels}"'
+        raise BadInput(weights.path, problem, 'set model.pixels to "torchvision"')
+
+
+def _from_other(fresh: Params, weights: Weights, *, model: Any) -> Params:
+    """The backbone of another kind of detector, where it has the same."""
+    theirs = json.loads(weights.metadata.get("config", "{}")).get("model", {}).get("backbone")
+    if theirs != model.backbone:
+        hint = f"set optim.init to weights of {model.backbone}"
+        raise BadInput(weights.path, f"is a detector over {theirs}, not {model.backbone}", hint)
+    shared = BACKBONES[model.backbone].shared
+    given = weights.part("backbone/")
+    own = fresh["backbone"]
+    if shared:
+        return {**fresh, "backbone": {**own, shared: fill(own[shared], given)}}
+    return {**fresh, "backbone": fill(own, given)}
