@@ -42,8 +42,8 @@ class MilMethods:
     """Of the trainings [0, 1, ..., one for each run]."""
     methods: tuple[str, ...] = ("wsddn", "oicr", "mist")
     """In the order of the table's rows."""
-    settings: MilConfig = field(default_factory=lambda: mil_preset("mini"))
-    """Of every training, but for the method."""
+    config: MilConfig = field(default_factory=lambda: mil_preset("mini"))
+    """Of every detector, but for its method."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def compare(options: MilMethods) -> list[dict]:
     """One dictionary per training: method, seed and the figures of `measure.wsod`."""
     runs = open_runs(options.runs, options.seeds, options.data)
     runs.first.data.truth("train")
-    methods = {name: change(options.settings, {"model.method": name}) for name in options.methods}
+    methods = {name: change(options.config, {"model.method": name}) for name in options.methods}
     cells = Cells(runs, methods)
     table = Table("table", FIGURES, methods, runs.seeds, options.out)
     return run_cells(table, cells.work, cells.inputs)

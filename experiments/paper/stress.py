@@ -44,13 +44,13 @@ class Stress:
     share: float = 0.25
     """Of the samples are spoiled."""
     seed: int = 0
-    settings: MilConfig = field(
+    config: MilConfig = field(
         default_factory=lambda: change(
             mil_preset("mini"),
             {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000},
         )
     )
-    """Of the training; tag pre-training is left out."""
+    """Of the detector; its training as a classifier of tags is left out."""
 
 
 def spoil(sample: dict, kind: int, rng: np.random.Generator) -> dict:
@@ -83,15 +83,15 @@ def stress(options: Stress) -> dict:
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
     seconds = round(time.perf_counter() - start, 1)
-    steps = options.settings.optim.steps
+    steps = options.config.optim.steps
     return {"steps": steps, "seconds": seconds, "largest_weight": largest}
 
 
 def train_spoiled(options: Stress, opened: Run) -> Params:
     """The parameters of a MIL detector trained on samples of which a share is spoiled."""
     split = opened.data.splits["train"]
-    samples = SpoiledSamples(options.share, split, opened.proposals, options.settings)
-    detector, mesh = MilDetector(options.settings, split.classes), data_mesh()
+    samples = SpoiledSamples(options.share, split, opened.proposals, options.config)
+    detector, mesh = MilDetector(options.config, split.classes), data_mesh()
     folder = options.out / "stress"
     return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
 

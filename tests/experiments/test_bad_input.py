@@ -101,8 +101,8 @@ def test_data_that_is_no_data_set(tmp_path, capsys, exists):
     ("more", "message"),
     [
         (["--stages", "data,mask"], "--stages: mask is no stage; did you mean masks?"),
-        (["--wsod.backbone", "vgg16"], "the MIL detector: has no weights for vgg16; set"),
-        (["--retrain.init", "no/r50.safetensors"], "no/r50.safetensors: does not exist"),
+        (["--wsod.model.backbone", "vgg16"], "stage wsod: has no weights for vgg16; set"),
+        (["--retrain.optim.init", "no/r50.safetensors"], "no/r50.safetensors: does not exist"),
         (["--proposals", "nowhere"], "nowhere/trainval/manifest.json: does not exist"),
     ],
 )

@@ -42,7 +42,7 @@ def test_metrics_have_the_keys_of_the_contract(undisturbed):
 def test_files_are_where_the_contract_says(undisturbed):
     out = undisturbed.out
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["settings"]["retrain"]["steps"] == 4 and settings["preset"] == "mini"
+    assert settings["settings"]["retrain"]["optim"]["steps"] == 4 and settings["preset"] == "mini"
     for split, images in (("trainval", 8), ("test", 4)):
         assert len(read_manifest(out / "proposals", split)["images"]) == images
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -171,7 +171,7 @@ def test_predict_draws_a_new_photo(undisturbed, cache, tmp_path):
         assert mask_utils.area(one["segmentation"]) > 0
         x, y, w, h = one["bbox"]
         assert x >= 0 and y >= 0 and x + w <= 150 and y + h <= 100
-    assert Image.open(out / "0001-holiday.png").width >= 150
+    assert Image.open(out / "holiday.png").width >= 150
 
 
 def test_tags_alone_run_the_pipeline_without_figures_that_need_truth(undisturbed, cache, tmp_path):

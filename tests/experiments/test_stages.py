@@ -1,7 +1,6 @@
 """What makes the stages of the real pipeline run again, and what they may delete."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
 from tiny_pipeline import STAGES, flags, options
@@ -14,6 +13,7 @@ from experiments.pipeline.runner import Runner, Stage
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.files import read_json, write_json
 from weaksam_jax.run_folder import RunFolder
+from weaksam_jax.settings import change
 
 CHANGES = {
     "": (),
@@ -24,10 +24,10 @@ CHANGES = {
     "--export.prompts.threshold 0.5": STAGES[2:],
     "--sam sam_mini_lite": STAGES[2:],
     "--wsod oicr": STAGES[3:],
-    "--wsod.rate 0.1": STAGES[3:],
+    "--wsod.optim.lr 0.1": STAGES[3:],
     "--pgt.rule official": STAGES[4:],
-    "--retrain.steps 5": ("retrain", "report"),
-    "--retrain.drop none": ("retrain", "report"),
+    "--retrain.optim.steps 5": ("retrain", "report"),
+    "--retrain.loss.drop none": ("retrain", "report"),
     "--ap50 coco": STAGES[3:],
     "--masks.best-of-three": ("masks", "report"),
 }
@@ -101,8 +101,7 @@ def test_a_store_made_elsewhere_needs_no_clue_network(tmp_path, proposals, tag_p
     data = write_mini(tmp_path, 0, train_images=2, test_images=1, progress=False)
     for split in ("trainval", "test"):
         write_json(tmp_path / "store" / split / "manifest.json", {"images": []})
-    settings = mini()
-    settings = replace(settings, retrain=replace(settings.retrain, tag_power=tag_power))
+    settings = change(mini(), {"retrain.test.tag_power": tag_power})
     where = "sam" if proposals == "sam" else str(tmp_path / "store")
     asked = PipelineOptions(str(data), tmp_path / "run", proposals=where, settings=settings)
     run = new_run(asked)

@@ -18,14 +18,15 @@ STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "repo
 SMALL = {
     "weaktr": "epochs=2 warmup-epochs=1 batch-size=4 dim=16 heads=2 depth=2 crop=64 workers=0",
     "export": "prompts.grid-side=4 proposals.max-boxes=16 clue-side=32",
-    "wsod": "pretrain-steps=4 steps=4 warmup=1 batch=4 width=16 max-proposals=16 test-batch=4 "
-    "scales.0=96,96 checkpoint-every=2 max-detections=10",
+    "wsod": "optim.pretrain-steps=4 optim.steps=4 optim.warmup=1 optim.batch-size=4 model.width=16 "
+    "data.max-proposals=16 test.batch-size=4 data.scales.0=96,96 optim.checkpoint-every=2 "
+    "test.max-detections=10",
     # Four steps do not make scores of .3: without a threshold every class has its pseudo boxes.
     "pgt": "score-threshold=0",
-    "retrain": "steps=4 warmup=1 batch=4 channels=16 fc-width=16 test-batch=4 checkpoint-every=2 "
-    "scales.0=96,96 views.0=96,96 max-detections=10 score-threshold=0 test-pre-nms=50 "
-    "test-post-nms=20 detection.pre-nms=50 detection.post-nms=20 detection.rpn-batch=16 "
-    "detection.roi-batch=16",
+    "retrain": "optim.steps=4 optim.warmup=1 optim.batch-size=4 model.channels=16 model.fc-width=16 "
+    "test.batch-size=4 optim.checkpoint-every=2 data.scales.0=96,96 test.tta-scales.0=96,96 "
+    "test.max-detections=10 test.score-threshold=0 test.pre-nms=50 test.post-nms=20 "
+    "loss.pre-nms=50 loss.post-nms=20 loss.rpn-batch=16 loss.roi-batch=16",
 }
 # What must be the same bits, whatever interrupted the run.
 RESULTS = (
@@ -53,7 +54,7 @@ def flags(data: Path, out: Path, *more: str) -> list[str]:
             name, value = setting.split("=")
             small += [f"--{stage}.{name}", *value.split(",")]
     head = ["--data", str(data), "--out", str(out), "--preset", "mini"]
-    return [*head, *small, "--retrain.no-mirrored", *more]
+    return [*head, *small, "--retrain.test.no-tta-flip", *more]
 
 
 def options(*argv: str, job: str = "custom") -> PipelineOptions:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import tiny_pipeline
+from configs import vary
 from scipy import stats
-from test_drop_figures import TINY, pseudo, toy  # noqa: F401  (a fixture)
+from test_drop_figures import TINY, pseudo, save_mil, toy  # noqa: F401  (a fixture)
 
 from experiments.paper import ablation, ablation_rows
 from experiments.paper.seed_tables import Table, markdown, open_runs, run_cells
@@ -16,9 +17,8 @@ from experiments.paper.verdicts import spread_verdict, verdict
 from experiments.pipeline import detectors
 from experiments.pipeline.config import mini
 from weaksam_jax.cli import entry_point
-from weaksam_jax.detectors.faster_rcnn.loss import DropSettings
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig, TestConfig
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
-from weaksam_jax.engine.checkpoint import save_params
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -110,13 +110,14 @@ def test_the_best_of_several_is_tukeys_test():
     assert "one seed" in spread_verdict("tau", {"a": [1.0], "b": [2.0]})
 
 
-def write_run(run, toy, **changes):  # noqa: F811
-    """A run directory with a finished wsod stage and the tiny detector's settings."""
-    data, _, truth, params = toy
-    tiny = replace(TINY, views=(((96, 96),),), mirrored=False, test_batch=2, test_pre_nms=50)
-    drop = DropSettings(tau_cls=0.1, tau_reg=1.0, start=1)
-    tiny_pipeline.write_run(run, data, retrain=replace(tiny, drop=drop, **changes))
-    save_params(run / "wsod" / "params.safetensors", {"backbone": params["backbone"]["stem"]})
+def write_run(run, toy, **optim):  # noqa: F811
+    """A run folder with a finished wsod stage and the tiny detector's settings."""
+    data, split, truth, params = toy
+    test = TestConfig(tta_scales=(((96, 96),),), tta_flip=False, batch_size=2, pre_nms=50)
+    drop = DropConfig(tau_cls=0.1, tau_reg=1.0, start=1)
+    tiny = vary(TINY, loss={"drop": drop}, optim=optim)
+    tiny_pipeline.write_run(run, data, retrain=replace(tiny, test=test))
+    save_mil(run / "wsod" / "params.safetensors", split.classes, params)
     found = [one | {"score": 0.5} for one in pseudo(truth, 0.0)["annotations"]]
     (run / "wsod" / "detections_train.json").write_text(json.dumps(found))
     return run
@@ -136,7 +137,7 @@ def test_both_tables_on_a_tiny_run(toy, tmp_path, capsys, table, methods):  # no
     assert entry_point(ablation.main, flags) == 0
     rows = json.loads((out / f"table_{table}.json").read_text())["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [(name, 4) for name in methods]
-    drops = [row["settings"]["retrain"]["drop"] for row in rows]
+    drops = [row["settings"]["retrain"]["loss"]["drop"] for row in rows]
     if table == "5a":
         assert drops[:2] == [None] * 2 and drops[2]["tau_cls"] == 0.1
     else:
@@ -224,7 +225,7 @@ def test_further_rules_have_their_own_thresholds_and_are_held_against_adaptive()
     rows = ablation_rows.table_5a(mini(), ("best_kept", "pgf"))
     assert list(rows)[3:] == ["rule best_kept", "rule pgf"]
     assert [rows[name].pgt.score_threshold for name in list(rows)[1:]] == [0.8, 0.8, 0.3, 0.2]
-    assert rows["rule pgf"].retrain.drop is None and "bottle" in rows["rule pgf"].pgt.nested
+    assert rows["rule pgf"].retrain.loss.drop is None and "bottle" in rows["rule pgf"].pgt.nested
     said = ablation_rows.verdicts_5a({name: [float(i)] for i, name in enumerate(rows)})
     heads = [line.split(":")[0] for line in said]
     assert heads[2:] == ["rule best_kept after adaptive", "rule pgf after adaptive"]
@@ -234,7 +235,8 @@ def test_further_rules_have_their_own_thresholds_and_are_held_against_adaptive()
 def test_a_shortened_schedule_keeps_its_shape():
     full = voc07()
     half = detectors.shortened(full, 0.5)
-    assert half.steps * 2 == full.steps and half.drop.start * 2 == full.drop.start
-    assert [2 * one for one in half.milestones] == list(full.milestones)
+    assert half.optim.steps * 2 == full.optim.steps
+    assert half.loss.drop.start * 2 == full.loss.drop.start
+    assert [2 * one for one in half.optim.milestones] == list(full.optim.milestones)
     assert detectors.shortened(full, 1.0) == full
-    assert detectors.shortened(replace(full, drop=None), 0.1).drop is None
+    assert detectors.shortened(vary(full, loss={"drop": None}), 0.1).loss.drop is None
