@@ -1,1 +1,1 @@
-"""One functional train step over a mesh, its loop and its checkpoints."""
+"""Training and detection of any detector: one step over a mesh, its loop, checkpoints and weights."""
