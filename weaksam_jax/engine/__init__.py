@@ -1,1 +1,1 @@
-"""Training and detection of any detector: one step over a mesh, its loop, checkpoints and weights."""
+"""Training and detection of any detector: a step over a mesh, its loop, checkpoints, weights."""
