@@ -17,7 +17,8 @@ class ModelConfig:
     """The network (`FasterRcnnNetwork`)."""
 
     backbone: Literal["mini_cnn", "lite0", "resnet50", "resnet50_msra"] = "mini_cnn"
-    """resnet50: torchvision's weights and pixels; resnet50_msra: Caffe's (detectron2's R-50.pkl)."""
+    """resnet50: torchvision's weights and pixels; resnet50_msra: Caffe's (detectron2's
+    R-50.pkl)."""
     backbone_width: int | None = None
     """Channels of its first layer [the backbone's own]."""
     strides: tuple[int, ...] = (8, 16, 32)

@@ -64,9 +64,9 @@ def select_detections(
         decoded,
         scores,
         valid,
-        config.score_threshold,
-        config.nms,
-        config.max_detections,
-        boxes.shape[0],
+        score_threshold=config.score_threshold,
+        iou_threshold=config.nms,
+        max_output=config.max_detections,
+        pre_nms_top_k=boxes.shape[0],
     )
     return Detections(*found)
