@@ -4,8 +4,9 @@ Host side, NumPy: it runs once per image, on at most a hundred boxes. Facts on t
 (hustvl/WeakSAM, retraining/SoS-WSOD/tools/adaptive_pgt.py): docs/provenance/mil.md, section 5.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -151,16 +152,30 @@ def make_pgt(
     Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
     classes in `settings.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
-    settings = settings.resolved()
-    nested = _nested_labels(settings.nested, train)
-    found, class_of = by_image(detections, train), label_of(train)
-    rows = []
+    choose, class_of = _chooser(settings.resolved(), train), label_of(train)
+    found, rows = by_image(detections, train), []
     for record in train.records:
         own, boxes = _inside(found[record.image_id], record)
-        for index in _choose(own, boxes, class_of, record.tags, settings, nested):
+        scores = np.asarray([one["score"] for one in own], np.float64)
+        labels = np.asarray([class_of[one["category_id"]] for one in own], np.int64)
+        for index in choose(boxes, scores, labels, record.tags):
             category, score = own[index]["category_id"], own[index]["score"]
             rows.append(annotation(record.image_id, category, boxes[index], score=score))
     return annotation_file(train, rows, f"pseudo ground truth of {train.dataset}/{train.split}")
+
+
+def _chooser(settings: PgtSettings, train: TagSplit) -> Callable[..., np.ndarray]:
+    """(boxes, scores, labels, tags) of an image -> indices of its pseudo boxes."""
+    nested = _nested_labels(settings.nested, train)
+    if settings.rule == "top_k":
+        return partial(top_k_pgt, k=settings.k)
+    return partial(
+        adaptive_pgt,
+        score_threshold=settings.score_threshold,
+        overlap_threshold=settings.overlap_threshold,
+        rule=settings.rule,
+        nested=nested,
+    )
 
 
 def _nested_labels(names: Sequence[str], train: TagSplit) -> list[int]:
@@ -177,18 +192,6 @@ def _inside(found: list[Mapping], record: TagRecord) -> tuple[list[Mapping], np.
     boxes = clip(from_xywh(boxes), record.width, record.height)
     whole = area(boxes) > 0
     return [one for one, keep in zip(found, whole, strict=True) if keep], boxes[whole]
-
-
-def _choose(found, boxes, class_of, tags, settings: PgtSettings, nested) -> np.ndarray:
-    """Kept indices of one image's detections."""
-    if not found:
-        return np.zeros(0, np.int64)
-    scores = np.asarray([one["score"] for one in found])
-    labels = np.asarray([class_of[one["category_id"]] for one in found])
-    if settings.rule == "top_k":
-        return top_k_pgt(boxes, scores, labels, tags, settings.k)
-    thresholds = settings.score_threshold, settings.overlap_threshold
-    return adaptive_pgt(boxes, scores, labels, tags, *thresholds, settings.rule, nested)
 
 
 def _classes(image_labels) -> np.ndarray:

@@ -5,6 +5,7 @@ and choices (`Literal`). Imports neither jax nor torch.
 """
 
 import types
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,15 @@ def from_plain(
         return kind(**found)
     except TypeError as error:
         raise BadSetting(path, field, f"is incomplete ({error})", "add what is missing") from error
+
+
+def change(config: Kind, values: Mapping[str, Any]) -> Kind:
+    """The config with other values, by dotted name: `change(config, {"optim.lr": 1e-3})`."""
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        inner = change(getattr(config, first), {rest: value}) if rest else value
+        config = replace(config, **{first: inner})
+    return config
 
 
 @cache

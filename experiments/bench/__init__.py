@@ -1,1 +1,1 @@
-"""Side-by-side timings: our operations against alternatives in the same run."""
+"""Timings: `python -m experiments.bench` and `python -m experiments.bench mil`."""

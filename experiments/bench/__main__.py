@@ -1,22 +1,26 @@
-"""Side-by-side timings: `python -m experiments.bench [--only NAME]`.
+"""Side-by-side timings: `python -m experiments.bench [NAME] [--only NAME]`.
+
+Without a NAME the entries below; `mil`: seconds and memory of the whole MIL training step and how
+they grow (it has flags of its own, see `mil --help`).
 
 Each entry times our form and an alternative that does the same work on the same input in the same
 run, alternating, and prints the medians and their ratio (alternative / ours; above 1: ours is
 faster). Entries that say what they agree on compare the results of both forms. Entries of minutes
-(`bench_cases.SLOW`) run only when `--only` asks for them, each form once.
+(`experiments.bench.cases.SLOW`) run only when `--only` asks for them, each form once.
 """
 
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from experiments.bench import cases as bench_cases
+from experiments.bench import cases, mil
+from experiments.bench.entry import Entry
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
@@ -36,6 +40,9 @@ class Bench:
     """Where the table is written as JSON."""
 
 
+SUITES: dict[str, Callable[[Sequence[str]], None]] = {"mil": mil.main}
+
+
 def time_pair(
     ours: Callable,
     other: Callable,
@@ -49,48 +56,49 @@ def time_pair(
     calls.
     """
     seconds, results = ([], []), []
-    for turn in range(1 + repeats):
+    for call in range(1 + repeats):
         for form, times in zip((ours, other), seconds, strict=True):
             begin = clock()
             result = form()
-            if turn or not repeats:
+            if call or not repeats:
                 times.append(getattr(result, "seconds", clock() - begin))
-            if not turn:
+            if not call:
                 results.append(result)
     return *seconds, results
 
 
 def run(options: Bench) -> list[dict]:
-    """Runs the chosen entries; one dictionary a row."""
-    rows, clock = [], time.process_time if options.cpu else time.perf_counter
-    for name, case in bench_cases.CASES.items():
-        slow = name in bench_cases.SLOW
-        if options.only not in name if options.only else slow:
-            continue
-        print(f"timing {name} ...", file=sys.stderr, flush=True)
-        what, ours, other_name, other, *agreement = case()
-        repeats = 0 if slow else options.repeats
-        ours_s, other_s, results = time_pair(ours, other, repeats, clock)
-        for compare in agreement:
-            what += f" ({compare(*results)})"
-        ours_ms, other_ms = (1e3 * statistics.median(times) for times in (ours_s, other_s))
-        rows.append(
-            {
-                "name": name,
-                "clock": "cpu" if options.cpu else "wall",
-                "what": what,
-                "ours_ms": round(ours_ms, 3),
-                "other": other_name,
-                "other_ms": round(other_ms, 3),
-                "ratio": round(other_ms / ours_ms, 3),
-                "ours_min_ms": round(1e3 * min(ours_s), 3),
-                "other_min_ms": round(1e3 * min(other_s), 3),
-            }
-        )
-    if not rows:
-        names = ", ".join(bench_cases.CASES)
+    """Runs the chosen entries; one dictionary per row."""
+    chosen = [name for name in cases.CASES if options.only and options.only in name]
+    if not options.only:
+        chosen = [name for name in cases.CASES if name not in cases.SLOW]
+    if not chosen:
+        names = ", ".join(cases.CASES)
         raise BadInput("--only", f"{options.only} names no entry", f"choose from {names}")
+    rows = []
+    for name in chosen:
+        print(f"timing {name} ...", file=sys.stderr, flush=True)
+        repeats = 0 if name in cases.SLOW else options.repeats
+        rows.append({"name": name, **measure(cases.CASES[name](), repeats, options.cpu)})
     return rows
+
+
+def measure(entry: Entry, repeats: int, cpu: bool) -> dict:
+    """The figures of one entry."""
+    clock = time.process_time if cpu else time.perf_counter
+    ours, other, results = time_pair(entry.ours, entry.other, repeats, clock)
+    agreed = f" ({entry.agree(*results)})" if entry.agree else ""
+    ours_ms, other_ms = (1e3 * statistics.median(times) for times in (ours, other))
+    return {
+        "clock": "cpu" if cpu else "wall",
+        "what": entry.work + agreed,
+        "ours_ms": round(ours_ms, 3),
+        "other": entry.other_name,
+        "other_ms": round(other_ms, 3),
+        "ratio": round(other_ms / ours_ms, 3),
+        "ours_min_ms": round(1e3 * min(ours), 3),
+        "other_min_ms": round(1e3 * min(other), 3),
+    }
 
 
 def table(rows: list[dict]) -> str:
@@ -104,7 +112,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join([head, *lines])
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in SUITES:
+            raise BadInput("NAME", f"{argv[0]} is no bench", f"choose from {', '.join(SUITES)}")
+        return SUITES[argv[0]](argv[1:])
     options = tyro.cli(Bench, args=argv, description=__doc__, prog="python -m experiments.bench")
     rows = run(options)
     write_json(options.json, rows, indent=1)

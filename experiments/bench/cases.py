@@ -1,10 +1,5 @@
-"""The entries of `experiments.bench`: each returns (work, our form, name of the other, other form).
+"""The entries of `experiments.bench` by name: functions that prepare the input of an `Entry`."""
 
-Both forms are called without arguments and end when their result is on the host's side. A fifth
-item, when there is one, makes a text from both results: what they agree on.
-"""
-
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -12,19 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments.bench import mil as bench_mil
-from experiments.bench import rcnn as bench_rcnn
-from experiments.bench import sam as bench_sam
-
-Case = Callable[[], tuple]
-
-
-def random_boxes(rng: np.random.Generator, count: int, width: float, height: float) -> np.ndarray:
-    """float32 `[count, 4]` boxes of mixed sizes inside the image."""
-    size = np.exp(rng.uniform(np.log(16), np.log(min(width, height) - 1), (count, 2)))
-    corner = rng.uniform(0, 1, (count, 2)) * (np.asarray([width, height]) - size)
-    return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
-
+from experiments.bench import mil, rcnn, sam
+from experiments.bench.entry import Case, Entry, random_boxes
 
 # A view of 480 x 640 through VGG16: what the MIL detector pools from.
 MAP, STRIDE = (60, 80, 512), 8
@@ -36,7 +20,7 @@ def _roi_inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return features, random_boxes(rng, count, MAP[1] * STRIDE, MAP[0] * STRIDE)
 
 
-def roi_align(count: int) -> tuple[str, Callable, str, Callable]:
+def roi_align(count: int) -> Entry:
     from weaksam_jax.ops.roi import roi_align as ours
 
     features, boxes = _roi_inputs(count)
@@ -57,7 +41,7 @@ def roi_align(count: int) -> tuple[str, Callable, str, Callable]:
         return maps.grad[0].permute(1, 2, 0).numpy()
 
     ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
-    return work, ours_call, "torch grid_sample", with_grid_sample, _difference
+    return Entry(work, ours_call, "torch grid_sample", with_grid_sample, _difference)
 
 
 def _difference(ours, other) -> str:
@@ -78,7 +62,7 @@ def _sampling_grid(boxes: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(grid.reshape(1, -1, 14, 2).astype(np.float32))
 
 
-def roi_pool(count: int) -> tuple[str, Callable, str, Callable]:
+def roi_pool(count: int) -> Entry:
     from experiments.bench.torch_mil_step import pooled
     from weaksam_jax.ops.roi import roi_pool as ours
 
@@ -93,10 +77,11 @@ def roi_pool(count: int) -> tuple[str, Callable, str, Callable]:
 
     work = f"RoIPool 7x7 forward + backward, {count} boxes, {'x'.join(map(str, MAP))}"
     ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
-    return work, ours_call, "torch adaptive_max_pool2d loop", with_adaptive_pool, _difference
+    other = "torch adaptive_max_pool2d loop"
+    return Entry(work, ours_call, other, with_adaptive_pool, _difference)
 
 
-def mining(count: int) -> tuple[str, Callable, str, Callable]:
+def mining(count: int) -> Entry:
     from experiments.bench.torch_mil_step import mine
     from weaksam_jax.detectors.mil.loss import mine_mist
 
@@ -113,10 +98,10 @@ def mining(count: int) -> tuple[str, Callable, str, Callable]:
 
     work = f"MIST mining, {count} proposals, 3 of 20 classes"
     ours_call = lambda: jax.block_until_ready(step(*inputs))  # noqa: E731
-    return work, ours_call, "torch, a class at a time", lambda: mine(*tensors), same
+    return Entry(work, ours_call, "torch, class by class", lambda: mine(*tensors), same)
 
 
-def peaks() -> tuple[str, Callable, str, Callable, Callable]:
+def peaks() -> Entry:
     from bridge.proposals.peaks import peak_points
 
     rng = np.random.default_rng(0)
@@ -126,31 +111,31 @@ def peaks() -> tuple[str, Callable, str, Callable, Callable]:
     maps = sized[:, 0].numpy()
     maps = (maps - maps.min((1, 2), keepdims=True)) / np.ptp(maps, axis=(1, 2), keepdims=True)
 
-    def one_by_one():
-        found = []
-        for one in torch.from_numpy(maps):
-            pooled = torch.nn.functional.max_pool2d(one[None, None], 129, 1, 64)[0, 0]
-            values, index = torch.topk((one * (pooled == one)).flatten(), 25)
-            points: list[tuple[int, int]] = []
-            for value, place in zip(values.tolist(), index.tolist(), strict=True):
-                y, x = divmod(place, 500)
-                if value < 0.9:
-                    break
-                if all(abs(x - u) + abs(y - v) >= 64 for u, v in points):
-                    points.append((x, y))
-            found.append(points)
-        return found
-
     def same(ours, other):
         points = [[(int(x), int(y)) for x, y, _ in one] for one in ours]
         equal = sum(one == two for one, two in zip(points, other, strict=True))
         return f"same points in {equal} of {len(other)} maps, {sum(map(len, points))} points"
 
-    work = "peak points of 72 maps of 375x500, kernel 129"
-    return work, lambda: peak_points(maps, 129, 0.9), "one full max-pool a map", one_by_one, same
+    work, other = "peak points of 72 maps of 375x500, kernel 129", "one full max-pool per map"
+    one_by_one = lambda: [_peaks_of_one(one) for one in torch.from_numpy(maps)]  # noqa: E731
+    return Entry(work, lambda: peak_points(maps, 129, 0.9), other, one_by_one, same)
 
 
-def proposals() -> tuple[str, Callable, str, Callable]:
+def _peaks_of_one(one: torch.Tensor) -> list[tuple[int, int]]:
+    """Points (x, y) of a map `[375, 500]`: local maxima of kernel 129, at least 64 apart."""
+    pooled = torch.nn.functional.max_pool2d(one[None, None], 129, 1, 64)[0, 0]
+    values, index = torch.topk((one * (pooled == one)).flatten(), 25)
+    points: list[tuple[int, int]] = []
+    for value, place in zip(values.tolist(), index.tolist(), strict=True):
+        y, x = divmod(place, 500)
+        if value < 0.9:
+            break
+        if all(abs(x - u) + abs(y - v) >= 64 for u, v in points):
+            points.append((x, y))
+    return points
+
+
+def proposals() -> Entry:
     from segment_anything import SamPredictor
 
     import bridge.torchvision_ops  # noqa: F401
@@ -158,12 +143,12 @@ def proposals() -> tuple[str, Callable, str, Callable]:
     from bridge.proposals.prompts import Prompts, dense_grid
     from bridge.sam.load import load_sam
 
-    sam = load_sam("sam_mini")
+    network = load_sam("sam_mini")
     image = np.random.default_rng(0).integers(0, 255, (144, 192, 3), dtype=np.uint8)
     prompts = Prompts(dense_grid(10, 144, 192), np.zeros((0, 5), np.float32))
 
     def one_by_one():
-        predictor = SamPredictor(sam)
+        predictor = SamPredictor(network)
         predictor.set_image(image)
         return [
             predictor.predict(point[None], np.ones(1, int), multimask_output=True)
@@ -171,11 +156,11 @@ def proposals() -> tuple[str, Callable, str, Callable]:
         ]
 
     work = "100 grid points of one 144x192 image, sam_mini, one image encoding"
-    settings = ProposalSettings()
-    return work, lambda: propose(sam, image, prompts, settings), "SamPredictor a point", one_by_one
+    ours = lambda: propose(network, image, prompts, ProposalSettings())  # noqa: E731
+    return Entry(work, ours, "SamPredictor per point", one_by_one)
 
 
-_SAM = (bench_sam.sam_predictor, bench_sam.sam_grid, bench_sam.sam_half, bench_sam.sam_export)
+_SAM = (sam.sam_predictor, sam.sam_grid, sam.sam_half, sam.sam_export)
 COUNTS = (213, 2001)  # proposals of an image: SAM's and selective search's (Table 6)
 CASES: dict[str, Case] = {
     **{
@@ -183,11 +168,11 @@ CASES: dict[str, Case] = {
         for case in (roi_align, roi_pool, mining)
         for count in COUNTS
     },
-    **{case.__name__: case for case in (peaks, proposals, bench_sam.sam_decoder, *_SAM)},
-    **{f"mil_step_{count}": bench_mil.step_case(count) for count in COUNTS},
-    **bench_rcnn.CASES,
+    **{case.__name__: case for case in (peaks, proposals, sam.sam_decoder, *_SAM)},
+    **{f"mil_step_{count}": mil.step_case(count) for count in COUNTS},
+    **rcnn.CASES,
 }
 SLOW = (
     *("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS)),
-    *bench_rcnn.CASES,
+    *rcnn.CASES,
 )

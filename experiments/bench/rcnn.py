@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from experiments.bench.sam import random_image
+from experiments.bench.entry import Case, Entry, random_image
 
 CLASSES, OBJECTS = 20, 5
 
@@ -48,7 +48,7 @@ def torchvision_model(rois: int):
     )
 
 
-def our_parts(model, canvas: tuple[int, int], rois: int):
+def our_parts(model, size: tuple[int, int], rois: int):
     """(settings, model, parameters) with torchvision's weights and conventions."""
     import flax.traverse_util
 
@@ -63,7 +63,7 @@ def our_parts(model, canvas: tuple[int, int], rois: int):
         backbone="resnet50",
         aligned=False,
         round_anchors=True,
-        scales=((canvas,),),
+        scales=((size,),),
         batch=1,
         drop=None,
         detection=DetectionSettings(roi_batch=rois, smooth_l1_beta=1 / 9),
@@ -74,70 +74,82 @@ def our_parts(model, canvas: tuple[int, int], rois: int):
     return settings, build_model(settings, CLASSES), params
 
 
-def objects(canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def objects(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes float32 `[5, 4]` and labels int32 `[5]`."""
-    rng, (height, width) = np.random.default_rng(1), canvas
+    rng, (height, width) = np.random.default_rng(1), size
     corner = rng.uniform(0, 0.5, (OBJECTS, 2)) * (width, height)
     side = rng.uniform(0.2, 0.45, (OBJECTS, 2)) * (width, height)
     boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
     return boxes, rng.integers(0, CLASSES, OBJECTS).astype(np.int32)
 
 
-def step_case(rois: int = 512, canvas: tuple[int, int] = (480, 640)) -> Callable[[], tuple]:
+def step_case(rois: int = 512, size: tuple[int, int] = (480, 640)) -> Case:
     """One training step."""
 
-    def case() -> tuple:
-        import jax
-
-        from weaksam_jax.detectors.faster_rcnn.train import make_optimizer, make_step
-        from weaksam_jax.engine.mesh import data_mesh, put_batch
-        from weaksam_jax.engine.step import create_state
-
+    def case() -> Entry:
         model = torchvision_model(rois).train()
-        model.transform.min_size = (min(canvas),)
-        settings, network, params = our_parts(model, canvas, rois)
-        image, (boxes, labels) = random_image(0, *canvas), objects(canvas)
-        tx, mesh = make_optimizer(settings, params), data_mesh()
-        state = [create_state(params, tx, jax.random.key(0), mesh)]
-        batch = put_batch(
-            {
-                "image": image[None],
-                "size": np.asarray([canvas], np.float32),
-                "boxes": boxes[None],
-                "labels": labels[None],
-                "valid": np.ones((1, OBJECTS), bool),
-            },
-            mesh,
-        )
-        step = make_step(network, settings, tx, mesh)
-        free = [value for value in model.parameters() if value.requires_grad]
-        sgd = torch.optim.SGD(free, settings.learning_rate, 0.9, weight_decay=1e-4)
-        shown = torch.from_numpy(image).permute(2, 0, 1) / 255
-        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels).long() + 1}
-
-        def ours() -> float:
-            state[0], metrics = step(state[0], batch)
-            return float(metrics["loss"])
-
-        def theirs() -> float:
-            sgd.zero_grad()
-            loss = sum(model([shown], [target]).values())
-            loss.backward()
-            sgd.step()
-            return loss.item()
-
+        model.transform.min_size = (min(size),)
+        settings, network, params = our_parts(model, size, rois)
+        image, targets = random_image(0, *size), objects(size)
+        ours = our_step(settings, network, params, image, targets)
+        theirs = torchvision_step(model, settings.learning_rate, image, targets)
         first = ours(), theirs()  # compiles; every timed call is a later step
 
         def agree(*_) -> str:
             return f"first losses {first[0]:.3f} and {first[1]:.3f}, of other random RoIs"
 
-        work = f"Faster R-CNN R50-FPN step, one image of {canvas[0]}x{canvas[1]}, {rois} RoIs"
-        return work, ours, "torchvision", theirs, agree
+        work = f"Faster R-CNN R50-FPN step, one image of {size[0]}x{size[1]}, {rois} RoIs"
+        return Entry(work, ours, "torchvision", theirs, agree)
 
     return case
 
 
-def rcnn_inference(canvas: tuple[int, int] = (480, 640)) -> tuple:
+def our_step(settings, network, params, image: np.ndarray, targets) -> Callable[[], float]:
+    """A training step of ours that returns its loss."""
+    import jax
+
+    from weaksam_jax.detectors.faster_rcnn.train import make_optimizer, make_step
+    from weaksam_jax.engine.mesh import data_mesh, put_batch
+    from weaksam_jax.engine.step import create_state
+
+    tx, mesh = make_optimizer(settings, params), data_mesh()
+    state = [create_state(params, tx, jax.random.key(0), mesh)]
+    boxes, labels = targets
+    batch = {
+        "image": image[None],
+        "size": np.asarray([image.shape[:2]], np.float32),
+        "boxes": boxes[None],
+        "labels": labels[None],
+        "valid": np.ones((1, OBJECTS), bool),
+    }
+    batch, step = put_batch(batch, mesh), make_step(network, settings, tx, mesh)
+
+    def ours() -> float:
+        state[0], metrics = step(state[0], batch)
+        return float(metrics["loss"])
+
+    return ours
+
+
+def torchvision_step(model, lr: float, image: np.ndarray, targets) -> Callable[[], float]:
+    """As `our_step`, torchvision's."""
+    free = [value for value in model.parameters() if value.requires_grad]
+    sgd = torch.optim.SGD(free, lr, 0.9, weight_decay=1e-4)
+    shown = torch.from_numpy(image).permute(2, 0, 1) / 255
+    boxes, labels = map(torch.from_numpy, targets)
+    target = {"boxes": boxes, "labels": labels.long() + 1}
+
+    def theirs() -> float:
+        sgd.zero_grad()
+        loss = sum(model([shown], [target]).values())
+        loss.backward()
+        sgd.step()
+        return loss.item()
+
+    return theirs
+
+
+def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
     """One inference with 1000 proposals and 100 detections."""
     import jax
 
@@ -145,8 +157,8 @@ def rcnn_inference(canvas: tuple[int, int] = (480, 640)) -> tuple:
     from weaksam_jax.detectors.faster_rcnn.network import normalise
 
     model = torchvision_model(512).eval()
-    settings, network, params = our_parts(model, canvas, 512)
-    image, sizes = random_image(0, *canvas), np.asarray([canvas], np.float32)
+    settings, network, params = our_parts(model, size, 512)
+    image, sizes = random_image(0, *size), np.asarray([size], np.float32)
     shown = torch.from_numpy(image).permute(2, 0, 1) / 255
 
     @jax.jit
@@ -168,10 +180,10 @@ def rcnn_inference(canvas: tuple[int, int] = (480, 640)) -> tuple:
         apart = np.abs(scores[:count] - other[1][:count]).max()
         return f"{count} detections, scores within {apart:.1e}, boxes within {worst:.2g} px"
 
-    work = f"Faster R-CNN R50-FPN inference, one image of {canvas[0]}x{canvas[1]}, 1000 proposals"
+    work = f"Faster R-CNN R50-FPN inference, one image of {size[0]}x{size[1]}, 1000 proposals"
     ours = lambda: jax.block_until_ready(run(*on_device))  # noqa: E731
     ours(), theirs()  # compiles, and warms up
-    return work, ours, "torchvision", theirs, agree
+    return Entry(work, ours, "torchvision", theirs, agree)
 
 
 GROWTH = ((128, (480, 640)), (1024, (480, 640)), (512, (800, 1088)))

@@ -1,9 +1,8 @@
-"""The entries of `experiments.bench` about SAM, and the released procedure as they run it.
+"""The entries of `experiments.bench` about SAM, and the procedure of WeakSAM's official code.
 
 SAM has ViT-B's size and seeded random weights; both forms always have the same ones.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from bridge.proposals.generate import ProposalSettings, propose
 from bridge.proposals.prompts import Prompts, dense_grid
 from bridge.sam.agreement import box_agreement
 from bridge.sam.decoder import ImageDecoder
+from experiments.bench.entry import Entry, random_image
 from weaksam_jax.data.store import SOURCES, Proposals
 
 NO_POINTS = np.zeros((0, 5), np.float32)
@@ -26,9 +26,9 @@ GRID, COARSE, FINE, CROSS = range(4)
 
 
 def random_vit_b(seed: int = 0) -> Sam:
-    """Published size, seeded weights, frozen; most masks of an image differ in shape.
+    """Published size, seeded weights, frozen; most masks of one image differ in shape.
 
-    A fresh decoder is so flat that every mask is the whole image and no released threshold bites:
+    A fresh decoder is so flat that every mask is the whole image and no published threshold bites:
     its weights are made larger, the mask threshold high, the predicted IoU spread around 0.3.
     """
     with torch.random.fork_rng():
@@ -39,16 +39,6 @@ def random_vit_b(seed: int = 0) -> Sam:
     sam.mask_decoder.iou_prediction_head.layers[-1].bias.data.sub_(2)
     sam.mask_threshold = 26.0
     return sam.eval().requires_grad_(False)
-
-
-def random_image(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 RGB `[height, width, 3]` of random rectangles."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((height, width, 3), np.uint8)
-    for _ in range(12):
-        y, x = rng.integers(0, height), rng.integers(0, width)
-        image[y : y + height // 3, x : x + width // 3] = rng.integers(0, 256, 3)
-    return image
 
 
 def random_prompts(
@@ -65,10 +55,10 @@ def random_prompts(
     return Prompts(dense_grid(grid_side, height, width), points, groups)
 
 
-def released_procedure(sam: Sam, image: np.ndarray, prompts: Prompts) -> list[np.ndarray]:
+def official_procedure(sam: Sam, image: np.ndarray, prompts: Prompts) -> list[np.ndarray]:
     """Boxes int `[n, 4]` (last pixels inside) of grid, coarse, fine, cross as WeakSAM's code runs.
 
-    After 10-clues-and-proposals.md, sections 3.1, 3.2 and 6.2: the image is encoded once for the
+    After docs/provenance/proposals.md, sections 3.1, 3.2 and 6.2: the image is encoded once for the
     grid, once for each set of peak points and once more for each class of coarse and fine; every
     peak prompt is a decoder call of its own; its full masks go to the CPU, where boxes are made;
     the grid is `SamAutomaticMaskGenerator`, which makes an RLE of every mask before its NMS.
@@ -86,19 +76,24 @@ def released_procedure(sam: Sam, image: np.ndarray, prompts: Prompts) -> list[np
     found[:, 2:] += found[:, :2]
     boxes = [found]
     for source in (COARSE, FINE, CROSS):
-        members = np.flatnonzero(prompts.points[:, 4] == source)
-        sets = [[prompts.points[[index], :2] for index in members]]
-        sets += [[prompts.points[index, :2]] for _, kind, index in prompts.groups if kind == source]
-        made = []
-        for one_encoding in sets:
-            predictor = SamPredictor(sam)
-            predictor.set_image(image)
-            for points in one_encoding:
-                masks, _, _ = predictor.predict(points, np.ones(len(points)))
-                made += [_inclusive_box(mask) for mask in masks[1:]]
-        made = np.asarray(made, int).reshape(-1, 4)
+        made = _peak_boxes(sam, image, prompts, source)
         boxes.append(_thin(made, 0.9) if source == CROSS else made)
     return boxes
+
+
+def _peak_boxes(sam: Sam, image: np.ndarray, prompts: Prompts, source: int) -> np.ndarray:
+    """Boxes of a source's points one by one, then of its classes, each set encoded anew."""
+    members = np.flatnonzero(prompts.points[:, 4] == source)
+    sets = [[prompts.points[[index], :2] for index in members]]
+    sets += [[prompts.points[index, :2]] for _, kind, index in prompts.groups if kind == source]
+    made = []
+    for one_encoding in sets:
+        predictor = SamPredictor(sam)
+        predictor.set_image(image)
+        for points in one_encoding:
+            masks, _, _ = predictor.predict(points, np.ones(len(points)))
+            made += [_inclusive_box(mask) for mask in masks[1:]]
+    return np.asarray(made, int).reshape(-1, 4)
 
 
 def _inclusive_box(mask: np.ndarray) -> list[int]:
@@ -118,10 +113,10 @@ def _thin(boxes: np.ndarray, threshold: float) -> np.ndarray:
     return boxes[kept]
 
 
-def equal_boxes(ours: Proposals, released: list[np.ndarray]) -> str:
-    """How many boxes are equal, source by source; the released ones without empty masks."""
+def equal_boxes(ours: Proposals, official: list[np.ndarray]) -> str:
+    """How many boxes are equal, source by source; the official ones without empty masks."""
     parts = []
-    for source, boxes in enumerate(released):
+    for source, boxes in enumerate(official):
         expected = boxes[boxes.any(1)] + np.asarray([0, 0, 1, 1])
         found = ours.boxes[ours.source == source]
         same = len(found) == len(expected) and (found == expected).all()
@@ -130,7 +125,7 @@ def equal_boxes(ours: Proposals, released: list[np.ndarray]) -> str:
     return "boxes: " + ", ".join(parts)
 
 
-def sam_decoder() -> tuple[str, Callable, str, Callable]:
+def sam_decoder() -> Entry:
     sam = random_vit_b()
     embedding = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
     position, points = sam.prompt_encoder.get_dense_pe(), torch.rand(16, 1, 2) * 1024
@@ -143,10 +138,10 @@ def sam_decoder() -> tuple[str, Callable, str, Callable]:
         with torch.no_grad():
             return sam.mask_decoder(embedding, position, sparse, dense, multimask_output=True)
 
-    return "masks of 16 points, decoder of the published SAMs", ours, "MaskDecoder", theirs
+    return Entry("masks of 16 points, decoder of the published SAMs", ours, "MaskDecoder", theirs)
 
 
-def sam_predictor() -> tuple[str, Callable, str, Callable, Callable]:
+def sam_predictor() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
     points = random_prompts(0, 375, 500, 0, (8, 0, 0)).points
     prompts = Prompts(np.zeros((0, 2)), points)
@@ -159,28 +154,28 @@ def sam_predictor() -> tuple[str, Callable, str, Callable, Callable]:
 
     work = "8 points of a 375x500 image, ViT-B, one encoding"
     ours = lambda: propose(sam, image, prompts, ProposalSettings())  # noqa: E731
-    return work, ours, "SamPredictor a point", theirs, equal_boxes
+    return Entry(work, ours, "SamPredictor per point", theirs, equal_boxes)
 
 
-def sam_grid() -> tuple[str, Callable, str, Callable, Callable]:
+def sam_grid() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
     prompts = Prompts(dense_grid(16, 375, 500), NO_POINTS)
     work = "16x16 grid of a 375x500 image, ViT-B, thresholds .3/.3, NMS .3"
-    theirs = lambda: released_procedure(sam, image, prompts)[:1]  # noqa: E731
+    theirs = lambda: official_procedure(sam, image, prompts)[:1]  # noqa: E731
     ours = lambda: propose(sam, image, prompts, ProposalSettings())  # noqa: E731
-    return work, ours, "SamAutomaticMaskGenerator", theirs, equal_boxes
+    return Entry(work, ours, "SamAutomaticMaskGenerator", theirs, equal_boxes)
 
 
-def sam_export() -> tuple[str, Callable, str, Callable, Callable]:
+def sam_export() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
     prompts = random_prompts(0, 375, 500, 32, (11, 11, 20))
     work = "1024 grid points, 42 peaks, 2 class-wise prompts (one class), 375x500, ViT-B, 1024 px"
-    theirs = lambda: released_procedure(sam, image, prompts)  # noqa: E731
+    theirs = lambda: official_procedure(sam, image, prompts)  # noqa: E731
     ours = lambda: propose(sam, image, prompts, ProposalSettings())  # noqa: E731
-    return work, ours, "released procedure, 6 encodings", theirs, equal_boxes
+    return Entry(work, ours, "official procedure, 6 encodings", theirs, equal_boxes)
 
 
-def sam_half() -> tuple[str, Callable, str, Callable, Callable]:
+def sam_half() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
     prompts = Prompts(dense_grid(4, 375, 500), NO_POINTS)
     full = ProposalSettings(t_iou=-100.0, t_stab=0.0, grid_nms=1.0, with_masks=False)
@@ -192,4 +187,5 @@ def sam_half() -> tuple[str, Callable, str, Callable, Callable]:
 
     work = "encoding in bfloat16 and 4x4 grid, ViT-B"
     ours = lambda: propose(sam, image, prompts, half)  # noqa: E731
-    return work, ours, "float32", lambda: propose(sam, image, prompts, full), agreement
+    other = lambda: propose(sam, image, prompts, full)  # noqa: E731
+    return Entry(work, ours, "float32", other, agreement)

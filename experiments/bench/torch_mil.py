@@ -1,7 +1,8 @@
 """The published detectors in plain PyTorch, straight from tensors under their published names.
 
-Written from the descriptions of the two releases (20-wsod.md, §1 and §2), one layer a line, and
-RoI pooling as a loop: an independent form of `MilDetector` and of what `bridge.weights.vgg` claims.
+Written from what docs/provenance/mil.md, sections 1 and 2, says of the two official codes, one
+layer per line, and RoI pooling as a loop: an independent form of `MilDetector` and of what
+`bridge.weights.vgg` claims.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-# Per layer of VGG16: its place in torchvision's `features` and its name in the mmdet release.
+# Per layer of VGG16: its place in torchvision's `features`, its name in the official OICR (mmdet).
 VGG = (
     *((0, "conv1_1"), (2, "conv1_2"), (4, "pool")),
     *((5, "conv2_1"), (7, "conv2_2"), (9, "pool")),

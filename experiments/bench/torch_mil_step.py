@@ -1,8 +1,9 @@
 """One MIST training step of the VOC07 recipe in plain PyTorch: what the bench times beside ours.
 
-The network is that of `experiments.bench.torch_mil` with the published names of wetectron; mining, losses
-and Adam are written from 20-wsod.md, sections 2 and 3, without dropout and DropBlock. RoIPool is
-`adaptive_max_pool2d` on each box's window, the fastest form without torchvision's kernel.
+The network is that of `experiments.bench.torch_mil` with the published names of wetectron; mining,
+losses and Adam are written from docs/provenance/mil.md, sections 2 and 3, without dropout and
+DropBlock. RoIPool is `adaptive_max_pool2d` on each box's window, the fastest form without
+torchvision's kernel.
 """
 
 import torch
@@ -58,7 +59,7 @@ def linear(state: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.
 def mine(
     boxes: torch.Tensor, scores: torch.Tensor, tags: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Labels `[N]`, weights `[N]` and targets `[N, 4]` of MIST's rule, a class at a time."""
+    """Labels `[N]`, weights `[N]` and targets `[N, 4]` of MIST's rule, class by class."""
     most = 1 if len(boxes) < 10 else int(0.15 * len(boxes) + 1e-9)
     kept, classes, weights = [], [], []
     for c in tags.nonzero()[:, 0].tolist():
@@ -87,12 +88,12 @@ def encode(target: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     return torch.cat([10 * shift / size, 5 * (wanted / size).log()], 1)
 
 
-def make_adam(state: dict[str, torch.Tensor], rate: float) -> torch.optim.Adam:
-    """Makes the trained tensors leaves with gradients; L2 on weights, twice the rate on biases."""
+def make_adam(state: dict[str, torch.Tensor], lr: float) -> torch.optim.Adam:
+    """Makes the trained tensors leaves with gradients; L2 on weights, twice the lr for biases."""
     free = [name for name in state if not any(one in name for one in FROZEN)]
     for name in free:
         state[name].requires_grad_()
     weights = [state[name] for name in free if name.endswith("weight")]
     biases = [state[name] for name in free if name.endswith("bias")]
-    groups = [{"params": weights, "weight_decay": 5e-4}, {"params": biases, "lr": 2 * rate}]
-    return torch.optim.Adam(groups, lr=rate)
+    groups = [{"params": weights, "weight_decay": 5e-4}, {"params": biases, "lr": 2 * lr}]
+    return torch.optim.Adam(groups, lr=lr)

@@ -71,6 +71,19 @@ def stress(options: Stress) -> dict:
     """Trains; returns the steps, the seconds and the largest weight."""
     import jax
 
+    start = time.perf_counter()
+    params = train_spoiled(options)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
+    if not np.isfinite(largest):
+        raise BadInput("the weights", "are not finite", "report it: the losses were")
+    seconds = round(time.perf_counter() - start, 1)
+    return {"steps": options.settings.steps, "seconds": seconds, "largest_weight": largest}
+
+
+def train_spoiled(options: Stress) -> dict:
+    """The parameters of a MIL detector trained on samples of which a share is spoiled."""
+    import jax
+
     from weaksam_jax.data.batches import make_batches
     from weaksam_jax.detectors.mil.network import build_model
     from weaksam_jax.detectors.mil.optimizer import make_optimizer
@@ -85,8 +98,8 @@ def stress(options: Stress) -> dict:
     settings, mesh = options.settings, data_mesh()
     samples = MilSamples(split, options.run / "proposals", settings)
 
-    def spoiled(index: int, canvas: tuple, rng: np.random.Generator) -> dict:
-        sample = samples(index, canvas, rng)
+    def spoiled(index: int, size: tuple, rng: np.random.Generator) -> dict:
+        sample = samples(index, size, rng)
         if rng.random() >= options.share:
             return sample
         return spoil(sample, int(rng.integers(7)), rng)
@@ -95,24 +108,17 @@ def stress(options: Stress) -> dict:
     init_key, train_key = jax.random.split(jax.random.key(options.seed))
     params = init_params(model, samples, settings, init_key)
     tx = make_optimizer(settings, settings.rate, settings.steps)
-    step = make_train_step(partial(detector_loss, model, settings), tx, mesh)
-    batches = make_batches(spoiled, samples.groups, settings.batch, options.seed, draw=samples.draw)
-    start = time.perf_counter()
     state = train(
         create_state(params, tx, train_key, mesh),
-        step,
-        batches,
+        make_train_step(partial(detector_loss, model, settings), tx, mesh),
+        make_batches(spoiled, samples.groups, settings.batch, options.seed, draw=samples.draw),
         settings.steps,
         options.out / "stress",
         mesh,
         checkpoint_every=settings.checkpoint_every,
         name="stress",
     )
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(state.params))
-    if not np.isfinite(largest):
-        raise BadInput("the weights", "are not finite", "report it: the losses were")
-    seconds = round(time.perf_counter() - start, 1)
-    return {"steps": settings.steps, "seconds": seconds, "largest_weight": largest}
+    return state.params
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.settings import change
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ def published(data: str, method: Method = "mist") -> PipelineConfig:
         clue_use=preset.clue_use,
         sam="weights/sam_vit_h_4b8939.pth",
         export=ExportSettings.preset(f"{data}-paper"),
-        wsod=detectors.with_init(detectors.mil_preset(data, method), "weights/vgg16.safetensors"),
-        retrain=detectors.with_init(detectors.retrain_preset(data), "weights/R-50.safetensors"),
+        wsod=change(
+            detectors.mil_preset(data, method), {"optim.init": "weights/vgg16.safetensors"}
+        ),
+        retrain=change(detectors.retrain_preset(data), {"optim.init": "weights/R-50.safetensors"}),
     )
 
 
@@ -130,12 +133,12 @@ def check_weights(config: PipelineConfig, stages: Sequence[str]) -> None:
     """`BadInput` when a file of weights that one of the stages reads is missing: at once, and not
     after hours."""
     if "wsod" in stages:
-        detectors.check_init(config.wsod)
+        detectors.check_init(config.wsod, "wsod")
     readers = {
         "clues": config.clues,
         "proposals": config.sam,
-        "wsod": detectors.init_of(config.wsod),
-        "retrain": detectors.init_of(config.retrain),
+        "wsod": config.wsod.optim.init,
+        "retrain": config.retrain.optim.init,
         "masks": config.sam,
     }
     for stage, name in readers.items():

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments.pipeline import detectors
 from experiments.pipeline.config import PRESETS, PipelineConfig, mini
 from experiments.pipeline.jobs import Job
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
 from weaksam_jax.pgt import PgtSettings
-from weaksam_jax.settings import from_plain, to_plain
+from weaksam_jax.settings import change, from_plain, to_plain
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
 OF_A_CALL = ("out", "stages", "config")
@@ -101,7 +100,7 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     start = from_plain(PipelineOptions, values, peek(argv, "config") or "", start)
     config = _with_rule(start.settings, peek(argv, "pgt.rule"))
     if flag is not None:
-        config = replace(config, wsod=detectors.with_method(config.wsod, method))
+        config = change(config, {"wsod.model.method": method})
     return replace(start, settings=config)
 
 

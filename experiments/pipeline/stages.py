@@ -20,11 +20,14 @@ from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.data.mini_set.write import write_mini
 from weaksam_jax.data.store import read_manifest
+from weaksam_jax.detectors import read_weights, save_detector
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.pgt import PgtSettings, make_pgt
-from weaksam_jax.settings import to_plain
+from weaksam_jax.settings import change, to_plain
 
 STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
 EXTRA_STAGES = ("retrain_without_drop",)
@@ -38,8 +41,8 @@ def run_pipeline(options: PipelineOptions) -> dict:
     wanted = chosen_stages(options.stages)
     stages = wanted or usual_stages(run)
     check_weights(run.config, stages)
-    if "retrain" in stages and detectors.init_of(run.config.retrain) is not None:
-        detectors.retrain_start(run.folder, run.config.retrain)  # what does not fit: at once
+    if "retrain" in stages:
+        detectors.check_start(FasterRcnn(run.config.retrain, 2))  # what does not fit: at once
     run_on_leader(lambda: prepare(run))
     metrics = Runner(run.folder, run.seed).run(graph(run), wanted)
     page = run.folder.report
@@ -85,7 +88,7 @@ def usual_stages(run: Run) -> list[str]:
 def needs_clues(run: Run) -> bool:
     """Whether a clue network is trained or loaded: for proposals, or for new photos whose
     detections are weighed with its tags."""
-    return run.exports or detectors.tag_power_of(run.config.retrain) > 0
+    return run.exports or run.config.retrain.test.tag_power > 0
 
 
 def graph(run: Run) -> list[Stage]:
@@ -94,7 +97,7 @@ def graph(run: Run) -> list[Stage]:
     config = run.config
     export = replace(config.export, source=run.options.proposals if run.exports else "sam")
     made_by = [export, config.sam, config.clue_use, *_stored_elsewhere(run)]
-    mil = [config.wsod, _content(detectors.init_of(config.wsod)), config.ap50]
+    mil = [config.wsod, _content(config.wsod.optim.init), config.ap50]
     stages = [
         # <out>/data may hold the data set itself: it is not this stage's to delete.
         replace(_stage("data", _images(run), (), partial(check_data, run)), owns_folder=False),
@@ -110,7 +113,7 @@ def graph(run: Run) -> list[Stage]:
     ]
     extra = []
     if run.options.retrain != "none":
-        plain = detectors.with_drop(config.retrain, None)
+        plain = change(config.retrain, {"loss.drop": None})
         stages.append(_retraining(run, "retrain", config.retrain))
         extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
     stages.append(_stage("masks", [config.masks, config.sam], ("pgt",), partial(make_masks, run)))
@@ -130,7 +133,7 @@ def _training(name: str, settings: list, reads: tuple, run: Callable[[], dict]) 
 
 def _retraining(run: Run, name: str, config: RetrainConfig) -> Stage:
     """A stage that retrains on the pseudo boxes."""
-    settings = [config, _content(detectors.init_of(config)), run.config.ap50]
+    settings = [config, _content(config.optim.init), run.config.ap50]
     return _training(name, settings, ("pgt",), partial(retrain, run, name, config))
 
 
@@ -220,15 +223,6 @@ def _export(run: Run, export) -> None:
         export_split(splits[role], network, sam, settings, run.proposals, run.clues)
 
 
-def mil_inputs(run: Run) -> MilInputs:
-    """What the MIL detector of a run reads beside images and tags."""
-    from weaksam_jax.engine.checkpoint import load_params
-
-    frozen = detectors.backbone_of(run.config.wsod) == "lite0"
-    backbone = load_params(_lite0(run)) if frozen else None
-    return MilInputs(run.proposals, run.clues, backbone)
-
-
 def _lite0(run: Run) -> Path:
     """ImageNet weights of EfficientNet-Lite0 for Flax, converted once."""
     from bridge.convert import convert_efficientnet_lite0
@@ -240,20 +234,22 @@ def _lite0(run: Run) -> Path:
 
 def train_wsod(run: Run) -> dict:
     """Trains the MIL detector on tags and proposals; detects on both splits."""
-    inputs, folder = mil_inputs(run), run.folder.stage("wsod")
-    params = detectors.train_mil(
-        run.data.splits["train"], inputs, run.config.wsod, folder, run.seed
-    )
-    return run_on_leader(lambda: _finish_wsod(run, inputs, params))
+    config, split = run.config.wsod, run.data.splits["train"]
+    start = detectors.given_weights(config)
+    if start is None and config.model.backbone == "lite0":
+        start = read_weights(_lite0(run))
+    detector, inputs = MilDetector(config, split.classes), MilInputs(run.proposals, run.clues)
+    folder = run.folder.stage("wsod")
+    params = detectors.train_mil(detector, split, inputs, folder=folder, seed=run.seed, start=start)
+    return run_on_leader(lambda: _finish_wsod(run, detector, params))
 
 
-def _finish_wsod(run: Run, inputs: MilInputs, params: dict) -> dict:
+def _finish_wsod(run: Run, detector: MilDetector, params: dict) -> dict:
     """Writes the detector and its detections on both splits."""
-    config, found = run.config.wsod, {}
-    classes = run.data.splits["train"].classes
-    detectors.save_mil(run.folder.weights("wsod"), params, config, classes)
+    save_detector(run.folder.weights("wsod"), detector, params)
+    inputs, folder, found = MilInputs(run.proposals, run.clues), run.folder.stage("wsod"), {}
     for role, split in run.data.splits.items():
-        found[role] = detectors.detect_mil(params, split, inputs, config, run.folder.stage("wsod"))
+        found[role] = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
         write_json(run.folder.detections("wsod", role), found[role])
     return measure.wsod(found, run.data.splits, run.data.truths, run.clues, run.config.ap50)
 
@@ -279,35 +275,36 @@ def pseudo_boxes(run: Run, settings: PgtSettings) -> dict:
 def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
     """Trains the detector on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the
     mini set, from the MIL detector's backbone. name: the stage."""
-    if detectors.backbone_of(config) == "lite0":
+    if config.model.backbone == "lite0":
         _lite0(run)
+    split = run.data.splits["train"]
+    detector = FasterRcnn(config, split.classes)
     params = detectors.train_retrainer(
+        detector,
         read_json(run.folder.pseudo_boxes()),
-        run.data.splits["train"],
-        config,
-        run.folder.stage(name),
-        run.seed,
-        detectors.retrain_start(run.folder, config),
+        split,
+        folder=run.folder.stage(name),
+        seed=run.seed,
+        start=detectors.retrain_start(run.folder, config),
     )
-    return run_on_leader(lambda: _finish_retrain(run, name, config, params))
+    return run_on_leader(lambda: _finish_retrain(run, name, detector, params))
 
 
-def _finish_retrain(run: Run, name: str, config: RetrainConfig, params: dict) -> dict:
+def _finish_retrain(run: Run, name: str, detector: FasterRcnn, params: dict) -> dict:
     """Writes the detector and its detections on the test split."""
-    test = run.data.splits["test"]
-    detectors.save_retrainer(run.folder.weights(name), params, config, test.classes)
-    found = detect_retrained(run, config, params)
+    save_detector(run.folder.weights(name), detector, params)
+    found = detect_retrained(run, detector, params)
     write_json(run.folder.detections(name, "test"), found)
     return measure.detector(name, found, run.data.truths["test"], run.config.ap50)
 
 
-def detect_retrained(run: Run, config: RetrainConfig, params: dict) -> list[dict]:
+def detect_retrained(run: Run, detector: FasterRcnn, params: dict) -> list[dict]:
     """COCO results of a retrained detector on the run's test split."""
     from experiments.pipeline.clues import stored_logits
 
     test = run.data.splits["test"]
-    logits = stored_logits(run.clues, test) if detectors.tag_power_of(config) else None
-    return detectors.detect_retrainer(params, test, config, logits)
+    logits = stored_logits(run.clues, test) if detector.config.test.tag_power else None
+    return detectors.detect_retrainer(detector, params, test, tag_logits=logits)
 
 
 def make_masks(run: Run) -> dict:

@@ -80,7 +80,7 @@ def test_the_released_procedure_finds_the_same_boxes_with_more_encodings(sam, im
     """Grid, single points, class-wise prompts and thinned cross points: all of section 3."""
     prompts = bench_sam.random_prompts(1, HEIGHT, WIDTH, 4, (4, 3, 8))
     before = sam.image_encoder.asked
-    released = bench_sam.released_procedure(sam, image, prompts)
+    released = bench_sam.official_procedure(sam, image, prompts)
     middle = sam.image_encoder.asked
     found = propose(sam, image, prompts, ProposalSettings())
     assert (middle - before, sam.image_encoder.asked - middle) == (6, 1)

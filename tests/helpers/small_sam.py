@@ -15,7 +15,7 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from experiments.bench.sam import random_image as blocky_image  # for the tests beside this
+from experiments.bench.entry import random_image as blocky_image  # for the tests beside this
 
 __all__ = ["HEIGHT", "WIDTH", "blocky_image", "small_sam"]
 HEIGHT, WIDTH = 75, 110  # of the fixture `image`

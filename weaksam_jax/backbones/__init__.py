@@ -8,6 +8,7 @@ that the detector joins.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 
@@ -15,6 +16,7 @@ from weaksam_jax.backbones.lite0 import Lite0
 from weaksam_jax.backbones.mini_cnn import MiniCnn, MiniPyramid
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.backbones.vgg16 import Vgg16
+from weaksam_jax.errors import BadInput, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,14 @@ BACKBONES: dict[str, Backbone] = {
         **_RESNET,
     ),
 }
+
+
+def check_backbone(name: str, form: Literal["pyramid", "single"]) -> None:
+    """`BadInput` unless `BACKBONES` has a backbone of that name in that form."""
+    known = [one for one, row in BACKBONES.items() if getattr(row, form) is not None]
+    if name not in known:
+        hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
+        raise BadInput("model.backbone", f"{name} is no backbone of this detector", hint)
 
 
 def is_frozen(path: Sequence[str], frozen: Sequence[str]) -> bool:

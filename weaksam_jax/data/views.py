@@ -1,6 +1,6 @@
 """Test-time views: how images are shown to a detector, and boxes there and back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -31,7 +31,8 @@ class ImageViews:
     """The images of a split as test batches, in every view (`weaksam_jax.engine.predict`).
 
     class_factors: float `[images, C]`, what the scores of each class in an image are multiplied
-    with (None: 1). buckets: which padded size of a scale each image is shown in.
+    with (None: 1). load: gives the image uint8 `[H, W, 3]` of a record. buckets: which padded size
+    of a scale each image is shown in.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class ImageViews:
         tta_flip: bool,
         batch_size: int,
         class_factors: np.ndarray | None = None,
+        load: Callable[[TagRecord], np.ndarray] = lambda record: load_image(record.path),
     ):
         check_scales(tta_scales)
         self.split, self.batch_size = split, batch_size
         self.buckets = [bucket_of(record, tta_scales) for record in split.records]
         self._scales, self._views = tta_scales, views_of(tta_scales, tta_flip)
-        self._factors = class_factors
+        self._factors, self._load = class_factors, load
 
     def __call__(self, indices: Sequence[int], pool: Executor) -> Iterator[dict[str, np.ndarray]]:
         """A batch of these images (all of one bucket) for each view in turn.
@@ -57,7 +59,7 @@ class ImageViews:
         factors `class_factor` float `[B, C]`.
         """
         records = [self.split.records[i] for i in indices]
-        images = list(pool.map(lambda record: load_image(record.path), records))
+        images = list(pool.map(self._load, records))
         shared = {"original": np.asarray([[r.height, r.width] for r in records], np.float32)}
         if self._factors is not None:
             shared["class_factor"] = np.asarray(self._factors)[list(indices)]

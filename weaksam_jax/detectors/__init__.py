@@ -53,6 +53,11 @@ class Detector(Protocol):
         """Fresh parameters (of the shapes that `batch` asks for), `weights` in their place."""
         ...
 
+    def start(self, fresh: Params, weights: Weights | None) -> Params:
+        """`fresh` parameters (or their shapes) with those of `weights` in their place; `BadInput`
+        when they do not fit."""
+        ...
+
     def shapes(self) -> Params:
         """Shapes and dtypes of the parameters."""
         ...

@@ -72,20 +72,27 @@ def detect_split(
     bar = tqdm(
         total=len(todo), desc=f"detect {views.split.split}", unit="images", disable=not progress
     )
-    with bar, ThreadPoolExecutor(THREADS) as pool:
-        for chunk in _chunks(todo, views):
-            # A last batch is filled up, so that every call has the same shape.
-            padded = chunk + [chunk[-1]] * (views.batch_size - len(chunk))
-            found = dict(zip(chunk, predictor(views(padded, pool)), strict=False))
-            coco = {
-                records[index].image_id: _known(to_coco(records[index], views.split, *one))
-                for index, one in found.items()
-            }
+    with bar:
+        for index, found in detect_images(predictor, views, todo):
+            record = records[index]
+            coco = {record.image_id: _known(to_coco(record, views.split, *found))}
             results |= coco
             if journal is not None:
                 journal.add(coco)
-            bar.update(len(chunk))
+            bar.update()
     return [one for record in records for one in results[record.image_id]]
+
+
+def detect_images(
+    predictor: Predictor, views: Views, todo: Sequence[int] | None = None
+) -> Iterator[tuple[int, Found]]:
+    """(index, what was found) of the images `todo` of a split [all], bucket by bucket."""
+    todo = range(len(views.split.records)) if todo is None else todo
+    with ThreadPoolExecutor(THREADS) as pool:
+        for chunk in _chunks(todo, views):
+            # A last batch is filled up, so that every call has the same shape.
+            padded = chunk + [chunk[-1]] * (views.batch_size - len(chunk))
+            yield from zip(chunk, predictor(views(padded, pool)), strict=False)
 
 
 def _known(results: list[dict]) -> list[dict]:
@@ -173,3 +180,17 @@ def classwise_nms(
                 alive[own[place + 1 :]] &= ~overlap[place, place + 1 :]
     order = np.argsort(-scores, kind="stable")
     return order[alive[order]]
+
+
+def tag_factors(power: float, logits: np.ndarray | None) -> np.ndarray | None:
+    """What the scores of each class in each image are multiplied with: the probability that a clue
+    network gives it, to this power; None at 0.
+
+    logits: float `[images, C]`. Raises `BadInput` when they are missing.
+    """
+    if not power:
+        return None
+    if logits is None:
+        hint = "give the logits of a clue network, or set test.tag_power to 0"
+        raise BadInput("the retrained detector", "has no tag logits", hint)
+    return np.asarray(jax.nn.sigmoid(np.asarray(logits, np.float32)) ** power)

@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from weaksam_jax.backbones import check_backbone
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.scales import Scale
 from weaksam_jax.engine.optimizer import OptimConfig
@@ -16,9 +17,9 @@ STATED = ("backbone", "aligned", "round_anchors")
 class ModelConfig:
     """The network (`FasterRcnnNetwork`)."""
 
-    backbone: Literal["mini_cnn", "lite0", "resnet50", "resnet50_msra"] = "mini_cnn"
-    """resnet50: torchvision's weights and pixels; resnet50_msra: Caffe's (detectron2's
-    R-50.pkl)."""
+    backbone: str = "mini_cnn"
+    """mini_cnn, lite0, resnet50 (torchvision's weights and pixels) or resnet50_msra (Caffe's:
+    detectron2's R-50.pkl)."""
     backbone_width: int | None = None
     """Channels of its first layer [the backbone's own]."""
     strides: tuple[int, ...] = (8, 16, 32)
@@ -43,6 +44,9 @@ class ModelConfig:
     """Anchors in whole pixels (torchvision's weights)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What a ResNet, the pyramid and the heads compute in."""
+
+    def __post_init__(self):
+        check_backbone(self.backbone, "pyramid")
 
 
 @dataclass(frozen=True)

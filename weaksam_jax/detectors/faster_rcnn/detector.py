@@ -50,6 +50,10 @@ class FasterRcnn:
         detector's own), or a whole Faster R-CNN. batch: its shapes count."""
         images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
         fresh = jax.jit(self.network.init)(key, images, jnp.zeros((1, 1, 4)))["params"]
+        return self.start(fresh, weights)
+
+    def start(self, fresh: Params, weights: Weights | None) -> Params:
+        """`fresh` parameters (or their shapes) with those of `weights` in their place."""
         return start_from(
             fresh,
             weights,

@@ -6,6 +6,7 @@ The paper's are in `weaksam_jax.detectors.mil.recipes`.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from weaksam_jax.backbones import check_backbone
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.scales import Scale
 from weaksam_jax.detectors.mil.loss import Method, Reduction
@@ -23,8 +24,9 @@ class ModelConfig:
     method: Method = "mist"
     """mist: several pseudo boxes per class, box regression; oicr: one, none; wsddn: no refinement
     (the image loss alone, and its scores at test)."""
-    backbone: Literal["mini_cnn", "lite0", "vgg16", "resnet50", "resnet50_msra"] = "mini_cnn"
-    """mini_cnn: from scratch, first as a classifier of tags; the others start from optim.init."""
+    backbone: str = "mini_cnn"
+    """mini_cnn: from scratch, first as a classifier of tags; lite0, vgg16, resnet50, resnet50_msra
+    start from optim.init."""
     backbone_width: int | None = None
     """Channels of its first layer [the backbone's own]."""
     pixels: Literal["mist", "oicr", "torchvision"] | None = None
@@ -57,6 +59,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the backbone's convolutions and of both fully connected layers; weights, scores and losses
     are float32."""
+
+    def __post_init__(self):
+        check_backbone(self.backbone, "single")
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,13 @@ class MilDetector:
         of which only the class maps and the drop block may be missing. batch: its shapes count."""
         images, inside = self._input(batch)
         fresh = jax.jit(self.network.init)(key, images, inside, batch["boxes"], batch["prior"])
+        return self.start(fresh["params"], weights)
+
+    def start(self, fresh: Params, weights: Weights | None) -> Params:
+        """`fresh` parameters (or their shapes) with those of `weights` in their place."""
         connected = ("fc6/", "fc7/") if self.config.model.backbone == "vgg16" else ()
         return start_from(
-            fresh["params"],
+            fresh,
             weights,
             kind=self.kind,
             model=self.config.model,

@@ -1,0 +1,179 @@
+"""The whole MIL training step at the paper's size, timed in a process of its own.
+
+The step is that of the VOC07 MIST recipe (`weaksam_jax.detectors.mil.recipes`): VGG16 with fc6 and
+fc7 of 4096, RoIPool, MIST mining, Adam with L2; random weights, dropout off so that the losses of
+both forms agree. The other form is `experiments.bench.torch_mil_step`, one image.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from experiments.bench.entry import random_boxes, random_image
+from weaksam_jax.detectors.mil import recipes
+
+CLASSES, TAGS, LR = 20, (3, 7, 14), 1e-5
+WIDTH = 4096  # of fc6 and fc7
+Form = Literal["ours", "torch"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One form at one size. seconds: of a step; peak_mb: of the process on the host; loss: of the
+    first step, after_loss: of the second; flops: of a step, program_mb: XLA's plan of the device's
+    memory (the state and the batch, and what the step needs beside them); None for PyTorch."""
+
+    seconds: float
+    peak_mb: float
+    loss: float
+    after_loss: float
+    flops: float | None = None
+    program_mb: float | None = None
+    device: str = "cpu"
+
+
+def measure(form: Form, proposals: int, size: tuple[int, int], weights: Path, **more) -> Measured:
+    """Runs one form in a process of its own."""
+    job = {"form": form, "proposals": proposals, "size": size, "weights": str(weights), **more}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.bench.mil_step", json.dumps(job)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def inputs(proposals: int, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
+    """A seeded batch as `MilSamples` would give it."""
+    boxes = [random_boxes(np.random.default_rng(i), proposals, *size[::-1]) for i in range(batch)]
+    return {
+        "image": np.stack([random_image(i, *size) for i in range(batch)]),
+        "size": np.tile(np.asarray(size, np.float32), (batch, 1)),
+        "boxes": np.stack(boxes),
+        "prior": np.zeros((batch, proposals, CLASSES), np.float32),
+        "valid": np.ones((batch, proposals), bool),
+        "tags": np.tile(np.isin(np.arange(CLASSES), TAGS), (batch, 1)),
+    }
+
+
+def settings_of(job: dict):
+    """The recipe at the size of a job: its dtype, width, padded size, proposals and batch."""
+    return replace(
+        recipes.voc07("mist"),
+        width=job["width"],
+        dropout=0.0,
+        dtype=job["dtype"],
+        scales=((tuple(job["size"]),),),
+        max_proposals=job["proposals"],
+        batch=job["batch"],
+        warmup=0,
+        init="scratch",
+    )
+
+
+def our_step(job: dict) -> tuple[Callable[[], float], dict]:
+    """(a step that returns its loss, the fields of `Measured` that its program knows)."""
+    import jax
+
+    from weaksam_jax.detectors.mil.network import build_model
+    from weaksam_jax.detectors.mil.optimizer import make_optimizer
+    from weaksam_jax.detectors.mil.train import detector_loss
+    from weaksam_jax.engine.checkpoint import load_params
+    from weaksam_jax.engine.mesh import data_mesh, put_batch
+    from weaksam_jax.engine.step import create_state, make_train_step
+
+    settings = settings_of(job)
+    model, mesh = build_model(settings, CLASSES), data_mesh()
+    tx = make_optimizer(settings, LR, settings.steps)
+    state = [create_state(load_params(job["weights"]), tx, jax.random.key(0), mesh)]
+    batch = put_batch(inputs(job["proposals"], tuple(job["size"]), job["batch"]), mesh)
+    loss_fn = lambda *args: detector_loss(model, settings, *args)  # noqa: E731
+    with jax.default_matmul_precision(job["precision"]):
+        compiled = make_train_step(loss_fn, tx, mesh).lower(state[0], batch).compile()
+    known = {"flops": (compiled.cost_analysis() or {}).get("flops")}
+    if plan := compiled.memory_analysis():
+        beside = plan.output_size_in_bytes - plan.alias_size_in_bytes  # the state is donated
+        program = plan.argument_size_in_bytes + beside + plan.temp_size_in_bytes
+        known["program_mb"] = round(program / 2**20)
+
+    def step() -> float:
+        state[0], metrics = compiled(state[0], batch)
+        return float(metrics["loss"])
+
+    return step, {**known, "device": jax.devices()[0].platform}
+
+
+def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
+    """As `our_step`, in plain PyTorch on a CPU."""
+    import torch
+
+    from bridge.weights.vgg import published_tensors
+    from experiments.bench.torch_mil_step import make_adam, mist_loss
+    from weaksam_jax.files import read_arrays
+
+    state = published_tensors("weights", read_arrays(job["weights"])[0], "wetectron")
+    batch = inputs(job["proposals"], tuple(job["size"]), 1)
+    mean = np.asarray([102.9801, 115.9465, 122.7717], np.float32)
+    image = torch.from_numpy(batch["image"][..., ::-1] - mean).permute(0, 3, 1, 2).contiguous()
+    boxes, tags = torch.from_numpy(batch["boxes"][0]), torch.from_numpy(batch["tags"][0])
+    adam = make_adam(state, LR)
+
+    def step() -> float:
+        adam.zero_grad()
+        loss = mist_loss(state, image, boxes, tags)
+        loss.backward()
+        adam.step()
+        return loss.item()
+
+    return step, {}
+
+
+def work(job: dict) -> Measured:
+    """Builds one form in this process and times it."""
+    step, known = {"ours": our_step, "torch": torch_step}[job["form"]](job)
+    losses, seconds = [step()], []
+    for _ in range(job["repeats"]):
+        start = time.perf_counter()
+        losses.append(step())
+        seconds.append(time.perf_counter() - start)
+    return Measured(min(seconds), round(peak_mb()), losses[0], losses[1], **known)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held, in MB, as Linux or macOS count it.
+
+    (On Linux getrusage would count the process that started this one as well.)
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+    (line,) = [one for one in status.read_text().splitlines() if one.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def write_weights(path: Path, width: int) -> Path:
+    """Seeded fresh weights of the recipe's network, once for both forms."""
+    import jax
+
+    from weaksam_jax.detectors.mil.network import build_model, network_input
+    from weaksam_jax.engine.checkpoint import save_params
+
+    job = {"dtype": "float32", "width": width, "size": (64, 64), "proposals": 8, "batch": 1}
+    settings, batch = settings_of(job), inputs(8, (64, 64), 1)
+    start = (*network_input(settings, batch), batch["boxes"], batch["prior"])
+    params = jax.jit(build_model(settings, CLASSES).init)(jax.random.key(0), *start)["params"]
+    save_params(path, params)
+    return path
+
+
+if __name__ == "__main__":
+    print(json.dumps(vars(work(json.loads(sys.argv[1])))))

@@ -1,0 +1,164 @@
+"""A trained detector on photos: `weaksam_jax.load`, which gives in Python what `predict` does.
+
+import weaksam_jax
+detector = weaksam_jax.load("runs/mine")
+found = detector("beach.jpg")      # found.boxes, .scores, .labels, .names, .masks
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.views import ImageViews
+from weaksam_jax.detectors import Detector, load_detector
+from weaksam_jax.engine.compilation_cache import enable_compilation_cache
+from weaksam_jax.engine.predict import Found, detect_images, tag_factors
+from weaksam_jax.engine.step import Params
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_json
+from weaksam_jax.run_folder import RunFolder
+
+# (image uint8 `[H, W, 3]`, boxes float32 `[n, 4]`) -> masks bool `[n, H, W]`
+MaskNetwork = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# image uint8 `[H, W, 3]` -> logits float32 `[C]` of the classes in it
+TagNetwork = Callable[[np.ndarray], np.ndarray]
+PLUGINS = "weaksam_jax.plugins"  # entry points by which the PyTorch side offers its networks
+
+
+@dataclass(frozen=True)
+class PhotoDetections:
+    """What was found in a photo, best first.
+
+    image: the photo, uint8 RGB `[H, W, 3]`, upright. boxes: float32 `[n, 4]` (x1, y1, x2, y2 in its
+    pixels); scores: float32 `[n]`; labels: int `[n]`, class indices; names: their names; masks:
+    bool `[n, H, W]`, or None without a mask network.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class PhotoDetector:
+    """A detector with its parameters, called on photos (paths, or uint8 RGB arrays `[H, W, 3]`).
+
+    threshold: least score of what is kept. masks: what makes masks of the boxes; tags: what weighs
+    the scores, for a config with `test.tag_power`.
+    """
+
+    detector: Detector
+    params: Params
+    threshold: float = 0.3
+    masks: MaskNetwork | None = None
+    tags: TagNetwork | None = None
+
+    def __post_init__(self):
+        if self.detector.kind == "mil":
+            hint = "give a retrained detector; experiments.detect runs this one on proposals"
+            raise BadInput("the MIL detector", "needs proposals of every photo", hint)
+        object.__setattr__(self, "_predictor", self.detector.predictor(self.params))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes ("class 0", ... where the file names none)."""
+        known = self.detector.classes
+        return tuple(f"class {i}" for i in range(known)) if isinstance(known, int) else known
+
+    def __call__(self, photo: str | Path | np.ndarray) -> PhotoDetections:
+        """What is in one photo. Raises `BadInput` when the file is no image."""
+        return next(self.many([photo], batch_size=1))
+
+    def many(
+        self, photos: Iterable[str | Path | np.ndarray], batch_size: int | None = None
+    ) -> Iterator[PhotoDetections]:
+        """What is in each photo, in order; holds `batch_size` photos at a time [the config's]."""
+        size = batch_size or self.detector.config.test.batch_size
+        photos = iter(photos)
+        while chunk := list(islice(photos, size)):
+            images = [one if isinstance(one, np.ndarray) else load_image(one) for one in chunk]
+            for image, found in zip(images, self._detect(images, size), strict=True):
+                yield self._result(image, found)
+
+    def _detect(self, images: Sequence[np.ndarray], batch_size: int) -> list[Found]:
+        test, predictor = self.detector.config.test, self._predictor
+        logits = np.stack([self.tags(image) for image in images]) if self.tags else None
+        views = ImageViews(
+            self._split(images),
+            test.tta_scales,
+            tta_flip=test.tta_flip,
+            batch_size=batch_size,
+            class_factors=tag_factors(test.tag_power, logits),
+            load=lambda record: images[record.image_id],
+        )
+        found = dict(detect_images(predictor, views))
+        return [found[index] for index in range(len(images))]
+
+    def _split(self, images: Sequence[np.ndarray]) -> TagSplit:
+        records = tuple(
+            TagRecord(index, f"{index}", Path(), image.shape[1], image.shape[0], ())
+            for index, image in enumerate(images)
+        )
+        return TagSplit("photos", "predict", self.classes, tuple(range(len(self.classes))), records)
+
+    def _result(self, image: np.ndarray, found: Found) -> PhotoDetections:
+        keep = found.scores >= self.threshold
+        boxes, labels = found.boxes[keep].astype(np.float32), found.labels[keep]
+        masks = None
+        if self.masks is not None:
+            none = np.zeros((0, *image.shape[:2]), bool)
+            masks = self.masks(image, boxes) if len(boxes) else none
+        names = tuple(self.classes[label] for label in labels)
+        return PhotoDetections(image, boxes, found.scores[keep], labels, names, masks)
+
+
+def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> PhotoDetector:
+    """The detector of a run folder, or of a weights file (which has boxes alone).
+
+    threshold: least score of what is kept. masks: whether the run's SAM turns boxes into masks.
+    Raises `BadInput` when the run is not finished or the file is no detector.
+    """
+    enable_compilation_cache()
+    path = Path(path)
+    if not path.is_dir():
+        return PhotoDetector(*load_detector(path), threshold)
+    folder = RunFolder(path)
+    weights = folder.weights("retrain")
+    if not weights.exists():
+        raise BadInput(path, "is no finished run", "give the --out of a run with stage retrain")
+    detector, params = load_detector(weights)
+    settings = read_json(folder.settings)
+    return PhotoDetector(
+        detector,
+        params,
+        threshold,
+        plugin("masks")(settings) if masks else None,
+        plugin("tags")(folder, settings, detector.classes)
+        if detector.config.test.tag_power
+        else None,
+    )
+
+
+def plugin(name: str) -> Callable[..., Callable]:
+    """What an installed package offers under that name: "masks" `(settings: Mapping) ->
+    MaskNetwork`, "tags" `(folder: RunFolder, settings: Mapping, classes) -> TagNetwork`.
+
+    `bridge` offers both; this side never imports it.
+    """
+    found = entry_points(group=PLUGINS, name=name)
+    if not found:
+        hint = "install this project with pip (an editable install that is old: once more)"
+        raise BadInput(f"the plugin {name}", "is not installed", hint)
+    return next(iter(found)).load()
