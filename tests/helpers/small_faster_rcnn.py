@@ -6,13 +6,7 @@ from configs import vary
 
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
-from weaksam_jax.detectors.faster_rcnn.config import (
-    DataConfig,
-    DropConfig,
-    LossConfig,
-    ModelConfig,
-    TestConfig,
-)
+from weaksam_jax.detectors.faster_rcnn import config as parts
 from weaksam_jax.engine.optimizer import OptimConfig
 
 CLASSES = ("red", "green")
@@ -20,27 +14,27 @@ COLOURS = ((255, 0, 0), (0, 255, 0))  # of both classes
 SIZES = ((80, 60), (60, 80), (64, 64), (80, 60), (60, 80), (64, 64))  # width, height
 
 SMALL = FasterRcnnConfig(
-    model=ModelConfig(channels=8, fc_width=16),
-    loss=LossConfig(
+    model=parts.ModelConfig(channels=8, fc_width=16),
+    loss=parts.LossConfig(
         rpn_batch=16,
         pre_nms=20,
         post_nms=10,
         roi_batch=16,
-        drop=DropConfig(tau_cls=100.0, tau_reg=0.0, start=2),
+        drop=parts.DropConfig(tau_cls=100.0, tau_reg=0.0, start=2),
     ),
     optim=OptimConfig(
         optimizer="adamw", lr=1e-3, warmup=2, steps=4, batch_size=2, checkpoint_every=2
     ),
-    data=DataConfig(scales=(((64, 64),),)),
-    test=TestConfig(
+    data=parts.DataConfig(scales=(((64, 64),),)),
+    test=parts.TestConfig(
         tta_scales=(((64, 64),),), batch_size=2, pre_nms=20, post_nms=10, score_threshold=0.0
     ),
 )
 
 
-def small(**parts) -> FasterRcnn:
+def small(**changes) -> FasterRcnn:
     """The detector of rectangles, with other values in parts of its config."""
-    return FasterRcnn(vary(SMALL, **parts), CLASSES)
+    return FasterRcnn(vary(SMALL, **changes), CLASSES)
 
 
 def colour_box(image, colour):

@@ -91,4 +91,5 @@ def _from_other(fresh: Params, weights: Weights, *, model: Any) -> Params:
     own = fresh["backbone"]
     if shared:
         return {**fresh, "backbone": {**own, shared: fill(own[shared], given)}}
-    return {**fresh, "backbone": fill(own, given)}
+    # What the other one needs beyond this one's (Lite0's head) is passed over.
+    return {**fresh, "backbone": fill(own, given, unknown=True)}

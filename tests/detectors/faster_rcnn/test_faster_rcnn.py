@@ -4,6 +4,7 @@ import bridge.torchvision_ops  # noqa: F401
 
 # isort: split
 import functools
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -21,13 +22,15 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from weaksam_jax.backbones.fpn import FPN
 from weaksam_jax.boxes import encode, iou
-from weaksam_jax.detectors.faster_rcnn.config import DropConfig, LossConfig, TestConfig
+from weaksam_jax.detectors.faster_rcnn import FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig, LossConfig
 from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
 from weaksam_jax.detectors.faster_rcnn.model import BoxHead, FasterRcnnNetwork, RPNHead
 from weaksam_jax.detectors.faster_rcnn.predict import detect, select_detections
 from weaksam_jax.ops.proposals import select_proposals
 
 CLASSES = 3
+TEST = FasterRcnnConfig().test
 
 
 def to_torch(x):
@@ -147,7 +150,8 @@ def test_detections_equal_torchvision():
     deltas = rng.normal(size=(60, CLASSES, 4)).astype(np.float32)
     deltas[:20, 1, :2] = 200  # moved out of the image: no detections
     valid = np.arange(60) < 50
-    config, size = TestConfig(score_threshold=0.2, max_detections=25), jnp.array([72.0, 66.0])
+    config = replace(TEST, score_threshold=0.2, max_detections=25)
+    size = jnp.array([72.0, 66.0])
     ours = select_detections(logits, deltas, boxes, valid, size, config=config)
     heads = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.25, (10.0, 10.0, 5.0, 5.0), 0.2, 0.5, 25)
     first = np.concatenate([logits[:, -1:], logits[:, :-1]], 1)[:50]  # background first
@@ -295,7 +299,7 @@ def test_gradient_reaches_every_parameter_but_not_the_rpn_through_proposals():
 def test_images_of_a_batch_and_their_padding_do_not_touch_each_other():
     model, params, batch = small_detector()
 
-    config = TestConfig(pre_nms=50, post_nms=30, score_threshold=0.05)
+    config = replace(TEST, pre_nms=50, post_nms=30, score_threshold=0.05)
 
     def run(images, sizes):
         return jax.jit(lambda i, s: detect(model, params, i, s, config=config))(images, sizes)

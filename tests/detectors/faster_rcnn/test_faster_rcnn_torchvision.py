@@ -23,8 +23,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from bridge.weights.faster_rcnn import to_ours
 from bridge.weights.names import TORCHVISION
 from weaksam_jax.backbones.resnet import ResNet50
-from weaksam_jax.detectors.faster_rcnn import FasterRcnn
-from weaksam_jax.detectors.faster_rcnn.config import LossConfig, TestConfig
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.config import LossConfig
 from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
 from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
 from weaksam_jax.detectors.faster_rcnn.predict import detect
@@ -45,8 +45,12 @@ PRE_NMS, POST_NMS, RPN_BATCH, ROI_BATCH, DETECTIONS, SCORE = 60, 180, 64, 32, 20
 PLAIN = (0, (128, 192), [(128, 192), (120, 160)])
 ODD = (11, (96, 160), [(93, 160), (96, 71)])
 KEY = jax.random.key(5)
-TEST = TestConfig(
-    pre_nms=PRE_NMS, post_nms=POST_NMS, score_threshold=SCORE, max_detections=DETECTIONS
+TEST = replace(
+    FasterRcnnConfig().test,
+    pre_nms=PRE_NMS,
+    post_nms=POST_NMS,
+    score_threshold=SCORE,
+    max_detections=DETECTIONS,
 )
 # Frozen norms, as in every training; no frozen stage.
 DETECTOR = FasterRcnn(replace(voc07(), optim=replace(voc07().optim, frozen=())), CLASSES)
@@ -307,7 +311,7 @@ def test_images_of_every_shape_in_two_padded_sizes_compile_twice(case):
     _, model, params, _ = case
     rng = np.random.default_rng(0)
     padded_sizes = ((64, 96), (96, 64))
-    config = TestConfig(pre_nms=20, post_nms=10, max_detections=5)
+    config = replace(TEST, pre_nms=20, post_nms=10, score_threshold=0.05, max_detections=5)
 
     @jax.jit
     def detect_shapes(params, images, sizes):

@@ -187,7 +187,7 @@ def _score_rois(network, params, proposed, *, keys, batch, config: LossConfig) -
 
     def sample_one(key, logits, deltas, size, boxes, valid, labels):
         proposals, _, proposal_valid = select_proposals(
-            logits, deltas, anchors, size, config.pre_nms, config.post_nms
+            logits, deltas, anchors, size, pre_nms=config.pre_nms, post_nms=config.post_nms
         )
         candidates = jnp.concatenate([proposals, boxes])  # the objects themselves are candidates
         usable = jnp.concatenate([proposal_valid, valid])

@@ -30,7 +30,9 @@ def detect(
     anchors = network.anchors(levels)
 
     def propose(logits, deltas, size):
-        return select_proposals(logits, deltas, anchors, size, config.pre_nms, config.post_nms)
+        return select_proposals(
+            logits, deltas, anchors, size, pre_nms=config.pre_nms, post_nms=config.post_nms
+        )
 
     boxes, _, valid = jax.vmap(propose)(logits, deltas, size)
     class_logits, class_deltas = network.apply(variables, levels, boxes, method="classify")
