@@ -1,356 +1,38 @@
-"""Images to proposals on disk: clues, prompts, SAM (or selective search), one file an image.
+"""Makes proposals (and clues) of a split with SAM or selective search, one file per image.
 
-`python -m bridge.export --data PATH --split S --out DIR [--shard i/n]`
+Example: python -m bridge.export --data data/VOC2007 --split trainval --out runs/proposals \\
+--clues WeakTr_CAM_Generation.pth --sam sam_vit_h_4b8939.pth
 
-Any number of processes may work on one split; each image's file is written once, whole or not at
-all, and a killed process goes on where it stopped. The files do not depend on the number of shards.
-Without --shard, the ranks of torchrun (RANK, WORLD_SIZE) and Slurm (SLURM_PROCID, SLURM_NTASKS) are
-taken: `torchrun --nproc-per-node 4 -m bridge.export ...`, `srun --ntasks 4 python -m ...`.
-`python -m bridge.pack` makes a finished split a few large files.
+The same command goes on where it was stopped. Any number of processes may work on one split: give
+each --shard i/n, or start them by torchrun (RANK, WORLD_SIZE) or Slurm (SLURM_PROCID,
+SLURM_NTASKS): `torchrun --nproc-per-node 4 -m bridge.export ...`, `srun --ntasks 4 python -m ...`.
+The files do not depend on the number of shards. `python -m bridge.pack` makes a finished split a
+few large files.
 
-Memory of a process, beside the networks: that of one image (`bridge.workers` says when of several),
-at most the sum of these. The clue network: 1.0 GB for 375 x 500 pixels at WeakTr's published size,
-and 3.1 GB of attention for the largest it sees, 640 x 640; its maps: 0.08 GB a class for 375 x 500
-pixels, 0.4 GB for 1000 x 1000, the largest they are (`WeakTrClues`). SAM's image encoder, whatever
-the size of the image: 2.5 GB for ViT-B (measured on a CPU), a third more for L and H by their
-number of heads. Decoded masks: 0.84 GB with the paper's prompts (`propose`), and a few full-size
-ones (`bridge.sam.decoder.numbers_at_once`).
+Memory of a process beside the networks, at most: 3.1 GB for WeakTr's attention and 0.4 GB per
+class for its maps, 2.5 GB for SAM's ViT-B (a third more for L and H), 0.84 GB for decoded masks
+(`bridge.proposals.export` has the measurements).
 """
 
 import os
-import platform
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import cv2
-import numpy as np
-import safetensors
 import torch
-import tyro
 
-from bridge.clues.load import load_clues
-from bridge.clues.maps import ClueNetwork, Clues
-from bridge.presets import PRESETS, PresetName, preset_of_sam
-from bridge.proposals.generate import ProposalSettings, propose
-from bridge.proposals.prompts import Prompts, PromptSettings, dense_grid, prompt_points
-from bridge.proposals.selective_search import SelectiveSearchSettings, selective_search
+from bridge.proposals.export import ExportSettings, export_split
+from bridge.proposals.presets import PRESETS, PresetName, clue_network, preset_of_sam
 from bridge.proposals.verify import verify_split
-from bridge.sam.load import EncoderType, Sam, load_sam
-from bridge.weights.checkpoints import network_fingerprint, weights_fingerprint
-from bridge.workers import for_images
+from bridge.runtime.command import run_command
+from bridge.runtime.ranks import gpu_of_process, parse_shard, shard_of_process
+from bridge.sam.networks import load_sam
+from bridge.sam.prompting import EncoderType
 from weaksam_jax.data.datasets import is_training, open_tags
-from weaksam_jax.data.images import load_image
-from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.store import (
-    SOURCES,
-    proposal_path,
-    write_manifest,
-    write_proposals,
-)
+from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, write_arrays
 
-# Raise when code here changes what is written for the same settings: old files are then redone.
-FORMAT = 2
-# Temporary files of killed processes are removed when they are older than this, in seconds: a
-# living one is there for milliseconds.
-LEFTOVER_AGE = 600
-# Same settings and versions, same files: cluster centres are scikit-learn's, resizing is Pillow's.
-_PACKAGES = (
-    *("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm"),
-    *("scikit-learn", "pillow"),
-)
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """What is written.
-
-    source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
-    image's tags, for training splits. "predicted": those that it predicts itself, for all others;
-    tags are not looked at. "tags_at_test_time": the tags of a test split, as the released
-    proposals of COCO's validation images were made; detectors that use them know at test time what
-    is in the image. prompts, proposals: for SAM. search: for selective search. clue_side: long side
-    of the stored maps.
-    """
-
-    source: Literal["sam", "selective_search"] = "sam"
-    labels: Literal["tags", "predicted", "tags_at_test_time"] = "tags"
-    prompts: PromptSettings = field(default_factory=PromptSettings)
-    proposals: ProposalSettings = field(default_factory=ProposalSettings)
-    search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
-    clue_side: int = 96
-
-    @classmethod
-    def preset(cls, name: PresetName, **changes) -> "ExportSettings":
-        """Settings by name: for SAM ViT-H, `sam_mini` (mini) or `sam_mini_lite` (light).
-
-        What a preset asks of the clue network: `bridge.presets.with_preset`.
-        """
-        preset = PRESETS[name]
-        return cls(prompts=preset.prompts, proposals=preset.proposals, **changes)
-
-    @property
-    def by_tags(self) -> bool:
-        """Whether tags are looked at."""
-        return self.labels != "predicted"
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What one call did. written, skipped: images. complete: the split now has its manifest."""
-
-    written: int
-    skipped: int
-    seconds: float
-    complete: bool
-
-
-def export_split(
-    split: TagSplit,
-    clue_network: ClueNetwork | None,
-    sam: Sam | None,
-    settings: ExportSettings,
-    root: str | Path,
-    clue_root: str | Path,
-    shard: tuple[int, int] = (0, 1),
-    progress: bool = True,
-    workers: int | None = None,
-) -> ExportReport:
-    """Writes proposals and clues of the images `records[i::n]`, for shard = (i, n).
-
-    `<root>/<split>/<xx>/<id>.safetensors` holds the proposals (`weaksam_jax.data.store`) and, with
-    a clue network, `<clue_root>/<split>/<xx>/<id>.safetensors` the clues: coarse, fine float16
-    `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`. An
-    image is skipped when its files are there and were made from the same settings, networks, image
-    and tags (metadata `fingerprint`). The manifest is written once every image of the split is
-    there; it is removed first when there is something to do. Without a clue network the prompts
-    are the grid alone. workers: images at a time (`bridge.workers`); the files do not depend on it.
-    Raises `BadInput` for an unreadable image.
-    """
-    if settings.source == "sam" and sam is None:
-        raise ValueError("proposals of source 'sam' need a SAM")
-    job = _Job(split.split, clue_network, sam, settings, Path(root), Path(clue_root))
-    mine = split.records[shard[0] :: shard[1]]
-    todo = [record for record in mine if not job.is_done(record)]
-    if todo:
-        (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
-    start = time.monotonic()
-    for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
-    complete = _finish(job, split)
-    seconds = time.monotonic() - start
-    return ExportReport(len(todo), len(mine) - len(todo), seconds, complete)
-
-
-class _Job:
-    """What all images of an export have in common."""
-
-    def __init__(
-        self,
-        split: str,
-        clue_network: ClueNetwork | None,
-        sam: Sam | None,
-        settings: ExportSettings,
-        root: Path,
-        clue_root: Path,
-    ):
-        self.split, self.settings, self.root, self.clue_root = split, settings, root, clue_root
-        self.sam = sam if settings.source == "sam" else None
-        self.clue_network = clue_network
-        self.networks = {
-            "sam": None if self.sam is None else weights_fingerprint(self.sam),
-            "clues": None if clue_network is None else network_fingerprint(clue_network),
-        }
-        used = asdict(settings)
-        del used["search" if settings.source == "sam" else "proposals"]
-        self.key = {"format": FORMAT, "settings": used, "networks": self.networks}
-        self.fingerprint_of_job = fingerprint(self.key)
-
-    def fingerprint(self, record: TagRecord) -> str:
-        tags = record.tags if self.settings.by_tags else None
-        try:
-            size = record.path.stat().st_size
-        except OSError as error:
-            hint = "restore the image or take it out of the data set"
-            raise BadInput(record.path, f"cannot be read ({error.strerror})", hint) from error
-        return fingerprint([self.key, record.image_id, record.width, record.height, size, tags])
-
-    def is_done(self, record: TagRecord) -> bool:
-        """Whether every file of the image is there and up to date."""
-        roots = [self.root] if self.clue_network is None else [self.root, self.clue_root]
-        expected = self.fingerprint(record)
-        return all(
-            stored_metadata(proposal_path(root, self.split, record.image_id)).get("fingerprint")
-            == expected
-            for root in roots
-        )
-
-    def run(self, record: TagRecord) -> None:
-        """Computes and writes one image's files, the proposals last."""
-        image = load_image(record.path)
-        height, width = image.shape[:2]
-        clues = None
-        if self.clue_network is not None:
-            clues = self.clue_network(image, record.tags if self.settings.by_tags else None)
-        prompts = self._prompts(clues, height, width)
-        metadata = {
-            "fingerprint": self.fingerprint(record),
-            "job": self.fingerprint_of_job,
-            "labels": self.settings.labels,
-            "networks": str(self.networks),
-        }
-        if clues is not None:
-            self._write_clues(record, clues, prompts, metadata)
-        if self.sam is not None:
-            proposals = propose(
-                self.sam, image, prompts, self.settings.proposals, image_id=record.image_id
-            )
-        else:
-            proposals = selective_search(image, self.settings.search, image_id=record.image_id)
-        counts = np.bincount(proposals.source, minlength=len(SOURCES))
-        metadata["counts"] = " ".join(str(count) for count in counts)
-        write_proposals(self.root, self.split, proposals, metadata)
-
-    def _prompts(self, clues: Clues | None, height: int, width: int) -> Prompts:
-        if clues is not None and len(clues.class_ids):
-            return prompt_points(clues, self.settings.prompts, height, width)
-        settings = self.settings.prompts
-        side = settings.grid_side if "grid" in settings.sources else 0
-        return Prompts(dense_grid(side, height, width), np.zeros((0, 5), np.float32))
-
-    def _write_clues(
-        self, record: TagRecord, clues: Clues, prompts: Prompts, metadata: dict[str, str]
-    ) -> None:
-        side = self.settings.clue_side
-        arrays = {
-            "coarse": shrink(clues.coarse, side),
-            "fine": shrink(clues.fine, side),
-            "class_ids": clues.class_ids.astype(np.int32),
-            "class_logits": clues.class_logits.astype(np.float32),
-            "points": prompts.points.astype(np.float32),
-        }
-        write_arrays(proposal_path(self.clue_root, self.split, record.image_id), arrays, metadata)
-
-
-def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
-    """Maps `[c, h, w]` as float16 with a long side of at most `long_side` (area average)."""
-    height, width = maps.shape[1:]
-    factor = min(1.0, long_side / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in maps]
-    return np.asarray(small, np.float16).reshape(len(maps), size[1], size[0])
-
-
-def stored_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty when it is missing or not whole."""
-    try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            return file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
-        return {}
-
-
-def _finish(job: _Job, split: TagSplit) -> bool:
-    """Writes the manifest if every image of the split is there; says whether it is.
-
-    Every process looks after its last file, so the last of them sees all files; two that end at the
-    same moment write the same bytes.
-    """
-    if not all(job.is_done(record) for record in split.records):
-        return False
-    _remove_leftovers((job.root / split.split, job.clue_root / split.split))
-    counts = np.asarray(
-        [
-            stored_metadata(proposal_path(job.root, split.split, one.image_id))["counts"].split()
-            for one in split.records
-        ],
-        int,
-    )
-    means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
-    # The tags of a split whose classes are predicted are not looked at, not even counted.
-    tagged = job.settings.by_tags
-    negatives = {"negatives": sum(not one.tags for one in split.records)} if tagged else {}
-    manifest = {
-        "dataset": split.dataset,
-        "split": split.split,
-        "labels": job.settings.labels,
-        "per_image": float(means.sum()),
-        "per_source": {name: float(mean) for name, mean in zip(SOURCES, means, strict=True)},
-        **negatives,
-        "fingerprint": job.fingerprint_of_job,
-        **job.key,
-        "versions": _versions(),
-    }
-    write_manifest(job.root, split.split, [one.image_id for one in split.records], manifest)
-    return True
-
-
-def _remove_leftovers(folders: Iterable[Path]) -> None:
-    """Deletes the temporary files that killed processes left behind."""
-    for path in (path for folder in folders for path in folder.glob("*/.*.tmp")):
-        try:
-            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-                path.unlink()
-        except FileNotFoundError:  # another process was faster
-            continue
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what computes the proposals."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n" with 0 <= i < n; `BadInput` otherwise."""
-    parts = text.split("/")
-    if len(parts) == 2 and all(part.isdecimal() for part in parts):
-        index, count = int(parts[0]), int(parts[1])
-        if index < count:
-            return index, count
-    raise BadInput(f"--shard {text}", "is no shard", "give i/n with 0 <= i < n, e.g. 0/4")
-
-
-def shard_of_process(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(i, n) of this process as torchrun or Slurm numbers it; (0, 1) under neither.
-
-    Raises `BadInput` when a variable is missing or no number.
-    """
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        found = environment.get(rank), environment.get(size)
-        if found == (None, None):
-            continue
-        try:
-            return parse_shard("/".join(str(value) for value in found))
-        except BadInput as error:
-            problem = f"are {found[0]} and {found[1]}, which is no shard"
-            raise BadInput(f"{rank} and {size}", problem, "give --shard i/n") from error
-    return 0, 1
-
-
-def gpu_of_process(environment: Mapping[str, str], gpus: int) -> int:
-    """Which of the visible GPUs is this process's, by its number on its machine."""
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name]) % gpus
-    return 0
-
-
-def clue_network(path: Path, preset: PresetName, split: TagSplit) -> ClueNetwork:
-    """The clue network of a weights file with a preset's settings, for the classes of a split.
-
-    Raises `BadInput` for a file that is no clue network or one of other classes.
-    """
-    return load_clues(path, split.classes, split.category_ids, PRESETS[preset].clue_use)
+Labels = Literal["auto", "tags", "predicted", "tags_at_test_time"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -364,14 +46,14 @@ def main(argv: list[str] | None = None) -> None:
         clues: Path | None = None,
         sam: str = "sam_mini",
         proposals: Literal["sam", "selective_search"] = "sam",
-        labels: Literal["auto", "tags", "predicted", "tags_at_test_time"] = "auto",
+        labels: Labels = "auto",
         preset: PresetName | Literal["auto"] = "auto",
         keep_decoded: bool = False,
         encoder_dtype: EncoderType = "float32",
         device: Literal["auto", "cpu"] = "auto",
         verify: bool = False,
     ) -> None:
-        """Proposals (and clues) of a split, one file an image; resumes where it stopped.
+        """Exports a split.
 
         Args:
             data: a data set: VOCdevkit, COCO folder, or images/ with tags.csv.
@@ -385,14 +67,14 @@ def main(argv: list[str] | None = None) -> None:
             proposals: where boxes come from.
             labels: classes asked of the clue network: the image's tags (training splits) or those
                 that it predicts [tags on a training split, predicted on others].
-                tags_at_test_time takes the tags of a test split, as the released COCO val
+                tags_at_test_time takes the tags of a test split, as the official COCO val
                 proposals did: for comparison only, results with it are not comparable to others.
-            preset: settings by data set and source (bridge/presets.py says what they are) [those
-                meant for the SAM; paper for a published one].
-            keep_decoded: store the box and scores of every mask that SAM decodes too (22 bytes a
+            preset: settings by data set and source (bridge/proposals/presets.py says what they
+                are) [those meant for the SAM; paper for a published one].
+            keep_decoded: store the box and scores of every mask that SAM decodes too (22 bytes per
                 mask), so that other thresholds and NMS need no second run.
             encoder_dtype: of SAM's image encoder; the others are faster on a GPU and move some
-                boxes by pixels (bridge/sam/agreement.py measures it).
+                boxes by pixels (bridge/proposals/agreement.py measures it).
             device: auto: the GPU of this process's local rank where there are GPUs.
             verify: check what OUT holds of the split, write nothing; 2 names the first bad file.
         """
@@ -400,22 +82,13 @@ def main(argv: list[str] | None = None) -> None:
         preset = preset_of_sam(sam) if preset == "auto" else preset
         tags = open_tags(data, split, PRESETS[preset].difficult_tags)
         if verify:
-            count = verify_split(out, tags.split, images=[one.image_id for one in tags.records])
-            return print(f"{count} images of {tags.split} are whole")
-        training = is_training(tags.split)
-        if labels == "auto":
-            labels = "tags" if training else "predicted"
-        if labels == "tags" and not training:
-            problem = f"tags: {split} is no training split, its tags are unknown at test time"
-            hint = "give --labels predicted, or tags_at_test_time to use them all the same"
-            raise BadInput("--labels", problem, hint)
-        settings = ExportSettings.preset(preset, source=proposals, labels=labels)
+            return _verify(out, tags)
+        settings = ExportSettings.preset(
+            preset, source=proposals, labels=_labels(labels, tags.split, split)
+        )
         decoding = {"keep_decoded": keep_decoded, "encoder_dtype": encoder_dtype}
         settings = replace(settings, proposals=replace(settings.proposals, **decoding))
-        place = torch.device("cpu")
-        if device == "auto" and torch.cuda.is_available():
-            place = torch.device("cuda", gpu_of_process(os.environ, torch.cuda.device_count()))
-            torch.cuda.set_device(place)  # what "cuda" means from here on
+        place = _device(device)
         network = None if clues is None else clue_network(clues, preset, tags)
         model = load_sam(sam).to(place) if proposals == "sam" else None
         report = export_split(tags, network, model, settings, out, out / "clues", part)
@@ -425,7 +98,33 @@ def main(argv: list[str] | None = None) -> None:
             f"{tags.split}, shard {part[0]}/{part[1]}: {state}"
         )
 
-    tyro.cli(command, args=argv, description=__doc__, prog="python -m bridge.export")
+    run_command(command, argv, "python -m bridge.export", __doc__)
+
+
+def _verify(out: Path, tags: TagSplit) -> None:
+    count = verify_split(out, tags.split, images=[one.image_id for one in tags.records])
+    print(f"{count} images of {tags.split} are whole")
+
+
+def _labels(asked: Labels, split: str, name: str) -> str:
+    """The label policy for a split (`name`: as the user wrote it); `BadInput` for a leak."""
+    training = is_training(split)
+    if asked == "auto":
+        return "tags" if training else "predicted"
+    if asked == "tags" and not training:
+        problem = f"tags: {name} is no training split, its tags are unknown at test time"
+        hint = "give --labels predicted, or tags_at_test_time to use them all the same"
+        raise BadInput("--labels", problem, hint)
+    return asked
+
+
+def _device(asked: Literal["auto", "cpu"]) -> torch.device:
+    """Where SAM runs; makes a GPU the one that "cuda" means from here on."""
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    place = torch.device("cuda", gpu_of_process(os.environ, torch.cuda.device_count()))
+    torch.cuda.set_device(place)
+    return place
 
 
 if __name__ == "__main__":

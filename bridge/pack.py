@@ -1,54 +1,17 @@
-"""A finished split as a few large files: ArrayRecord shards in place of one file an image.
+"""Packs a finished split of proposals, and its clues, into a few ArrayRecord shards, or checks one.
 
-`python -m bridge.pack --store DIR --split S --to DIR2` packs proposals, and clues if there are any;
-`python -m bridge.pack --store DIR --split S --verify` checks a store of either layout.
+Example: python -m bridge.pack --store runs/proposals --split trainval --to runs/packed
 
-Every command that reads a store reads a packed one too (layout: `weaksam_jax.data.packs`). Records
-are the files byte for byte. The first store is left as it is: delete it after verifying the other.
+With --verify in place of --to it checks a store, packed or not. Every command that reads a store
+reads a packed one too. The first store is left as it is: delete it after verifying the other.
 """
 
 from pathlib import Path
 
-import tyro
-
+from bridge.proposals.packing import pack_split
 from bridge.proposals.verify import verify_split
-from weaksam_jax.data.packs import INDEX, open_pack, write_pack
-from weaksam_jax.data.store import proposal_path, read_manifest, write_manifest
+from bridge.runtime.command import run_command
 from weaksam_jax.errors import BadInput
-
-
-def pack_split(
-    root: str | Path,
-    split: str,
-    to: str | Path,
-    clue_root: str | Path | None = None,
-    per_shard: int = 1024,
-) -> int:
-    """Packs a finished split of the store `root` into the store `to`; returns the images.
-
-    Clues under `clue_root` (None: `<root>/clues`, if any) go to `<to>/clues`. The manifest is
-    copied last. Raises `BadInput` for a split that is not finished or holds a bad file
-    (`verify_split` runs first), and when `to` is the store itself.
-    """
-    root, to = Path(root), Path(to)
-    clue_root = root / "clues" if clue_root is None else Path(clue_root)
-    if to.resolve() == root.resolve():
-        raise BadInput(to, "is the store itself", "give another folder; the old one is left alone")
-    if open_pack(root / split) is not None:
-        raise BadInput(root / split / INDEX, "is a packed store", "give the store of single files")
-    has_clues = (clue_root / split).is_dir()
-    verify_split(root, split, clue_root if has_clues else None)
-    manifest = read_manifest(root, split)
-    images = manifest.pop("images")
-    (to / split / "manifest.json").unlink(missing_ok=True)
-    folders = [(root, to)]
-    if has_clues:
-        folders.insert(0, (clue_root, to / "clues"))
-    for source, target in folders:
-        files = (proposal_path(source, split, image_id).read_bytes() for image_id in images)
-        write_pack(target / split, images, files, per_shard)
-    write_manifest(to, split, images, manifest)
-    return len(images)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         verify: bool = False,
         per_shard: int = 1024,
     ) -> None:
-        """A finished split into ArrayRecord shards, or the check of a store.
+        """Packs a split.
 
         Args:
             store: the folder that bridge.export wrote (its --out).
@@ -71,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             clues: the folder of the clues [STORE/clues; of a run directory RUN/clues].
             verify: check STORE (packed or not) instead: every file whole and of one export, boxes
                 inside the image, manifest agrees. Ends with 2 and names the first bad file if not.
-            per_shard: images a shard.
+            per_shard: images per shard.
         """
         if verify == (to is not None):
             raise BadInput("--to", "and --verify exclude each other", "give one of the two")
@@ -83,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             count = pack_split(store, split, to, clues, per_shard)
             print(f"{count} images of {split} packed into {to}")
 
-    tyro.cli(command, args=argv, description=__doc__, prog="python -m bridge.pack")
+    run_command(command, argv, "python -m bridge.pack", __doc__)
 
 
 if __name__ == "__main__":

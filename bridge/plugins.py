@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.clues.load import ClueSettings, load_clues
-from bridge.proposals.packed_masks import unpack
-from bridge.sam.load import load_sam
+from bridge.clues.networks import ClueSettings, load_clues
+from bridge.sam.networks import load_sam
+from bridge.sam.packed_masks import unpack
 from bridge.sam.pseudo_masks import MaskSettings, box_masks
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import read_json

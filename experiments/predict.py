@@ -48,11 +48,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(options: Predict) -> list[dict]:
     """Detects, adds masks, writes a picture a photo; returns COCO results."""
+    from weaksam_jax.detectors.faster_rcnn.detect import detect_retrain
+
     from experiments.pipeline.clues import fresh_logits
     from experiments.pipeline.config import RoadSettings, restore
     from weaksam_jax.data.images import image_size
     from weaksam_jax.data.records import TagRecord, TagSplit
-    from weaksam_jax.detectors.faster_rcnn.detect import detect_retrain
     from weaksam_jax.engine.checkpoint import load_params
 
     pgt_path = options.run / "pgt" / "pgt.json"
@@ -87,8 +88,8 @@ def predict(options: Predict) -> list[dict]:
 
 def add_masks(results: list[dict], split, sam_name: str) -> None:
     """Puts `segmentation` (RLE) into the results: SAM prompted by each box."""
-    from bridge.proposals.packed_masks import encode_rle
-    from bridge.sam.load import load_sam
+    from bridge.sam.networks import load_sam
+    from bridge.sam.packed_masks import encode_rle
     from bridge.sam.pseudo_masks import MaskSettings, box_masks
     from weaksam_jax.boxes import from_xywh
     from weaksam_jax.data.images import load_image

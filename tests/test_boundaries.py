@@ -49,8 +49,8 @@ def test_importing_every_module_leaves_the_other_world_out(package, forbidden):
         ),
         (
             "weaksam_jax/detectors/mil/train.py",
-            "from bridge.sam.load import load_sam\n",
-            "bridge.sam.load.load_sam",
+            "from bridge.sam.networks import load_sam\n",
+            "bridge.sam.networks.load_sam",
         ),
         (
             "weaksam_jax/detectors/mil/train.py",

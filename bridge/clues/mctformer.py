@@ -1,14 +1,15 @@
 """MCTformer-V2 as a source of clues (Xu et al., CVPR 2022, arXiv 2203.02891).
 
 The network is WeakTr's without the fusion (WeakTr grew out of it), so the checkpoint has WeakTr's
-keys less `adaptive_attention_fusion.*`, and `bridge.clues.weaktr_net` computes it: coarse CAM = ReLU of
-the 3 x 3 head; cross maps = class-to-patch attention; fine CAM = patch-to-patch attention, averaged
-over all heads and layers, applied once to (class-to-patch attention averaged over heads and the
-last layers) * coarse CAM. Mean or sum of maps does not matter: every map is min-max normalised.
+keys less `adaptive_attention_fusion.*`, and `bridge.clues.weaktr_net` computes it: coarse CAM =
+ReLU of the 3 x 3 head; cross maps = class-to-patch attention; fine CAM = patch-to-patch attention,
+averaged over all heads and layers, applied once to (class-to-patch attention averaged over heads
+and the last layers) * coarse CAM. Mean or sum of maps does not matter: every map is min-max
+normalised.
 
 What we do not know: WeakSAM does not say how it took three kinds of maps from MCTformer, nor which
-checkpoint; this is the notes' reading (10-clues-and-proposals.md, section 5). MCTformer's code has
-no licence and was not read, so the resized position embedding, the unused final norm, class logits
+checkpoint; this is the reading of docs/provenance/proposals.md, section 5. MCTformer's code has no
+licence and was not read, so the resized position embedding, the unused final norm, class logits
 as the mean of the class tokens, and views of 1, 0.8 and 1.2 are WeakTr's. V1 (no 3 x 3 head) and
 MCTformer+ are not read.
 """
@@ -16,7 +17,8 @@ MCTformer+ are not read.
 from dataclasses import replace
 from pathlib import Path
 
-from bridge.clues.weaktr import WeakTr, filled, read_config, read_tensors
+from bridge.clues.weaktr import WeakTr, read_config
+from bridge.weights.checkpoints import filled, read_tensors
 from weaksam_jax.errors import BadInput
 
 LAST_LAYERS = 3  # our choice; the paper fuses the class-to-patch attention of a few last layers

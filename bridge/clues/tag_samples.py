@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bridge import torchvision_ops  # noqa: F401  (makes timm's torchvision importable)
 from bridge.clues.weaktr import to_tensor
+from bridge.runtime import torchvision_ops  # noqa: F401  (makes timm's torchvision importable)
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput

@@ -1,7 +1,7 @@
 """WeakTr as a source of clues: reading checkpoints, and multi-view inference on photographs."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bridge.clues.maps import Clues, map_size, minmax, predicted_classes
+from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
 from bridge.clues.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
-from bridge.weights.checkpoints import read_checkpoint
+from bridge.weights.checkpoints import filled, read_tensors
+from bridge.weights.pixels import IMAGENET_MEAN, IMAGENET_STD
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays, write_arrays
 
 __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_tensor"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_LONG = 640
 # Of maps that are enlarged together (more at a time would not be faster).
 PIXELS_AT_ONCE = 2**22
 FUSION_PREFIX = "adaptive_attention_fusion."
 PUBLISHED_DEPTH = 12
-RELEASED_LAYERS = (8, 9)  # whose cross-attention the released code looks at: the 9th and 10th
+OFFICIAL_LAYERS = (8, 9)  # whose cross-attention the official code looks at: the 9th and 10th
 
 
 def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
@@ -33,8 +31,8 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
 
     Classes, sizes and the generation of the fusion are read off the names and shapes. fusion:
     "auto" takes the checkpoint's generation ("v3" or "v1"); asking for one it does not have is an
-    error; "uniform" leaves the fusion weights aside and averages all maps, which is what the
-    released WeakSAM code computes with the linked checkpoint. Raises `BadInput`, naming the keys,
+    error; "uniform" leaves the fusion weights aside and averages all maps, which is what WeakSAM's
+    official code computes with the checkpoint that it links to. Raises `BadInput`, naming the keys,
     when anything else is missing, left over or of another shape.
     """
     if fusion not in ("auto", *FUSIONS):
@@ -49,31 +47,6 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
         state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
     hint = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
     return filled(WeakTr(config), state, path, hint)
-
-
-def filled(model: WeakTr, state: Mapping[str, Tensor], path: str | Path, hint: str) -> WeakTr:
-    """The network in evaluation mode with these weights; `BadInput` naming keys that do not fit."""
-    check_keys(path, model.state_dict(), state, hint)
-    model.load_state_dict(state)
-    return model.eval().requires_grad_(False)
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and metadata, of a `.safetensors` file or a PyTorch checkpoint.
-
-    Raises `BadInput` when the file is missing, truncated or something else.
-    """
-    if Path(path).suffix != ".safetensors":
-        return read_checkpoint(path), {}
-    arrays, metadata = read_arrays(path)
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}, metadata
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file atomically; the same content gives the same bytes."""
-    write_arrays(
-        path, {name: value.detach().cpu().numpy() for name, value in tensors.items()}, metadata
-    )
 
 
 def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
@@ -105,28 +78,6 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str)
     return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem, reach=reach)
 
 
-def check_keys(
-    path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], hint: str
-) -> None:
-    """Raises `BadInput` with that hint, naming what does not fit."""
-    problems = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "not known": sorted(state.keys() - wanted.keys()),
-        "of another shape": [
-            f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
-            for k, v in wanted.items()
-            if k in state and state[k].shape != v.shape
-        ],
-    }
-    told = [
-        f"keys {kind}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" * (len(names) > 8))
-        for kind, names in problems.items()
-        if names
-    ]
-    if told:
-        raise BadInput(path, "; ".join(told), hint)
-
-
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 RGB `[H, W, 3]` -> float32 `[3, H, W]`, ImageNet-normalised."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -137,8 +88,8 @@ def to_tensor(image: np.ndarray) -> Tensor:
 class WeakTrClues:
     """Clue network: WeakTr over several scales, each also mirrored.
 
-    views: scales of the image (the first decides predicted classes; published: 1, 0.8, 1.2).
-    cross_layers: which layers give cross-attention maps (0-based); None is the released choice,
+    tta_scales: of the image (the first decides predicted classes; published: 1, 0.8, 1.2).
+    cross_layers: which layers give cross-attention maps (0-based); None is the official choice,
     9th and 10th of 12, at the same relative depth in a network of another depth. resize_long: long
     side in pixels to which the image is brought before the views (None: its own size, but at most
     640, COCO's, as attention needs memory with the fourth power of the side). slots: the classes of
@@ -156,16 +107,16 @@ class WeakTrClues:
     def __init__(
         self,
         model: WeakTr,
-        views: tuple[float, ...] = (1.0, 0.8, 1.2),
+        tta_scales: tuple[float, ...] = (1.0, 0.8, 1.2),
         cross_layers: tuple[int, ...] | None = None,
         resize_long: int | None = None,
         slots: tuple[int, ...] | None = None,
     ):
         self.config, depth = model.config, model.config.depth  # not all of it shows in the weights
-        self.model, self.views, self.resize_long = model.eval(), views, resize_long
+        self.model, self.tta_scales, self.resize_long = model.eval(), tta_scales, resize_long
         self.slots = tuple(range(model.config.classes)) if slots is None else slots
         self.cross_layers = (
-            at_depth(RELEASED_LAYERS, depth) if cross_layers is None else cross_layers
+            at_depth(OFFICIAL_LAYERS, depth) if cross_layers is None else cross_layers
         )
         if not all(0 <= layer < depth for layer in self.cross_layers):
             raise ValueError(f"cross_layers {self.cross_layers} of a network of {depth} layers")
@@ -183,7 +134,7 @@ class WeakTrClues:
         total: list[Tensor] = []  # coarse, fine, cross
         slots, logits = np.asarray(self.slots), None
         ids = None if class_ids is None else np.asarray(sorted(class_ids), np.int64)
-        for scale in self.views:
+        for scale in self.tta_scales:
             view = to_tensor(self._resized(image, scale)).to(device)
             chosen = slots if ids is None else slots[ids]
             chosen = torch.as_tensor(chosen, device=device)

@@ -1,8 +1,8 @@
-"""WeakTr: a vision transformer with one token a class, and its attention fused into CAMs.
+"""WeakTr: a vision transformer with one token per class, and its attention fused into CAMs.
 
-Written from the description in the WeakTr paper (arXiv 2304.01184) and notes on its published
-checkpoints, whose key layout `WeakTr.state_dict()` has. Sizes are free (`WeakTrConfig`); the
-defaults are the published network (DeiT-S, patch 16).
+Written from the description in the WeakTr paper (arXiv 2304.01184) and the facts of its published
+checkpoints (docs/provenance/proposals.md, section 1), whose key layout `WeakTr.state_dict()` has.
+Sizes are free (`WeakTrConfig`); the defaults are the published network (DeiT-S, patch 16).
 """
 
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ class FusionV3(nn.Module):
         self.attn_feat_ffn = nn.Sequential(nn.Linear(head_dim, feature), nn.Linear(feature, 1))
 
     def forward(self, outputs: list[Tensor], attention: list[Tensor]) -> Tensor:
-        """outputs: `[B, N, D]` a layer -> weights `[B, heads * layers]` in (0, 1).
+        """outputs: `[B, N, D]` per layer -> weights `[B, heads * layers]` in (0, 1).
 
         The channels are read as (D / heads, heads), so the head is the fastest index. That is not
         how attention lays its heads out, but it is what the checkpoints were trained with.
@@ -156,7 +156,7 @@ class FusionV1(nn.Module):
         )
 
     def forward(self, outputs: list[Tensor], attention: list[Tensor]) -> Tensor:
-        """attention: `[B, heads, N, N]` a layer -> weights `[B, heads * layers]` in (0, 1)."""
+        """attention: `[B, heads, N, N]` per layer -> weights `[B, heads * layers]` in (0, 1)."""
         means = torch.stack([maps.mean((-2, -1)) for maps in attention], dim=2)
         return self.fc(means.flatten(1)).sigmoid()
 

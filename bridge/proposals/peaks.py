@@ -7,7 +7,7 @@ import numpy as np
 def peak_points(
     maps: np.ndarray, kernel: int, threshold: float, max_peaks: int = 25
 ) -> list[np.ndarray]:
-    """Local maxima of every map, best first (WeakSAM, Algorithm 1; released code for ties and cap).
+    """Local maxima of every map, best first (WeakSAM, Algorithm 1; official code for ties and cap).
 
     A pixel is a peak when it is the largest of the `kernel` x `kernel` window around it and at
     least `threshold`. Of the `max_peaks` best (equal values in raster order), one that lies nearer

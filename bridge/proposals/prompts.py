@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from bridge.clues.maps import Clues
+from bridge.clues.interface import Clues
 from bridge.proposals.peaks import peak_points
 from weaksam_jax.data.store import SOURCES
 
@@ -21,7 +21,7 @@ class PromptSettings:
     sources: which kinds of prompts, out of "grid", "coarse", "fine", "cross". kernel_*: side of
     the peak window in image pixels, odd. threshold: least peak value on a min-max normalised map.
     max_peaks: most peaks of a map. cross_divisor: n cross points become max(1, n // divisor)
-    cluster centres; None keeps the points. grid_side: points a row and column of the dense grid.
+    cluster centres; None keeps the points. grid_side: points per row and column of the dense grid.
     relative_kernel: kernels are meant for a long side of 500 pixels and scale with the image.
     """
 
@@ -41,8 +41,8 @@ class PromptSettings:
         return cls(kernel_coarse=129, kernel_fine=129)
 
     @classmethod
-    def release(cls) -> "PromptSettings":
-        """The released VOC07 commands: kernels 17, 17, 129; cross points are not clustered."""
+    def official(cls) -> "PromptSettings":
+        """The official VOC07 commands: kernels 17, 17, 129; cross points are not clustered."""
         return cls(cross_divisor=None)
 
     @classmethod
@@ -75,8 +75,8 @@ def prompt_points(
     """All prompts of an image of that size (None: the size of the maps divided by their scale).
 
     Points of one source are in order of class, then map, best first. Cluster centres of cross
-    points are truncated to whole pixels, have value 1 and no class (released code, section 2.2 of
-    the notes on clues). Deterministic.
+    points are truncated to whole pixels, have value 1 and no class (official code,
+    docs/provenance/proposals.md, section 2.2). Deterministic.
     """
     map_height, map_width = clues.coarse.shape[-2:]
     height = round(map_height / clues.scale) if height is None else height

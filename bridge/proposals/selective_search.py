@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from bridge.torchvision_ops import nms
+from bridge.runtime.torchvision_ops import nms
 from weaksam_jax.boxes import area, clip
 from weaksam_jax.data.store import SOURCES, Proposals
 from weaksam_jax.errors import BadInput

@@ -127,7 +127,7 @@ def _wrong_means(manifest: dict, counts: np.ndarray) -> Iterator[str]:
     """What the manifest says of the number of boxes and is not so."""
     means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
     if not np.isclose(manifest["per_image"], means.sum()):
-        yield f"says {manifest['per_image']:g} boxes an image, there are {means.sum():g}"
+        yield f"says {manifest['per_image']:g} boxes per image, there are {means.sum():g}"
     for name, mean in zip(SOURCES, means, strict=True):
         if not np.isclose(manifest["per_source"].get(name, 0), mean):
             yield f"says {manifest['per_source'].get(name, 0):g} {name} boxes, there are {mean:g}"

@@ -4,7 +4,7 @@ Same masks and predicted IoU as `segment_anything`'s `MaskDecoder`, up to roundi
 done in another order:
 
 - In the first layer all prompts see the same image tokens, so their keys and values (token to image
-  attention) and queries (image to token attention) are computed once an image.
+  attention) and queries (image to token attention) are computed once per image.
 - A prompt has few tokens and the image thousands. Elsewhere the projections of image tokens are
   therefore moved to the prompt's side: q . (W x) = (W' q) . x and sum(a W x) = W sum(a x).
 - Only the asked mask tokens read the image a last time and become masks. The transposed
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer

@@ -8,7 +8,7 @@ becomes 64 x 64 tokens as in SAM, and SAM's neck of two convolutions. The publis
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bridge.proposals.packed_masks import encode_rle, pack_above, pixel_counts
-from bridge.sam.load import PromptedImage, Sam
-from bridge.weights.checkpoints import weights_fingerprint
-from bridge.workers import for_images
+from bridge.runtime.workers import for_images
+from bridge.sam.networks import Sam
+from bridge.sam.packed_masks import encode_rle, pack_above, pixel_counts
+from bridge.sam.prompting import PromptedImage
+from bridge.weights.fingerprints import weights_fingerprint
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
@@ -22,12 +23,12 @@ from weaksam_jax.files import fingerprint, read_json, write_json
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """How a box becomes a mask (the paper does not say; no code for it was released).
+    """How a box becomes a mask (neither the paper nor the official code says).
 
     best_of_three: of SAM's three masks the one of highest predicted IoU; else the single mask,
     which SAM advises for prompts that are not ambiguous. clip_to_box: pixels outside of the box are
     cleared. empty: what becomes of a box whose mask is empty: "drop" it (and count), or fill the
-    "box". chunk: prompts a decoder pass.
+    "box". chunk: prompts per decoder pass.
     """
 
     best_of_three: bool = False
@@ -60,7 +61,7 @@ def pseudo_masks(
     score, ...) and gets segmentation (RLE, counts as text), area of the mask, iscrowd 0 and
     predicted_iou; the key `info` says how. Finished images are kept beside the file in
     `<name>.parts` until the whole file is written, so a killed run goes on where it stopped.
-    workers: images at a time (`bridge.workers`); the file does not depend on it.
+    workers: images at a time (`bridge.runtime.workers`); the file does not depend on it.
     Raises `BadInput` when an annotated image is not in `images` or cannot be read.
     """
     out_path = Path(out_path)
@@ -131,8 +132,9 @@ def box_masks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks of boxes float32 `[n, 4]` (see `weaksam_jax.boxes`) in an image uint8 `[H, W, 3]`.
 
-    Returns packed masks uint8 `[n, H, ceil(W / 8)]` (`bridge.proposals.packed_masks`), predicted IoU float32
-    `[n]` and a bool `[n]`: SAM's mask was empty (it stays so unless `settings.empty` is "box").
+    Returns packed masks uint8 `[n, H, ceil(W / 8)]` (`bridge.sam.packed_masks`), predicted IoU
+    float32 `[n]` and a bool `[n]`: SAM's mask was empty (it stays so unless `settings.empty` is
+    "box").
     """
     height, width = image.shape[:2]
     prompted = PromptedImage(sam, image)

@@ -1,26 +1,21 @@
-"""Reading published PyTorch checkpoints without running what is inside them; fingerprints."""
+"""Tensors of weights files: read without running what is inside, checked by name, written."""
 
-import dataclasses
-import hashlib
-import pickle
-import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from bridge.weights.pickles import BROKEN
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint
+from weaksam_jax.files import read_arrays, write_arrays
 
-# What torch.load raises on a file that is cut short, empty, of another kind, or holds objects.
-_BROKEN = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError),
-    *(pickle.UnpicklingError, struct.error),
-)
+Network = TypeVar("Network", bound=nn.Module)
+NAMES_SHOWN = 8  # of the tensors that do not fit
 
 
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a `.pth`/`.pt`/`.bin` checkpoint, on the CPU.
 
     A file `{"model": {...}}` or `{"state_dict": {...}}` is unwrapped, and the prefix `module.`
@@ -28,70 +23,89 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     (`weights_only=True`). Raises `BadInput` when the file is missing, truncated or holds no
     tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        problem = "is no file" if path.exists() else "does not exist"
-        raise BadInput(path, problem, "check the path of the weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
-        # torch's first line advises to switch the safe reading off: it must not be passed on.
-        first = (str(error).splitlines() or [""])[0].split(" In PyTorch 2.6")[0]
-        first = first.split(". ")[0]
-        first = first if " " in first else type(error).__name__  # a bare key or byte says nothing
-        hint = "download it again; files that hold more than tensors are refused"
-        raise BadInput(path, f"is no whole PyTorch checkpoint ({first})", hint) from error
+    content = _load(Path(path))
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict):
-        raise BadInput(path, "holds no named tensors", "give a state_dict file")
+    named = content.items() if isinstance(content, dict) else ()
     tensors = {
         str(name).removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
+        for name, value in named
+        if isinstance(value, Tensor)
     }
     if not tensors:
         raise BadInput(path, "holds no named tensors", "give a state_dict file")
     return tensors
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """SHA-256 (first 16 hex digits) of a network's named tensors: same weights, same text."""
-    return tensors_fingerprint(module.state_dict())
+def _load(path: Path) -> Any:
+    """The content of a PyTorch checkpoint."""
+    if not path.is_file():
+        problem = "is no file" if path.exists() else "does not exist"
+        raise BadInput(path, problem, "check the path of the weights")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except BROKEN as error:
+        # torch's first line advises to switch the safe reading off: it must not be passed on.
+        first = (str(error).splitlines() or [""])[0].split(" In PyTorch 2.6")[0]
+        first = first.split(". ")[0]
+        first = first if " " in first else type(error).__name__  # a bare key or byte says nothing
+        hint = "download it again; files that hold more than tensors are refused"
+        raise BadInput(path, f"is no whole PyTorch checkpoint ({first})", hint) from error
 
 
-def tensors_fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 (first 16 hex digits) of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()[:16]
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and metadata, of a `.safetensors` file or a PyTorch checkpoint.
 
-
-def network_fingerprint(network: object) -> str:
-    """Same text for clue networks that compute the same.
-
-    The network's own attribute `fingerprint` when it has one, else of its attributes: tensors and
-    those of torch modules, frozen settings, and numbers, texts and tuples as they are. Raises
-    TypeError for others: they cannot be compared from one process to the next.
+    Raises `BadInput` when the file is missing, truncated or something else.
     """
-    own = getattr(network, "fingerprint", None)
-    if own is not None:
-        return str(own)
-    parts = {}
-    for name, value in vars(network).items():
-        if isinstance(value, nn.Module):
-            parts[name] = weights_fingerprint(value)
-        elif isinstance(value, torch.Tensor):
-            parts[name] = tensors_fingerprint({"": value})
-        elif dataclasses.is_dataclass(value):
-            parts[name] = dataclasses.asdict(value)
-        elif isinstance(value, (bool, int, float, str, tuple, list, type(None))):
-            parts[name] = repr(value)
-        else:
-            kind = type(network).__name__
-            raise TypeError(f"{kind}.{name} cannot be compared; give {kind} a fingerprint")
-    return fingerprint([type(network).__name__, parts])
+    if Path(path).suffix != ".safetensors":
+        return read_checkpoint(path), {}
+    arrays, metadata = read_arrays(path)
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}, metadata
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file atomically; the same content gives the same bytes."""
+    arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+    write_arrays(path, arrays, metadata)
+
+
+def check_keys(
+    path: str | Path, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], hint: str
+) -> None:
+    """`BadInput` with that hint, naming the tensors of `state` that are not those `wanted`."""
+    problems = {
+        "missing": sorted(wanted.keys() - state.keys()),
+        "not known": sorted(state.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    told = [f"keys {kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise BadInput(path, "; ".join(told), hint)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def filled(
+    network: Network,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    hint: str,
+    assign: bool = False,
+) -> Network:
+    """The network with these weights, frozen, in evaluation mode.
+
+    assign: take the tensors themselves instead of copying them (`load_state_dict`). Raises
+    `BadInput` naming keys that do not fit.
+    """
+    check_keys(path, network.state_dict(), state, hint)
+    network.load_state_dict(state, assign=assign)
+    return network.eval().requires_grad_(False)

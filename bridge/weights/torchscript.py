@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from bridge.weights.pickles import BROKEN
 from weaksam_jax.errors import BadInput
 
 _STORAGES = {
@@ -23,11 +24,6 @@ _STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-# What unpickling a damaged or foreign archive raises.
-_BROKEN = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, RuntimeError),
-    *(ValueError, LookupError, TypeError, AttributeError),
-)
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -51,7 +47,7 @@ def torchscript_tensors(path: str | Path) -> dict[str, Tensor]:
             with archive.open(data) as file:
                 root = _Unpickler(file, archive, data.removesuffix("data.pkl")).load()
             return dict(_named_tensors(root, ""))
-    except _BROKEN as error:
+    except BROKEN as error:
         hint = "download it again; archives that hold more than modules and tensors are refused"
         raise BadInput(path, f"is no whole TorchScript archive ({error})", hint) from error
 

@@ -138,10 +138,11 @@ def _peaks_of_one(one: torch.Tensor) -> list[tuple[int, int]]:
 def proposals() -> Entry:
     from segment_anything import SamPredictor
 
-    import bridge.torchvision_ops  # noqa: F401
-    from bridge.proposals.generate import ProposalSettings, propose
+    import bridge.runtime.torchvision_ops  # noqa: F401
     from bridge.proposals.prompts import Prompts, dense_grid
-    from bridge.sam.load import load_sam
+    from bridge.proposals.sam_proposals import propose
+    from bridge.proposals.selection import ProposalSettings
+    from bridge.sam.networks import load_sam
 
     network = load_sam("sam_mini")
     image = np.random.default_rng(0).integers(0, 255, (144, 192, 3), dtype=np.uint8)

@@ -119,8 +119,9 @@ def _row(found: Measured, images: int, options: BenchMil) -> dict:
 
 def schedule_hours(images_per_s: float) -> dict[str, float]:
     """Hours of the recipes of MIST at that speed (of one padded size: an estimate)."""
-    made = {name: recipe("mist") for name, recipe in vars(recipes).items() if name in DATA}
-    return {name: round(s.steps * s.batch / images_per_s / 3600, 2) for name, s in made.items()}
+    optims = {name: getattr(recipes, name)("mist").optim for name in DATA}
+    images = {name: optim.steps * optim.batch_size for name, optim in optims.items()}
+    return {name: round(count / images_per_s / 3600, 2) for name, count in images.items()}
 
 
 def main(argv: Sequence[str]) -> None:

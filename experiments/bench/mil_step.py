@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from experiments.bench.entry import random_boxes, random_image
-from weaksam_jax.detectors.mil import recipes
+from weaksam_jax.detectors.mil import MilDetector, recipes
+from weaksam_jax.settings import change
 
 CLASSES, TAGS, LR = 20, (3, 7, 14), 1e-5
 WIDTH = 4096  # of fc6 and fc7
@@ -65,40 +66,37 @@ def inputs(proposals: int, size: tuple[int, int], batch: int) -> dict[str, np.nd
     }
 
 
-def settings_of(job: dict):
+def detector_of(job: dict) -> MilDetector:
     """The recipe at the size of a job: its dtype, width, padded size, proposals and batch."""
-    return replace(
-        recipes.voc07("mist"),
-        width=job["width"],
-        dropout=0.0,
-        dtype=job["dtype"],
-        scales=((tuple(job["size"]),),),
-        max_proposals=job["proposals"],
-        batch=job["batch"],
-        warmup=0,
-        init="scratch",
-    )
+    values = {
+        "model.width": job["width"],
+        "model.dropout": 0.0,
+        "model.dtype": job["dtype"],
+        "optim.batch_size": job["batch"],
+        "optim.warmup": 0,
+        "optim.init": "scratch",
+        "data.scales": ((tuple(job["size"]),),),
+        "data.max_proposals": job["proposals"],
+    }
+    return MilDetector(change(recipes.voc07("mist"), values), CLASSES)
 
 
 def our_step(job: dict) -> tuple[Callable[[], float], dict]:
     """(a step that returns its loss, the fields of `Measured` that its program knows)."""
     import jax
 
-    from weaksam_jax.detectors.mil.network import build_model
-    from weaksam_jax.detectors.mil.optimizer import make_optimizer
-    from weaksam_jax.detectors.mil.train import detector_loss
-    from weaksam_jax.engine.checkpoint import load_params
     from weaksam_jax.engine.mesh import data_mesh, put_batch
     from weaksam_jax.engine.step import create_state, make_train_step
+    from weaksam_jax.engine.train import frozen_loss
+    from weaksam_jax.engine.weights import load_params
 
-    settings = settings_of(job)
-    model, mesh = build_model(settings, CLASSES), data_mesh()
-    tx = make_optimizer(settings, LR, settings.steps)
+    detector, mesh = detector_of(job), data_mesh()
+    tx = detector.optimizer()
     state = [create_state(load_params(job["weights"]), tx, jax.random.key(0), mesh)]
     batch = put_batch(inputs(job["proposals"], tuple(job["size"]), job["batch"]), mesh)
-    loss_fn = lambda *args: detector_loss(model, settings, *args)  # noqa: E731
+    step_fn = make_train_step(frozen_loss(detector), tx, mesh)
     with jax.default_matmul_precision(job["precision"]):
-        compiled = make_train_step(loss_fn, tx, mesh).lower(state[0], batch).compile()
+        compiled = step_fn.lower(state[0], batch).compile()
     known = {"flops": (compiled.cost_analysis() or {}).get("flops")}
     if plan := compiled.memory_analysis():
         beside = plan.output_size_in_bytes - plan.alias_size_in_bytes  # the state is donated
@@ -116,11 +114,11 @@ def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
     """As `our_step`, in plain PyTorch on a CPU."""
     import torch
 
-    from bridge.weights.vgg import published_tensors
+    from bridge.weights.wetectron import wetectron_back
     from experiments.bench.torch_mil_step import make_adam, mist_loss
     from weaksam_jax.files import read_arrays
 
-    state = published_tensors("weights", read_arrays(job["weights"])[0], "wetectron")
+    state = wetectron_back("weights", read_arrays(job["weights"])[0])["model"]
     batch = inputs(job["proposals"], tuple(job["size"]), 1)
     mean = np.asarray([102.9801, 115.9465, 122.7717], np.float32)
     image = torch.from_numpy(batch["image"][..., ::-1] - mean).permute(0, 3, 1, 2).contiguous()
@@ -164,14 +162,10 @@ def write_weights(path: Path, width: int) -> Path:
     """Seeded fresh weights of the recipe's network, once for both forms."""
     import jax
 
-    from weaksam_jax.detectors.mil.network import build_model, network_input
-    from weaksam_jax.engine.checkpoint import save_params
+    from weaksam_jax.engine.weights import save_params
 
     job = {"dtype": "float32", "width": width, "size": (64, 64), "proposals": 8, "batch": 1}
-    settings, batch = settings_of(job), inputs(8, (64, 64), 1)
-    start = (*network_input(settings, batch), batch["boxes"], batch["prior"])
-    params = jax.jit(build_model(settings, CLASSES).init)(jax.random.key(0), *start)["params"]
-    save_params(path, params)
+    save_params(path, detector_of(job).init(jax.random.key(0), inputs(8, (64, 64), 1)))
     return path
 
 

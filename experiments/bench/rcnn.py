@@ -2,7 +2,7 @@
 
 One training step (losses, gradients, SGD) and one inference, of one image. torchvision's RoIAlign
 is its own Python form, for its compiled operators are missing on CPU-only torch (its NMS is
-`bridge.torchvision_ops`'). `rcnn_step_<rois>_<height>x<width>` show how the step grows.
+`bridge.runtime.torchvision_ops`'). `rcnn_step_<rois>_<height>x<width>` show how the step grows.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ CLASSES, OBJECTS = 20, 5
 
 def torchvision_model(rois: int):
     """torchvision's Faster R-CNN R50-FPN, its norms frozen, with seeded random weights."""
-    import bridge.torchvision_ops  # noqa: F401
+    import bridge.runtime.torchvision_ops  # noqa: F401
 
     # isort: split
     import torchvision.ops.poolers
@@ -51,11 +51,11 @@ def torchvision_model(rois: int):
 def our_parts(model, size: tuple[int, int], rois: int):
     """(settings, model, parameters) with torchvision's weights and conventions."""
     import flax.traverse_util
-
-    from bridge.weights.faster_rcnn import BATCH_NORM_EPSILON, to_ours
-    from bridge.weights.names import TORCHVISION
-    from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings
     from weaksam_jax.detectors.faster_rcnn.network import build_model
+
+    from bridge.weights.faster_rcnn_torchvision import TORCHVISION
+    from bridge.weights.r50_fpn import BATCH_NORM_EPSILON, to_ours
+    from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings
     from weaksam_jax.detectors.faster_rcnn.recipes import voc07
 
     settings = replace(
@@ -107,8 +107,8 @@ def step_case(rois: int = 512, size: tuple[int, int] = (480, 640)) -> Case:
 def our_step(settings, network, params, image: np.ndarray, targets) -> Callable[[], float]:
     """A training step of ours that returns its loss."""
     import jax
-
     from weaksam_jax.detectors.faster_rcnn.train import make_optimizer, make_step
+
     from weaksam_jax.engine.mesh import data_mesh, put_batch
     from weaksam_jax.engine.step import create_state
 
@@ -152,9 +152,9 @@ def torchvision_step(model, lr: float, image: np.ndarray, targets) -> Callable[[
 def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
     """One inference with 1000 proposals and 100 detections."""
     import jax
+    from weaksam_jax.detectors.faster_rcnn.network import normalise
 
     from weaksam_jax.detectors.faster_rcnn.model import detect
-    from weaksam_jax.detectors.faster_rcnn.network import normalise
 
     model = torchvision_model(512).eval()
     settings, network, params = our_parts(model, size, 512)

@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
-from bridge.proposals.generate import ProposalSettings, propose
+from bridge.proposals.agreement import box_agreement
 from bridge.proposals.prompts import Prompts, dense_grid
-from bridge.sam.agreement import box_agreement
+from bridge.proposals.sam_proposals import propose
+from bridge.proposals.selection import ProposalSettings
 from bridge.sam.decoder import ImageDecoder
 from experiments.bench.entry import Entry, random_image
 from weaksam_jax.data.store import SOURCES, Proposals

@@ -107,6 +107,7 @@ def measure(options: DropFigures) -> list[dict]:
 def train_until(options: DropFigures, pgt: dict, journey: Journey, step: int) -> dict:
     """The detector after `step` steps of the run's schedule without RoI drop; resumes."""
     from weaksam_jax.detectors.faster_rcnn.train import train_retrain
+
     from weaksam_jax.engine.checkpoint import load_params, save_params
 
     settings = replace(journey.settings.retrain, drop=None)
@@ -134,10 +135,10 @@ def judge(
 ) -> Rois:
     """Samples the RoIs of every image with pseudo boxes and holds their boxes against the truth."""
     import jax
+    from weaksam_jax.detectors.faster_rcnn.network import build_model, normalise
 
     from weaksam_jax.data.pseudo_boxes import Augmentation, PseudoSamples
     from weaksam_jax.detectors.faster_rcnn.loss import sampled_roi_losses
-    from weaksam_jax.detectors.faster_rcnn.network import build_model, normalise
 
     samples = PseudoSamples(pgt, split, settings.scales[-1:], Augmentation(flip=0.0))
     model = build_model(settings, len(split.classes))

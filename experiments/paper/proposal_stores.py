@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.presets import PresetName
-from bridge.proposals.generate import ProposalSettings, rederive
+from bridge.proposals.presets import PresetName
+from bridge.proposals.selection import ProposalSettings, rederive
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import SOURCES, Proposals, read_manifest, read_proposals
 from weaksam_jax.errors import BadInput
@@ -72,12 +72,13 @@ def made(
 ) -> list[Stored]:
     """Exports with each clue network (None: the grid alone) what `root/<name>` lacks; reads it.
 
-    labels: as in `bridge.export.ExportSettings`. The decoded masks are kept for `Stored.of`,
-    without their pixels.
+    labels: as in `bridge.proposals.export.ExportSettings`. The decoded masks are kept for
+    `Stored.of`, without their pixels.
     """
     # Inside: torch takes seconds, and a table of finished stores does not need it.
-    from bridge.export import ExportSettings, clue_network
-    from bridge.sam.load import load_sam
+    from bridge.proposals.export import ExportSettings
+    from bridge.proposals.presets import clue_network
+    from bridge.sam.networks import load_sam
 
     settings = ExportSettings.preset(preset, labels=labels)
     kept = replace(settings.proposals, with_masks=False, keep_decoded=True)
@@ -93,7 +94,7 @@ def made(
 
 def searched(split: TagSplit, root: Path) -> Stored:
     """Selective search of every image, in `root/selective_search`."""
-    from bridge.export import ExportSettings
+    from bridge.proposals.export import ExportSettings
 
     settings = ExportSettings(source="selective_search")
     place = root / "selective_search"
@@ -107,7 +108,7 @@ def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None
 
     Reading photos and writing files count, loading the networks does not.
     """
-    from bridge.export import export_split
+    from bridge.proposals.export import export_split
 
     report = export_split(split, network, sam, settings, root, root / "clues")
     path = root / f"seconds-{split.split}.json"

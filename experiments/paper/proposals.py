@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from bridge.presets import PRESETS, PresetName, preset_of_sam
+from bridge.proposals.presets import PRESETS, PresetName, preset_of_sam
 from experiments.paper import proposal_stores
 from experiments.paper.proposal_stores import Stored
 from experiments.pipeline import metrics as measure

@@ -10,20 +10,21 @@ status 2) at the first loss that is not finite, naming the step and its images.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-from experiments.pipeline.config import mini
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, split_names
-from weaksam_jax.detectors.mil.config import WsodSettings
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.detectors.mil.config import MilConfig, mini
 from weaksam_jax.errors import BadInput
+from weaksam_jax.settings import change
 
 HUGE = 1e4
+LONG = {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000}
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,8 @@ class Stress:
     share: float = 0.25
     """Of the samples are spoiled."""
     seed: int = 0
-    settings: WsodSettings = field(
-        default_factory=lambda: replace(
-            mini().wsod, dtype="bfloat16", steps=10_000, checkpoint_every=1000
-        )
-    )
-    """Of the training; tag pre-training is left out."""
+    config: MilConfig = field(default_factory=lambda: change(mini(), LONG))
+    """Of the detector; its training as a classifier of tags is left out."""
 
 
 def spoil(sample: dict, kind: int, rng: np.random.Generator) -> dict:
@@ -77,48 +74,36 @@ def stress(options: Stress) -> dict:
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
     seconds = round(time.perf_counter() - start, 1)
-    return {"steps": options.settings.steps, "seconds": seconds, "largest_weight": largest}
+    return {"steps": options.config.optim.steps, "seconds": seconds, "largest_weight": largest}
 
 
 def train_spoiled(options: Stress) -> dict:
     """The parameters of a MIL detector trained on samples of which a share is spoiled."""
-    import jax
 
-    from weaksam_jax.data.batches import make_batches
-    from weaksam_jax.detectors.mil.network import build_model
-    from weaksam_jax.detectors.mil.optimizer import make_optimizer
-    from weaksam_jax.detectors.mil.samples import MilSamples
-    from weaksam_jax.detectors.mil.train import detector_loss, init_params
-    from weaksam_jax.engine.loop import train
+    from weaksam_jax.detectors import train_detector
+    from weaksam_jax.detectors.mil import MilDetector
     from weaksam_jax.engine.mesh import data_mesh
-    from weaksam_jax.engine.step import create_state, make_train_step
 
     data = options.run / "data" / "VOC2007"
     split = open_tags(data, split_names(data)["train"])
-    settings, mesh = options.settings, data_mesh()
-    samples = MilSamples(split, options.run / "proposals", settings)
+    detector = MilDetector(options.config, split.classes)
+    samples = spoiled_samples(split, options)
+    mesh, folder = data_mesh(), options.out / "stress"
+    return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
 
-    def spoiled(index: int, size: tuple, rng: np.random.Generator) -> dict:
-        sample = samples(index, size, rng)
-        if rng.random() >= options.share:
-            return sample
-        return spoil(sample, int(rng.integers(7)), rng)
 
-    model = build_model(settings, len(split.classes))
-    init_key, train_key = jax.random.split(jax.random.key(options.seed))
-    params = init_params(model, samples, settings, init_key)
-    tx = make_optimizer(settings, settings.rate, settings.steps)
-    state = train(
-        create_state(params, tx, train_key, mesh),
-        make_train_step(partial(detector_loss, model, settings), tx, mesh),
-        make_batches(spoiled, samples.groups, settings.batch, options.seed, draw=samples.draw),
-        settings.steps,
-        options.out / "stress",
-        mesh,
-        checkpoint_every=settings.checkpoint_every,
-        name="stress",
-    )
-    return state.params
+def spoiled_samples(split: TagSplit, options: Stress):
+    """The training samples of the split, a share of them spoiled."""
+    from weaksam_jax.detectors.mil import MilSamples
+
+    class Spoiled(MilSamples):
+        def __call__(self, index: int, drawn: tuple[int, int], rng: np.random.Generator) -> dict:
+            sample = super().__call__(index, drawn, rng)
+            if rng.random() >= options.share:
+                return sample
+            return spoil(sample, int(rng.integers(7)), rng)
+
+    return Spoiled(split, options.run / "proposals", options.config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.clues.lite_cam import LiteSettings, train_lite_head
-from bridge.clues.load import load_clues
-from bridge.clues.maps import ClueNetwork
-from bridge.train_weaktr import WeakTrSettings, train_weaktr
-from bridge.train_weaktr import tag_map as score
+from bridge.clues.interface import ClueNetwork
+from bridge.clues.lite_cam import LiteSettings
+from bridge.clues.lite_cam_training import train_lite_head
+from bridge.clues.networks import load_clues
+from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.weaktr_training import tag_map as score
+from bridge.clues.weaktr_training import train_weaktr
 from experiments.pipeline.run import Run
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit

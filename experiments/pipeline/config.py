@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bridge import presets as bridge_presets
 from bridge.clues.lite_cam import LiteSettings
-from bridge.clues.load import ClueSettings
-from bridge.export import ExportSettings
+from bridge.clues.networks import ClueSettings
+from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.proposals import presets as bridge_presets
+from bridge.proposals.export import ExportSettings
 from bridge.sam.pseudo_masks import MaskSettings
-from bridge.train_weaktr import WeakTrSettings
 from experiments.pipeline import detectors
 from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule

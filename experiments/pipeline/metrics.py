@@ -108,7 +108,7 @@ def _voc_rule(rule: ApRule) -> str:
 
 def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
     """The baseline: boxes of thresholded fine CAMs as COCO results; None without stored clues."""
-    from bridge.clues.maps import cam_boxes
+    from bridge.clues.cam_boxes import cam_boxes
 
     results = []
     for record in split.records:

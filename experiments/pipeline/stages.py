@@ -211,8 +211,8 @@ def make_proposals(run: Run, export) -> dict:
 
 
 def _export(run: Run, export) -> None:
-    from bridge.export import export_split
-    from bridge.sam.load import load_sam
+    from bridge.proposals.export import export_split
+    from bridge.sam.networks import load_sam
     from experiments.pipeline import clues
 
     splits = run.data.splits
@@ -225,10 +225,10 @@ def _export(run: Run, export) -> None:
 
 def _lite0(run: Run) -> Path:
     """ImageNet weights of EfficientNet-Lite0 for Flax, converted once."""
-    from bridge.convert import convert_efficientnet_lite0
+    from bridge.weights.kinds import convert
 
     path = run.folder.lite0
-    run_on_leader(lambda: path.exists() or bool(convert_efficientnet_lite0(path)))
+    run_on_leader(lambda: path.exists() or bool(convert("efficientnet_lite0", path)))
     return path
 
 
@@ -309,7 +309,7 @@ def detect_retrained(run: Run, detector: FasterRcnn, params: dict) -> list[dict]
 
 def make_masks(run: Run) -> dict:
     """SAM prompted by the pseudo boxes."""
-    from bridge.sam.load import load_sam
+    from bridge.sam.networks import load_sam
     from bridge.sam.pseudo_masks import pseudo_masks
 
     path, train = run.folder.pseudo_masks, run.data.splits["train"]

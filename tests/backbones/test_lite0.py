@@ -21,9 +21,9 @@ def published():
 
 
 def test_features_equal_the_published_network(published):
-    from bridge.convert import efficientnet_lite0_arrays
+    from bridge.weights.lite0 import efficientnet_lite0_arrays
 
-    params = unflatten(efficientnet_lite0_arrays())
+    params = unflatten(efficientnet_lite0_arrays()[0])
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (2, 96, 160, 3), dtype=np.uint8)
     run = jax.jit(lite0.Lite0(head=True).apply)

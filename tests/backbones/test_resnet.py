@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_torchvision import SmallResNet, numpy_state, randomise
 
-from bridge.weights.faster_rcnn import to_ours
-from bridge.weights.names import RESNET_TORCHVISION
+from bridge.weights.r50_fpn import to_ours
+from bridge.weights.resnet50 import RESNET_TORCHVISION
 from weaksam_jax.backbones import BACKBONES, is_frozen
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn, recipes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.weights.vgg import vgg16_arrays
+from bridge.weights.vgg16 import vgg16_arrays
 from experiments.bench import torch_mil as plain_mil
 from weaksam_jax.backbones import is_frozen
 from weaksam_jax.backbones.vgg16 import FACTORS, Vgg16

@@ -20,7 +20,7 @@ from bridge.clues.clip_es import (
     load_clip_es,
     spread_matrix,
 )
-from bridge.weights.checkpoints import network_fingerprint
+from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 pytest.importorskip("open_clip", reason="extra `clip` is not installed")

@@ -9,18 +9,19 @@ import torch
 from plain_weaktr import published_state
 from safetensors.torch import save_file
 
+from bridge.clues.interface import predicted_classes
 from bridge.clues.lite_cam import LiteCam, LiteSettings
-from bridge.clues.load import ClueSettings, load_clues
-from bridge.clues.maps import predicted_classes
-from bridge.clues.weaktr import WeakTr, WeakTrClues, load_weaktr, save_tensors, to_tensor
+from bridge.clues.networks import ClueSettings, load_clues
+from bridge.clues.weaktr import WeakTr, WeakTrClues, load_weaktr, to_tensor
+from bridge.clues.weaktr_recipe import WeakTrSettings
 from bridge.proposals.prompts import PromptSettings, prompt_points
-from bridge.train_weaktr import WeakTrSettings
-from bridge.weights.checkpoints import network_fingerprint
+from bridge.weights.checkpoints import save_tensors
+from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 SIZES = {"dim": 128, "heads": 2, "depth": 4}
 NAMES = ("dog", "cat", "train")
-USE = ClueSettings(views=(1.0,), last_layers=2)
+USE = ClueSettings(tta_scales=(1.0,), last_layers=2)
 
 
 def written(folder, name, fusion, classes=3):
@@ -73,7 +74,7 @@ def test_every_network_gives_clues(tmp_path, photo, kind):
             assert one.shape == (len(expected), 61, 83) and one.dtype == np.float32
             assert (np.isfinite(one).all() and not one.size) or (one.min() == 0 and one.max() <= 1)
         assert (clues.cross is None) == (kind in ("lite_cam", "clip"))
-        prompts = prompt_points(clues, PromptSettings.release())
+        prompts = prompt_points(clues, PromptSettings.official())
         assert len(prompts.grid) == 1024 and (len(prompts.points) > 0) == bool(expected)
         found = {"grid", *(("coarse", "fine", "cross")[int(s) - 1] for s in prompts.points[:, 4])}
         assert not (clues.cross is None and "cross" in found)
@@ -87,7 +88,7 @@ def test_kinds_are_told_apart_by_their_keys(tmp_path, photo):
     assert released.config.fusion == "uniform" and released.config.last_layers is None
     mctformer = load_clues(written(tmp_path, "mct.pth", "uniform"), NAMES, settings=USE)
     assert mctformer.config.fusion == "uniform" and mctformer.config.last_layers == 2
-    assert load_clues(tmp_path / "weaktr.pth", NAMES).views == (1.0, 0.8, 1.2)
+    assert load_clues(tmp_path / "weaktr.pth", NAMES).tta_scales == (1.0, 0.8, 1.2)
     prints = {network_fingerprint(one) for one in (weaktr, released, mctformer)}
     assert len(prints) == 3
     # a WeakTr of ours without fusion weights has MCTformer's keys

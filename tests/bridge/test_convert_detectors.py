@@ -1,27 +1,25 @@
 """Detector weights: real torchvision networks, detectron2's and Caffe2's names, both directions."""
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
+import json
 import pickle
 
 import jax
 import numpy as np
 import pytest
 import torch
-from small_detector import CHANNELS, CLASSES, HIDDEN, old_names, small_arrays
+from small_detector import CHANNELS, CLASSES, HIDDEN, WIDTH, old_names, small_arrays
 from torchvision.models import resnet50
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from bridge.weights.faster_rcnn import (
-    convert_faster_rcnn_detectron2,
-    convert_faster_rcnn_torchvision,
-    convert_resnet50,
-    convert_resnet50_msra,
-    to_ours,
-    to_theirs,
-)
-from bridge.weights.names import DETECTRON2, RESNET_MSRA, TORCHVISION, conv_names
+from bridge.weights.faster_rcnn_detectron2 import DETECTRON2
+from bridge.weights.faster_rcnn_torchvision import TORCHVISION
+from bridge.weights.kinds import convert
+from bridge.weights.naming import conv_names
+from bridge.weights.r50_fpn import to_ours, to_theirs
+from bridge.weights.resnet50 import RESNET_MSRA
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
 from weaksam_jax.detectors.faster_rcnn.network import detector_params
@@ -35,6 +33,31 @@ def equal(found, expected, tolerance=0.0):
         np.testing.assert_allclose(found[name], value, rtol=tolerance, err_msg=name)
 
 
+def check_metadata(metadata, own):
+    """A Faster R-CNN's config: `own` fields of the model, what all have, the published test."""
+    assert metadata["detector"] == "faster_rcnn"
+    config = json.loads(metadata["config"])
+    assert config["model"] == own | {
+        "strides": [4, 8, 16, 32, 64],
+        "anchor_sizes": [[32], [64], [128], [256], [512]],
+        "anchor_ratios": [0.5, 1, 2],
+        "extra_levels": 1,
+        "canonical_size": 224,
+        "canonical_level": 2,
+    }
+    (scale,) = config["test"].pop("tta_scales")
+    assert [800, 1088] in scale and [1216, 800] in scale  # 4:3 and 2:3
+    assert all(min(size) == 800 and max(size) <= 1344 and not max(size) % 32 for size in scale)
+    assert config["test"] == {
+        "tta_flip": False,
+        "pre_nms": 1000,
+        "post_nms": 1000,
+        "score_threshold": 0.05,
+        "nms": 0.5,
+        "max_detections": 100,
+    }
+
+
 @pytest.fixture(scope="module")
 def torchvision_detector():
     return fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=21)
@@ -45,17 +68,12 @@ def test_torchvisions_detector_fills_ours(torchvision_detector, tmp_path):
     state = theirs.state_dict()
     torch.save(state, path)
     arrays, metadata = read_arrays(
-        convert_faster_rcnn_torchvision(tmp_path / "detector.safetensors", path)
+        convert("faster_rcnn_torchvision", tmp_path / "detector.safetensors", path)
     )
-    assert metadata == {
-        "kind": "faster_rcnn_torchvision",
-        "pixels": "torchvision",
-        "backbone": "resnet50",
-        "aligned": "False",
-        "round_anchors": "True",
-        "epsilon": "1e-05",
-        "classes": "20",
-    }
+    model = {"backbone": "resnet50", "aligned": False, "round_anchors": True}
+    sizes = {"backbone_width": 64, "channels": 256, "fc_width": 1024}
+    check_metadata(metadata, {**model, **sizes})
+    assert metadata["num_classes"] == "20" and "classes" not in metadata
     params = detector_params(FasterRCNN(ResNet50(), 20), (64, 64), arrays)
     count = sum(x.size for x in jax.tree.leaves(params))
     background = 4 * 1024 + 4  # its deltas
@@ -81,7 +99,9 @@ def test_torchvisions_published_names_and_epsilon(tmp_path):
     torch.save({n: torch.tensor(v) for n, v in old.items()}, tmp_path / "old.pth")
     for epsilon in (0.0, 1e-5):
         to = tmp_path / f"{epsilon}.safetensors"
-        found, _ = read_arrays(convert_faster_rcnn_torchvision(to, tmp_path / "old.pth", epsilon))
+        found, _ = read_arrays(
+            convert("faster_rcnn_torchvision", to, tmp_path / "old.pth", epsilon=epsilon)
+        )
         name = "backbone/res2/block0/conv2/norm/scale"
         np.testing.assert_allclose(
             found.pop(name), arrays[name] / np.sqrt(2e-5 + epsilon), rtol=1e-5
@@ -117,7 +137,9 @@ def test_imagenet_resnet(tmp_path):
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
             torch.nn.init.uniform_(module.weight)
     torch.save(network.state_dict(), tmp_path / "r50.pth")
-    arrays, _ = read_arrays(convert_resnet50(tmp_path / "r50.safetensors", tmp_path / "r50.pth"))
+    to = convert("resnet50", tmp_path / "r50.safetensors", tmp_path / "r50.pth")
+    arrays, metadata = read_arrays(to)
+    assert metadata == {"backbone": "resnet50"}
     block = network.layer3[0]
     conv, norm = block.downsample
     name = "res4/block0/shortcut"
@@ -168,9 +190,9 @@ def test_msras_pickle(tmp_path):
     for content in (blobs | extra, {"blobs": blobs | extra}):
         path = tmp_path / "R-50.pkl"
         path.write_bytes(pickle.dumps(content, protocol=2))
-        found, metadata = read_arrays(convert_resnet50_msra(tmp_path / "r.safetensors", path))
+        found, metadata = read_arrays(convert("resnet50_msra", tmp_path / "r.safetensors", path))
         equal(found, arrays)
-        assert metadata["pixels"] == "msra"
+        assert metadata == {"backbone": "resnet50_msra"}
 
 
 @pytest.mark.parametrize("ending", ["pkl", "pth"])
@@ -197,21 +219,17 @@ def test_detectron2_checkpoints(tmp_path, ending):
 
     write(tensors)
     to = tmp_path / "detector.safetensors"
-    found, metadata = read_arrays(convert_faster_rcnn_detectron2(to, path))
+    found, metadata = read_arrays(convert("faster_rcnn_detectron2", to, path))
     equal(found, arrays, 1e-6)
-    assert metadata == {
-        "kind": "faster_rcnn_detectron2",
-        "pixels": "msra",
-        "backbone": "resnet50_msra",
-        "aligned": "True",
-        "round_anchors": "False",
-        "classes": str(CLASSES),
-    }
+    stated = {"backbone": "resnet50_msra", "aligned": True, "round_anchors": False}
+    sizes = {"backbone_width": WIDTH, "channels": CHANNELS, "fc_width": HIDDEN}
+    check_metadata(metadata, {**stated, **sizes})
+    assert metadata["num_classes"] == str(CLASSES)
     params = detector_params(model, (64, 64), found)
     np.testing.assert_array_equal(params["fpn"]["output3"]["bias"], arrays["fpn/output3/bias"])
     write(tensors | {"pixel_std": np.float32([57.375, 57.12, 58.395]).reshape(3, 1, 1)})
     with pytest.raises(BadInput, match="pixel_std"):
-        convert_faster_rcnn_detectron2(to, path)
+        convert("faster_rcnn_detectron2", to, path)
 
 
 @pytest.mark.parametrize(
@@ -262,12 +280,12 @@ class Touch:
 def test_pickles_run_nothing(tmp_path, capsys):
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"model": Touch()}))
-    for convert in (convert_resnet50_msra, convert_faster_rcnn_detectron2):
+    for kind in ("resnet50_msra", "faster_rcnn_detectron2"):
         with pytest.raises(BadInput, match=r"R-50\.pkl"):
-            convert(tmp_path / "x.safetensors", path)
+            convert(kind, tmp_path / "x.safetensors", path)
         with pytest.raises(BadInput, match=r"R-51\.pkl: does not exist"):
-            convert(tmp_path / "x.safetensors", tmp_path / "R-51.pkl")
+            convert(kind, tmp_path / "x.safetensors", tmp_path / "R-51.pkl")
     path.write_bytes(pickle.dumps([1]))
     with pytest.raises(BadInput, match="no named tensors"):
-        convert_resnet50_msra(tmp_path / "x.safetensors", path)
+        convert("resnet50_msra", tmp_path / "x.safetensors", path)
     assert capsys.readouterr().out == "" and not list(tmp_path.glob("*.safetensors"))

@@ -1,25 +1,20 @@
 """VGG16 and its detectors in published layouts: there and back, what is refused, published shapes.
 
-That the converted networks compute the same is in tests/detectors/mil/test_mil.py and test_vgg16.py.
+That the converted networks compute the same is in tests/detectors/mil and tests/backbones.
 """
 
-import sys
-from pathlib import Path
+import json
 
 import jax
 import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
 from bridge.convert import main
 from bridge.weights.checkpoints import read_checkpoint
-from bridge.weights.vgg import (
-    mmdet_oicr_arrays,
-    published_tensors,
-    vgg16_arrays,
-    wetectron_arrays,
-)
+from bridge.weights.mmdet_oicr import mmdet_oicr_arrays, mmdet_oicr_back
+from bridge.weights.vgg16 import vgg16_arrays
+from bridge.weights.wetectron import wetectron_arrays, wetectron_back
 from experiments.bench.torch_mil import CONVOLUTIONS, random_state
 from weaksam_jax.boxes import decode
 from weaksam_jax.detectors.mil.config import WsodSettings
@@ -27,12 +22,26 @@ from weaksam_jax.detectors.mil.network import build_model
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
+# method, pixels, rectify_last, background, pooling by (kind, whether mmdet's has a regressor)
+PUBLISHED_CODE = {
+    ("wetectron", False): ("mist", "mist", False, True, "max"),
+    ("mmdet_oicr", False): ("oicr", "oicr", True, False, "max_exact"),
+    ("mmdet_oicr", True): ("mist", "oicr", True, False, "max_exact"),
+}
 SMALL = {"channels": (2, 3, 4, 5, 6), "width": 7, "classes": 3}
 READERS = {"wetectron": wetectron_arrays, "mmdet_oicr": mmdet_oicr_arrays}
 
 
 def state_of(kind, **more):
     return random_state(kind.removesuffix("_oicr"), **SMALL, **more)
+
+
+def back_of(kind, source, arrays):
+    """The tensors of the published layout."""
+    (tensors,) = {"wetectron": wetectron_back, "mmdet_oicr": mmdet_oicr_back}[kind](
+        source, arrays
+    ).values()
+    return tensors
 
 
 def saved(tmp_path, state):
@@ -43,7 +52,7 @@ def saved(tmp_path, state):
 def test_layers_by_hand(tmp_path):
     state = random_state("caffe", **SMALL, side=2)
     arrays, metadata = vgg16_arrays(saved(tmp_path, state))
-    assert (metadata["kind"], metadata["channels"]) == ("vgg16", "bgr")
+    assert metadata == {"backbone": "vgg16", "pixels": "bgr"}
     assert arrays["backbone/conv3_2/kernel"].shape == (3, 3, 4, 4)
     weight = state["features.12.weight"]
     assert arrays["backbone/conv3_2/kernel"][0, 2, 3, 1] == weight[1, 3, 0, 2]
@@ -59,7 +68,7 @@ def test_layers_by_hand(tmp_path):
 def test_the_two_layouts_of_imagenet_are_told_apart(tmp_path):
     caffe = vgg16_arrays(saved(tmp_path, random_state("caffe", **SMALL)))
     other = vgg16_arrays(saved(tmp_path, random_state("torchvision", **SMALL)))
-    assert (caffe[1]["channels"], other[1]["channels"]) == ("bgr", "rgb")
+    assert (caffe[1]["pixels"], other[1]["pixels"]) == ("bgr", "rgb")
     assert caffe[0].keys() == other[0].keys()
     for name, value in caffe[0].items():
         np.testing.assert_array_equal(value, other[0][name])
@@ -71,8 +80,13 @@ def test_the_two_layouts_of_imagenet_are_told_apart(tmp_path):
 def test_there_and_back(tmp_path, kind, box):
     state = state_of(kind, box=box)
     arrays, metadata = READERS[kind](saved(tmp_path, state))
-    assert metadata["kind"] == kind
-    back = published_tensors("detector", arrays, kind)
+    model = json.loads(metadata.pop("config"))["model"]
+    assert metadata == {"detector": "mil", "num_classes": "3"}
+    assert (model["backbone"], model["pool_size"], model["width"]) == ("vgg16", 7, 7)
+    assert (model["evidence"], model["class_maps"]) == (0, False)
+    code = ("method", "pixels", "rectify_last", "background", "pooling")
+    assert tuple(model[name] for name in code) == PUBLISHED_CODE[kind, box]
+    back = back_of(kind, "detector", arrays)
     unused = {name for name in state if ".model_sim." in name}
     assert len(unused) == (4 if kind == "wetectron" else 0)
     assert back.keys() == state.keys() - unused
@@ -80,29 +94,30 @@ def test_there_and_back(tmp_path, kind, box):
         assert torch.equal(value, state[name]), name
     # Training's own parts: a drop block is left out, class maps have no place.
     more = arrays | {"drop_block/conv1/kernel": np.zeros(1)}
-    assert published_tensors("detector", more, kind).keys() == back.keys()
+    assert back_of(kind, "detector", more).keys() == back.keys()
     with pytest.raises(BadInput, match="detector: has tags/kernel"):
-        published_tensors("detector", arrays | {"tags/kernel": np.zeros(1)}, kind)
+        back_of(kind, "detector", arrays | {"tags/kernel": np.zeros(1)})
 
 
 def test_a_detector_of_the_other_kind_is_refused_on_the_way_back(tmp_path):
     mist = wetectron_arrays(saved(tmp_path, state_of("wetectron")))[0]
     with pytest.raises(BadInput, match="differs by class"):
-        published_tensors("mist", mist, "mmdet_oicr")
+        mmdet_oicr_back("mist", mist)
     still = {k: np.zeros_like(v) if k.startswith("deltas") else v for k, v in mist.items()}
     with pytest.raises(BadInput, match="fc_refine1"):  # 4 columns in both streams: a background
-        published_tensors("mist", still, "mmdet_oicr")
+        mmdet_oicr_back("mist", still)
     oicr = mmdet_oicr_arrays(saved(tmp_path, state_of("mmdet_oicr")))[0]
     with pytest.raises(BadInput, match="ref1"):
-        published_tensors("oicr", oicr, "wetectron")
+        wetectron_back("oicr", oicr)
     del oicr["fc7/bias"]
     with pytest.raises(BadInput, match="no layer fc7"):
-        published_tensors("oicr", oicr, "mmdet_oicr")
+        mmdet_oicr_back("oicr", oicr)
 
 
 def test_a_detector_without_regression_has_deltas_of_zero(tmp_path):
     state = {k: v for k, v in state_of("wetectron").items() if ".bbox_pred" not in k}
-    arrays, _ = wetectron_arrays(saved(tmp_path, state))
+    arrays, metadata = wetectron_arrays(saved(tmp_path, state))
+    assert json.loads(metadata["config"])["model"]["method"] == "oicr"
     assert arrays["deltas_2/kernel"].shape == (7, 16) and arrays["deltas_2/bias"].shape == (16,)
     assert not any(value.any() for name, value in arrays.items() if name.startswith("deltas"))
 
@@ -172,13 +187,16 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
         shapes |= {f"{head}.fc_refine{k}": (81, 4096) for k in (1, 2, 3)}
     state = {f"{name}.weight": torch.zeros(1).expand(shape) for name, shape in shapes.items()}
     state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
-    monkeypatch.setattr("bridge.weights.vgg.read_checkpoint", lambda source: state)
+    monkeypatch.setattr(f"bridge.weights.{kind}.read_checkpoint", lambda source: state)
     arrays, metadata = READERS[kind]("published")
+    stated = json.loads(metadata["config"])["model"]
+    assert (stated["width"], stated["pool_size"]) == (4096, 7)
+    assert stated["pixels"] == ("mist" if mist else "torchvision")  # 80 classes: COCO
+    assert metadata["num_classes"] == str(classes)
     settings = WsodSettings(
         method="mist" if mist else "oicr", backbone="vgg16", width=4096, pooling="max",
         pool_size=7, evidence=0.0, pretrain_steps=0, tag_weight=0.0,
-        rectify_last=metadata["rectify_last"] == "True",
-        background=metadata["background"] == "True",
+        rectify_last=stated["rectify_last"], background=stated["background"],
     )  # fmt: skip
     model = build_model(settings, classes)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -190,7 +208,7 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
 
 
 def test_the_box_coder_of_wetectron_is_ours_for_boxes_a_pixel_longer():
-    """What the head of `bridge.weights.vgg` says of it; the coder as the notes have it (§2.4)."""
+    """As the head of `bridge.weights.wetectron` says (docs/provenance/mil.md, section 2.4)."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 90, (50, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0, 60, (50, 2))], 1)
@@ -215,7 +233,7 @@ def test_command_line(tmp_path):
     path, arrays, back = saved(tmp_path, nested), tmp_path / "a.safetensors", tmp_path / "b.pth"
     main(["wetectron", "--from", str(path), "--to", str(arrays)])
     found, metadata = read_arrays(arrays)
-    assert found["cls/kernel"].shape == (7, 4) and metadata["background"] == "True"
+    assert found["cls/kernel"].shape == (7, 4) and metadata["detector"] == "mil"
     main(["wetectron", "--from", str(arrays), "--to", str(back)])
     again = torch.load(back, weights_only=True)["model"]
     assert all(torch.equal(value, state[name]) for name, value in again.items())

@@ -9,11 +9,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
 
-from bridge.clues.maps import Clues, minmax
-from bridge.export import ExportSettings, export_split, main, parse_shard, shrink
-from bridge.proposals.generate import ProposalSettings
+from bridge.clues.interface import Clues, minmax
+from bridge.export import main
+from bridge.proposals.export import ExportSettings, export_split, shrink
 from bridge.proposals.prompts import PromptSettings
-from bridge.weights.checkpoints import network_fingerprint
+from bridge.proposals.selection import ProposalSettings
+from bridge.runtime.ranks import parse_shard
+from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import proposal_path, read_manifest, read_proposals
@@ -189,12 +191,12 @@ def test_fingerprints_of_networks_follow_weights_and_settings():
             self.model = small_sam(seed)
             self.weight = torch.full((2,), float(seed))
             self.settings = PromptSettings(grid_side=side)
-            self.views = (1.0, 0.8)
+            self.scales = (1.0, 0.8)
 
     first = network_fingerprint(Network(0))
     assert first == network_fingerprint(Network(0))
     assert first != network_fingerprint(Network(1)) != network_fingerprint(Network(1, side=8))
-    for change in ({"weight": torch.ones(2)}, {"views": (1.0,)}):
+    for change in ({"weight": torch.ones(2)}, {"scales": (1.0,)}):
         network = Network(0)
         vars(network).update(change)
         assert network_fingerprint(network) != first

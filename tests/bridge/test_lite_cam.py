@@ -10,18 +10,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
-from bridge.clues import lite_cam
+from bridge.clues import lite_cam_training
 from bridge.clues.lite_cam import (
     LiteBackbone,
     LiteCam,
     LiteSettings,
-    fit_head,
     lite_input,
     load_lite_cam,
     refine,
-    train_lite_head,
 )
-from bridge.train_weaktr import tag_map
+from bridge.clues.lite_cam_training import fit_head, train_lite_head
+from bridge.clues.weaktr_training import tag_map
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
@@ -130,7 +129,7 @@ def test_cam_is_the_head_at_every_place(backbone):
     mirrored = network(image[:, ::-1], (0, 3))
     np.testing.assert_allclose(clues.coarse, mirrored.coarse[..., ::-1], atol=1e-3)
     np.testing.assert_allclose(clues.fine, mirrored.fine[..., ::-1], atol=1e-3)
-    one = LiteCam(weight, bias, dataclasses.replace(SMALL, flip=False))(image, (2,))
+    one = LiteCam(weight, bias, dataclasses.replace(SMALL, tta_flip=False))(image, (2,))
     up = torch.nn.functional.interpolate(raw[None, 2:3].relu(), (61, 93), mode="bilinear")[0, 0]
     expected = (up - up.min()) / (up.max() - up.min())
     np.testing.assert_allclose(one.coarse[0], expected, atol=1e-4)
@@ -138,11 +137,11 @@ def test_cam_is_the_head_at_every_place(backbone):
 
 def test_training_resumes_and_reads_back(tmp_path, monkeypatch):
     train = noise_split(tmp_path / "images", 10)
-    monkeypatch.setattr(lite_cam, "SHARD", 4)
+    monkeypatch.setattr(lite_cam_training, "SHARD", 4)
     path = train_lite_head(train, SMALL, tmp_path / "whole")
     # Stopped while the second file of features is made.
     seen = []
-    plain = lite_cam.load_image
+    plain = lite_cam_training.load_image
 
     def stopping(image):
         seen.append(image)
@@ -150,12 +149,14 @@ def test_training_resumes_and_reads_back(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return plain(image)
 
-    monkeypatch.setattr(lite_cam, "load_image", stopping)
+    monkeypatch.setattr(lite_cam_training, "load_image", stopping)
     with pytest.raises(KeyboardInterrupt):
         train_lite_head(train, SMALL, tmp_path / "parts")
     assert not (tmp_path / "parts" / "lite_cam.safetensors").exists()
     seen = []
-    monkeypatch.setattr(lite_cam, "load_image", lambda image: (seen.append(image), plain(image))[1])
+    monkeypatch.setattr(
+        lite_cam_training, "load_image", lambda image: (seen.append(image), plain(image))[1]
+    )
     again = train_lite_head(train, SMALL, tmp_path / "parts")
     assert len(seen) == 6  # the four of the first file are not computed again
     assert again.read_bytes() == path.read_bytes()
@@ -201,7 +202,7 @@ def test_tags_of_photographs(tmp_path):
 
     train, test = (open_tags(PHOTOS, split) for split in ("trainval", "test"))
     train = dataclasses.replace(train, records=train.records[:300])
-    settings = LiteSettings(long_side=192, flip=False)
+    settings = LiteSettings(long_side=192, tta_flip=False)
     network = load_lite_cam(train_lite_head(train, settings, tmp_path))
     records = test.records[:100]
     scores = np.stack([network(load_image(r.path)).class_logits for r in records])

@@ -9,8 +9,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from small_sam import blocky_image, small_sam
 
-from bridge.proposals.packed_masks import unpack
 from bridge.sam import pseudo_masks as module
+from bridge.sam.packed_masks import unpack
 from bridge.sam.pseudo_masks import MaskSettings, box_masks, pseudo_masks
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput

@@ -7,7 +7,7 @@ from plain_weaktr import published_state, slow_weaktr
 
 from bridge.clues.mctformer import load_mctformer
 from bridge.clues.weaktr import WeakTrClues
-from bridge.weights.checkpoints import network_fingerprint
+from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 SMALL = {"classes": 5, "dim": 256, "heads": 4, "depth": 4}
@@ -34,7 +34,7 @@ def test_full_size_clues(tmp_path):
     """DeiT-S, 20 classes: maps of one scale, with the mirrored twin, against the slow form."""
     state = bare()
     torch.save(state, tmp_path / "mct.pth")
-    network = WeakTrClues(load_mctformer(tmp_path / "mct.pth"), views=(1.0,))
+    network = WeakTrClues(load_mctformer(tmp_path / "mct.pth"), tta_scales=(1.0,))
     image = np.random.default_rng(0).integers(0, 256, (50, 83, 3), dtype=np.uint8)
     clues = network(image, (7, 2))
     assert clues.class_ids.tolist() == [2, 7] and clues.cross.shape == (12, 2, 50, 83)
@@ -47,7 +47,7 @@ def test_full_size_clues(tmp_path):
         total = total + (up if twin is image else up.flip(-1)).numpy()
     low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
     np.testing.assert_allclose(clues.fine, (total - low) / (high - low), atol=1e-4)
-    other = WeakTrClues(load_mctformer(tmp_path / "mct.pth", 1), views=(1.0,))
+    other = WeakTrClues(load_mctformer(tmp_path / "mct.pth", 1), tta_scales=(1.0,))
     assert network_fingerprint(other) != network_fingerprint(network)
 
 

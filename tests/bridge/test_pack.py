@@ -9,7 +9,8 @@ from PIL import Image
 from small_sam import blocky_image
 
 from bridge.export import main as export_main
-from bridge.pack import main, pack_split
+from bridge.pack import main
+from bridge.proposals.packing import pack_split
 from bridge.proposals.verify import verify_split
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.packs import open_pack, write_pack
@@ -152,7 +153,7 @@ SPOIL = {
     r"train/04/104\.safetensors: is not in the manifest": lambda store: shutil.copy(
         proposal_path(store, "train", 4), proposal_path(store, "train", 104)
     ),
-    r"train/manifest\.json: says \d+ boxes an image": lambda store: write_json(
+    r"train/manifest\.json: says \d+ boxes per image": lambda store: write_json(
         store / "train" / "manifest.json", read_manifest(store, "train") | {"per_image": 7}
     ),
     r"train/manifest\.json: does not exist": lambda store: (

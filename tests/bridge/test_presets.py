@@ -9,18 +9,13 @@ import torch
 from PIL import Image
 from small_sam import blocky_image
 
+from bridge.clues.interface import minmax
 from bridge.clues.lite_cam import LiteCam
-from bridge.clues.maps import minmax
-from bridge.clues.weaktr import (
-    WeakTr,
-    WeakTrClues,
-    WeakTrConfig,
-    at_depth,
-    load_weaktr,
-    save_tensors,
-)
-from bridge.export import ExportSettings, clue_network, main
-from bridge.presets import PRESETS, PresetName
+from bridge.clues.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr
+from bridge.export import main
+from bridge.proposals.export import ExportSettings
+from bridge.proposals.presets import PRESETS, PresetName, clue_network
+from bridge.weights.checkpoints import save_tensors
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import proposal_path, read_manifest
@@ -84,9 +79,9 @@ def test_every_preset_can_be_used(name):
         ("voc07-paper", (129, 129, 129), 5, range(5, 13), "auto"),
         ("voc12-paper", (129, 129, 129), 5, range(5, 13), "auto"),
         ("coco14-paper", (129, 129, 129), 5, range(5, 13), "auto"),
-        ("voc07-release", (17, 17, 129), None, (9, 10), "uniform"),
-        ("voc12-release", (17, 17, 129), 5, (9, 10), "uniform"),
-        ("coco14-release", (17, 17, 129), 5, range(5, 13), "uniform"),
+        ("voc07-official", (17, 17, 129), None, (9, 10), "uniform"),
+        ("voc12-official", (17, 17, 129), 5, (9, 10), "uniform"),
+        ("coco14-official", (17, 17, 129), 5, range(5, 13), "uniform"),
     ],
 )
 def test_presets_of_data_sets(name, kernels, divisor, layers, fusion):
@@ -98,7 +93,7 @@ def test_presets_of_data_sets(name, kernels, divisor, layers, fusion):
     assert prompts.cross_divisor == divisor and not prompts.relative_kernel
     use = preset.clue_use
     assert use.cross_layers == tuple(one - 1 for one in layers) and use.fusion == fusion
-    assert use.views == (1.0, 0.8, 1.2)
+    assert use.tta_scales == (1.0, 0.8, 1.2)
     assert (proposals.t_iou, proposals.t_stab, proposals.grid_nms) == (0.3, 0.3, 0.3)
     assert proposals.peak_tokens == (1, 2) and proposals.cross_nms == 0.9
     assert (proposals.dedupe_nms, proposals.max_boxes, proposals.min_side) == (None, None, 0)
@@ -113,9 +108,9 @@ def test_layers_of_other_depths():
 def test_a_preset_sets_up_weaktr(coco, tmp_path):
     path, split = weaktr_file(tmp_path / "w.safetensors", 80), open_tags(coco, "train")
     paper = clue_network(path, "voc07-paper", split)
-    assert paper.views == (1.0, 0.8, 1.2) and paper.cross_layers == (1, 2)
+    assert paper.tta_scales == (1.0, 0.8, 1.2) and paper.cross_layers == (1, 2)
     assert paper.model.config.fusion == "v3"
-    assert clue_network(path, "voc07-release", split).model.config.fusion == "uniform"
+    assert clue_network(path, "voc07-official", split).model.config.fusion == "uniform"
     assert clue_network(path, "mini", split).model.config.fusion == "v3"
 
 
@@ -142,7 +137,7 @@ def test_export_of_coco_with_ninety_outputs(coco, tmp_path):
     """The files speak of the data set's 80 classes, with the logits of the right outputs."""
     path = weaktr_file(tmp_path / "w.safetensors", 90)
     flags = ["--data", str(coco), "--out", str(tmp_path / "out"), "--clues", str(path)]
-    flags += ["--proposals", "selective_search", "--preset", "coco14-release"]
+    flags += ["--proposals", "selective_search", "--preset", "coco14-official"]
     assert entry_point(main, [*flags, "--split", "train"]) == 0
     assert entry_point(main, [*flags, "--split", "val"]) == 0
     network = WeakTrClues(load_weaktr(path, "uniform"), cross_layers=(1, 2))
@@ -171,7 +166,7 @@ def weights(tmp_path):
     """A Lite0 head of 80 classes on tiny inputs."""
     rng = np.random.default_rng(0)
     weight = torch.from_numpy(rng.normal(0, 1, (80, 1280)).astype(np.float32))
-    recipe = {"long_side": 64, "views": [1.0], "flip": False}
+    recipe = {"long_side": 64, "tta_scales": [1.0], "tta_flip": False}
     save_tensors(
         tmp_path / "head.safetensors",
         {"weight": weight, "bias": torch.zeros(80)},
@@ -235,7 +230,7 @@ def test_classes_of_difficult_objects_are_asked_for_as_released(tmp_path):
     flags = ["--data", str(root), "--clues", str(weights), "--proposals", "selective_search"]
     for preset, split, image, ids in (
         ("voc12-paper", "trainval", 2008000001, [7, 11]),
-        ("voc12-release", "trainval", 2008000001, [7, 11]),
+        ("voc12-official", "trainval", 2008000001, [7, 11]),
         ("light", "trainval", 2008000001, [7]),
         ("voc12-paper", "test", 2008000002, None),
     ):

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bridge.clues.maps import Clues, cam_boxes, minmax, predicted_classes
+from bridge.clues.cam_boxes import cam_boxes
+from bridge.clues.interface import Clues, minmax, predicted_classes
 from bridge.proposals.prompts import PromptSettings, dense_grid, prompt_points
 from weaksam_jax.data.store import SOURCES
 
@@ -122,7 +123,7 @@ def test_maps_at_half_resolution_give_points_of_the_image():
 
 
 def test_presets():
-    paper, release = PromptSettings.paper(), PromptSettings.release()
+    paper, release = PromptSettings.paper(), PromptSettings.official()
     assert (paper.kernel_coarse, paper.kernel_fine, paper.kernel_cross) == (129, 129, 129)
     assert (release.kernel_coarse, release.kernel_fine, release.kernel_cross) == (17, 17, 129)
     assert (paper.cross_divisor, release.cross_divisor) == (5, None)

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_sam import HEIGHT, WIDTH, blocky_image
 
-from bridge.export import ExportSettings
-from bridge.proposals.generate import ProposalSettings, cap, propose
+from bridge.proposals.export import ExportSettings
 from bridge.proposals.prompts import Prompts, dense_grid
-from bridge.sam.load import PromptedImage, load_sam
+from bridge.proposals.sam_proposals import propose
+from bridge.proposals.selection import ProposalSettings, cap
+from bridge.sam.networks import load_sam
+from bridge.sam.prompting import PromptedImage
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.datasets import open_truth
 from weaksam_jax.data.images import load_image
@@ -127,7 +129,7 @@ def test_full_size_masks_are_made_a_few_at_a_time(sam, image, monkeypatch):
         return run(self, logits)
 
     monkeypatch.setattr(PromptedImage, "upsample", watched)
-    monkeypatch.setattr("bridge.sam.load.numbers_at_once", lambda device: 3 * 128**2 + 5)
+    monkeypatch.setattr("bridge.sam.prompting.numbers_at_once", lambda device: 3 * 128**2 + 5)
     few = propose(sam, image, prompts, settings)
     assert max(seen) == 3 and sum(seen) > 48
     np.testing.assert_array_equal(few.boxes, whole.boxes)

@@ -11,15 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridge.proposals.official_pickles import export_official, import_official, read_official
 from bridge.proposals.verify import verify_split
-from bridge.released_pickles import (
-    _ArraysOnly,
-    export_released,
-    import_released,
-    main,
-    read_pickle,
-    read_released,
-)
+from bridge.released_pickles import main
+from bridge.weights.pickles import ArraysOnly, read_pickle
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import SOURCES, read_manifest, read_proposals, write_proposals
@@ -87,7 +82,7 @@ def test_both_formats_are_read(split, tmp_path, protocol):
         "ordered": OrderedDict(mist(entries, ids=[np.int64(one) for one in IDS])),
     }
     for name, content in contents.items():
-        found = read_released(write(tmp_path / f"{name}.pkl", content, protocol), split)
+        found = read_official(write(tmp_path / f"{name}.pkl", content, protocol), split)
         assert [boxes.tolist() for boxes in found] == ours(entries), name
         assert all(boxes.dtype == np.float32 and boxes.shape[1:] == (4,) for boxes in found)
 
@@ -107,13 +102,13 @@ def test_module_names_of_both_numpy_versions(split, tmp_path):
     assert b"numpy._core" in new and b"numpy._core" not in old and b"numpy.core" in old
     for name, data in (("new", new), ("old", old)):
         (tmp_path / name).write_bytes(data)
-        assert [b.tolist() for b in read_released(tmp_path / name, split)] == ours(entries)
+        assert [b.tolist() for b in read_official(tmp_path / name, split)] == ours(entries)
 
 
 def test_empty_masks_go_and_what_barely_overhangs_is_cut(split, tmp_path):
     entries = [np.zeros((0, 4)), np.zeros((0,)), np.zeros((0, 4))]
     entries[0] = np.asarray([[0, 0, 0, 0], [10, 10, 60, 40], [5, 5, 5, 5]], np.float32)
-    found = read_released(write(tmp_path / "a.pkl", entries), split)
+    found = read_official(write(tmp_path / "a.pkl", entries), split)
     assert found[0].tolist() == [[10, 10, 60, 40], [5, 5, 6, 6]]
     assert found[1].shape == found[2].shape == (0, 4)
 
@@ -145,7 +140,7 @@ def test_a_store_goes_there_and_back(voc, split, tmp_path, capsys):
         for own, expected in zip(boxes, entries, strict=True):
             assert own.dtype == kind and own.shape == (len(expected), 4)
             np.testing.assert_array_equal(own, expected)
-        import_released(out, split, tmp_path / "again", "grid")
+        import_official(out, split, tmp_path / "again", "grid")
         for image_id in IDS:
             again = read_proposals(tmp_path / "again", "trainval", image_id)
             first = read_proposals(store, "trainval", image_id)
@@ -154,8 +149,8 @@ def test_a_store_goes_there_and_back(voc, split, tmp_path, capsys):
 
 
 def test_written_pickles_need_no_numpy_2(split, tmp_path):
-    import_released(write(tmp_path / "a.pkl", mist(inclusive())), split, tmp_path / "s")
-    export_released(tmp_path / "s", split, tmp_path / "b.pkl", "mist-coco")
+    import_official(write(tmp_path / "a.pkl", mist(inclusive())), split, tmp_path / "s")
+    export_official(tmp_path / "s", split, tmp_path / "b.pkl", "mist-coco")
     data = (tmp_path / "b.pkl").read_bytes()
     named = {argument for code, argument, _ in pickletools.genops(data) if code.name == "GLOBAL"}
     assert named == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
@@ -163,14 +158,14 @@ def test_written_pickles_need_no_numpy_2(split, tmp_path):
 
 
 def test_fractions_are_truncated_as_released(split, tmp_path):
-    import_released(write(tmp_path / "a.pkl", mist(inclusive())), split, tmp_path / "s")
+    import_official(write(tmp_path / "a.pkl", mist(inclusive())), split, tmp_path / "s")
     old = read_proposals(tmp_path / "s", "trainval", 17)
     boxes = np.asarray([[3.9, 0, 20.7, 5.2], [4.0, 2, 4.5, 2.5]], np.float32)
     columns = dict.fromkeys(("predicted_iou", "stability"), np.zeros(2, np.float32))
     columns |= {"source": np.zeros(2, np.uint8), "token": np.zeros(2, np.uint8)}
     new = replace(old, boxes=boxes, prompt=np.full(2, -1, np.int32), **columns)
     write_proposals(tmp_path / "s", "trainval", new, {})
-    export_released(tmp_path / "s", split, tmp_path / "b.pkl")
+    export_official(tmp_path / "s", split, tmp_path / "b.pkl")
     assert read_pickle(tmp_path / "b.pkl")["boxes"][2].tolist() == [[3, 0, 19, 4], [4, 2, 4, 2]]
 
 
@@ -223,7 +218,7 @@ def test_dotted_names_do_not_lead_out_of_numpy():
         data += module.encode() + pickle.SHORT_BINUNICODE + bytes([len(name)]) + name.encode()
         data += pickle.STACK_GLOBAL + pickle.STOP
         with pytest.raises(pickle.UnpicklingError, match="it asks for"):
-            _ArraysOnly(io.BytesIO(data)).load()
+            ArraysOnly(io.BytesIO(data)).load()
 
 
 # Files that do not fit
@@ -254,7 +249,7 @@ BAD = {
 def test_what_does_not_fit_is_named(split, tmp_path, message):
     path = write(tmp_path / "a.pkl", BAD[message]())
     with pytest.raises(BadInput, match=message):
-        import_released(path, split, tmp_path / "s")
+        import_official(path, split, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from small_sam import blocky_image, small_sam
 
-from bridge.proposals.generate import ProposalSettings, propose
+from bridge.proposals.agreement import Agreement, box_agreement
 from bridge.proposals.prompts import Prompts, dense_grid
-from bridge.sam.agreement import Agreement, box_agreement
-from bridge.sam.load import PromptedImage
+from bridge.proposals.sam_proposals import propose
+from bridge.proposals.selection import ProposalSettings
+from bridge.sam.prompting import PromptedImage
 from weaksam_jax.data.store import Proposals
 
 NONE = np.zeros((0, 5), np.float32)

@@ -5,14 +5,15 @@ import pytest
 import torch
 from small_sam import blocky_image, small_sam
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 from bridge.sam import decoder as sam_decoder
 from bridge.sam.decoder import ImageDecoder, can_share
-from bridge.sam.load import PromptedImage, load_sam
+from bridge.sam.networks import load_sam
+from bridge.sam.prompting import PromptedImage
 
 
 @pytest.fixture(scope="module")

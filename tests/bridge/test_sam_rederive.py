@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from small_sam import HEIGHT, WIDTH
 
-from bridge.clues.maps import Clues, minmax
-from bridge.proposals.generate import ProposalSettings, propose, rederive
+from bridge.clues.interface import Clues, minmax
 from bridge.proposals.prompts import PromptSettings, prompt_points
+from bridge.proposals.sam_proposals import propose
+from bridge.proposals.selection import ProposalSettings, rederive
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput
 

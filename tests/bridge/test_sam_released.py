@@ -5,8 +5,9 @@ import pytest
 import torch
 from small_sam import blocky_image, small_sam
 
-from bridge.proposals.generate import ProposalSettings, propose
 from bridge.proposals.prompts import Prompts
+from bridge.proposals.sam_proposals import propose
+from bridge.proposals.selection import ProposalSettings
 from experiments.bench import sam as bench_sam
 
 HEIGHT, WIDTH = 90, 120

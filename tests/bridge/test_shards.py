@@ -15,9 +15,11 @@ from PIL import Image
 from small_sam import blocky_image, small_sam
 from test_export import SETTINGS, FakeClues, contents
 
-from bridge.clues.weaktr import save_tensors
-from bridge.export import LEFTOVER_AGE, export_split, gpu_of_process, main, shard_of_process
+from bridge.export import main
+from bridge.proposals.export import LEFTOVER_AGE, export_split
 from bridge.proposals.verify import verify_split
+from bridge.runtime.ranks import gpu_of_process, shard_of_process
+from bridge.weights.checkpoints import save_tensors
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import proposal_path, read_manifest
@@ -44,7 +46,7 @@ def flags(data, tmp_path_factory):
     rng = np.random.default_rng(0)
     weight = torch.from_numpy(rng.normal(0, 1, (2, 1280)).astype(np.float32))
     path = tmp_path_factory.mktemp("weights") / "head.safetensors"
-    recipe = {"long_side": 64, "views": [1.0], "flip": False}
+    recipe = {"long_side": 64, "tta_scales": [1.0], "tta_flip": False}
     tensors = {"weight": weight, "bias": torch.zeros(2)}
     save_tensors(path, tensors, {"settings": json.dumps(recipe)})
     return ["--data", str(data), "--split", "train", "--clues", str(path), "--out"]

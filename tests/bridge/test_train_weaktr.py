@@ -18,18 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from bridge import train_weaktr as train_weaktr_module
+from bridge.clues import weaktr_training
 from bridge.clues.tag_samples import TagSamples, epoch_batches, light_augment
 from bridge.clues.weaktr import WeakTr, WeakTrConfig, load_weaktr
-from bridge.train_weaktr import (
-    WeakTrSettings,
-    learning_rate,
-    main,
-    start_from_deit,
-    tag_map,
-    train_weaktr,
-    weaktr_loss,
-)
+from bridge.clues.weaktr_recipe import WeakTrSettings, learning_rate
+from bridge.clues.weaktr_start import start_from_deit
+from bridge.clues.weaktr_training import tag_map, train_weaktr, weaktr_loss
+from bridge.train_weaktr import main
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
@@ -87,7 +82,7 @@ def test_resumes_with_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return weaktr_loss(*arguments)
 
-    monkeypatch.setattr("bridge.train_weaktr.weaktr_loss", stopping)
+    monkeypatch.setattr("bridge.clues.weaktr_training.weaktr_loss", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", tmp_path / "images", TINY)
     assert not (tmp_path / "parts" / "clues" / "weaktr.safetensors").exists()
@@ -220,7 +215,7 @@ def test_a_start_from_deit_is_deit(tmp_path):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_published_recipe_resumes(tmp_path, monkeypatch, mixed):
     """RandAugment and random erasing, from DeiT weights; float16 as on a GPU, here on the CPU."""
-    monkeypatch.setattr("bridge.train_weaktr._mixed_precision", lambda device: mixed)
+    monkeypatch.setattr("bridge.clues.weaktr_training._mixed_precision", lambda device: mixed)
     tiny_deit(tmp_path / "deit.pth")
     settings = dataclasses.replace(PAPER_TINY, init=tmp_path / "deit.pth")
     whole = run(tmp_path / "whole", tmp_path / "images", settings)
@@ -231,7 +226,7 @@ def test_the_published_recipe_resumes(tmp_path, monkeypatch, mixed):
         return learning_rate(settings, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bridge.train_weaktr.learning_rate", stopping)
+        patch.setattr("bridge.clues.weaktr_training.learning_rate", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "parts", tmp_path / "images", settings)
     _, metadata = read_arrays(tmp_path / "parts" / "clues" / "checkpoint.safetensors")
@@ -247,13 +242,12 @@ def test_the_published_recipe_resumes(tmp_path, monkeypatch, mixed):
 
 
 def test_the_scale_of_the_loss_is_restored(tmp_path):
-    model = WeakTr(PAPER_TINY.config(3))
-    optimizer = torch.optim.AdamW(model.parameters())
-    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 1024.0)]
     path = tmp_path / "checkpoint.safetensors"
-    train_weaktr_module._save_checkpoint(path, "key", model, optimizer, scalers[0], 5)
-    assert train_weaktr_module._restore(path, "key", model, optimizer, scalers[1]) == 5
-    assert scalers[1].state_dict() == scalers[0].state_dict()
+    old, new = (weaktr_training._State.fresh(PAPER_TINY, 3, path, "key") for _ in range(2))
+    old.scaler, new.scaler = (torch.amp.GradScaler("cpu", init_scale=one) for one in (8.0, 1024.0))
+    old.save(5)
+    assert new.restore() == 5
+    assert new.scaler.state_dict() == old.scaler.state_dict()
 
 
 def test_wrong_weights_to_start_from(tmp_path):

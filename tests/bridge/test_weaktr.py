@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridge.clues.maps import minmax
+from bridge.clues.interface import minmax
 from bridge.clues.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr, to_tensor
+from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.weaktr_training import train_weaktr
 from bridge.proposals.prompts import PromptSettings, prompt_points
-from bridge.train_weaktr import WeakTrSettings, train_weaktr
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
@@ -230,7 +231,7 @@ def test_views_equal_one_at_a_time():
 
 def test_mirrored_image_gives_mirrored_clues():
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    network = WeakTrClues(small_model(), views=(1.0,))
+    network = WeakTrClues(small_model(), tta_scales=(1.0,))
     clues, mirrored = network(image, (0, 2)), network(image[:, ::-1], (0, 2))
     for name in ("coarse", "fine", "cross"):
         np.testing.assert_allclose(
@@ -242,7 +243,7 @@ def test_predicted_and_absent_classes():
     model = small_model()
     image = np.random.default_rng(2).integers(0, 256, (40, 57, 3), dtype=np.uint8)
     logits = model(to_tensor(image)[None]).class_logits.numpy()
-    network = WeakTrClues(model, views=(1.0,))
+    network = WeakTrClues(model, tta_scales=(1.0,))
     assert network(image).class_ids.tolist() == np.flatnonzero(logits > -0.5).tolist()
     torch.nn.init.constant_(model.cls_token, -50.0)  # nothing above -0.5: the best class alone
     clues = network(image)
@@ -279,7 +280,7 @@ def test_huge_images_have_smaller_maps():
     small = cv2.resize(
         np.random.default_rng(3).integers(0, 256, (6, 12, 3), dtype=np.uint8), (600, 300)
     )
-    network = WeakTrClues(small_model(), views=(1.0,), resize_long=96)
+    network = WeakTrClues(small_model(), tta_scales=(1.0,), resize_long=96)
     huge = network(np.kron(small, np.ones((4, 4, 1), np.uint8)), (2,))
     assert huge.coarse.shape == (1, 500, 1000) and huge.scale == pytest.approx(1 / 2.4)
     settings = PromptSettings(sources=("fine",), relative_kernel=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_sam import small_sam
 
-from bridge.workers import each_image, for_images, one_by_one
+from bridge.runtime.workers import each_image, for_images, one_by_one
 
 
 @pytest.mark.parametrize("workers", [None, 1, 4])

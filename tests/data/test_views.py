@@ -1,4 +1,4 @@
-"""Canvases against Detectron's rule on VOC's sizes of images, and boxes there and back."""
+"""Padded sizes against Detectron's rule on VOC's sizes of images, and boxes there and back."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_mil import TINY
 
 from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.scales import padded_sizes, check_scales, bucket_of
-from weaksam_jax.data.views import View, fitted_size, place_boxes, restore_boxes, views_of
-from weaksam_jax.detectors.mil.samples import MilSamples
+from weaksam_jax.data.scales import bucket_of, check_scales, padded_sizes
+from weaksam_jax.data.views import fitted_size, place_boxes, restore_boxes, views_of
 from weaksam_jax.errors import BadInput
 
 PAPER = (480, 576, 688, 864, 1000, 1200)
@@ -42,11 +40,11 @@ def voc_images():
 
 
 def shown_and_asked(record, scales, number):
-    """(canvas, its scale of the image, the scale that Detectron's rule asks for)."""
-    canvas = scales[number][bucket_of(record, scales)]
+    """(padded size, its scale of the image, the scale that Detectron's rule asks for)."""
+    padded = scales[number][bucket_of(record, scales)]
     short, long = sorted((record.width, record.height))
     asked = min(PAPER[number] / short, 2000 / long)
-    return canvas, min(canvas[0] / record.height, canvas[1] / record.width), asked
+    return padded, min(padded[0] / record.height, padded[1] / record.width), asked
 
 
 @given(st.integers(40, 1500), st.integers(40, 1500))
@@ -60,20 +58,20 @@ def test_every_image_is_shown_at_the_size_that_is_asked_for(width, height):
 def test_padding_and_programs_are_those_that_the_docstring_names():
     for aspects, programs, padding in (((4 / 3, 3 / 2), 36, 0.06), ((3 / 2,), 24, 0.13)):
         scales = [padded_sizes(side, 2000, aspects=aspects) for side in PAPER]
-        assert len({canvas for scale in scales for canvas in scale}) <= programs
+        assert len({padded for scale in scales for padded in scale}) <= programs
         ratios = []
         for number in range(len(PAPER)):
             area = used = 0.0
             for record, count in voc_images():
-                canvas, shown, asked = shown_and_asked(record, scales, number)
+                padded, shown, asked = shown_and_asked(record, scales, number)
                 assert shown >= 0.99 * asked
-                area += count * canvas[0] * canvas[1]
+                area += count * padded[0] * padded[1]
                 used += count * shown**2 * record.width * record.height
             ratios.append(area / used - 1)
         assert np.mean(ratios) == pytest.approx(padding, abs=0.01)
 
 
-def test_canvases_of_the_paper_are_exact():
+def test_padded_sizes_of_the_paper_are_exact():
     assert padded_sizes(480, 2000) == (
         *((480, 640), (480, 720), (480, 2000)),
         *((640, 480), (720, 480), (2000, 480)),
@@ -89,60 +87,45 @@ def test_canvases_of_the_paper_are_exact():
 
 
 @given(st.integers(10, 600), st.integers(10, 600))
-def test_of_a_canvas_and_its_transpose_the_one_with_less_padding_is_chosen(width, height):
-    def unused(canvas):
-        scale = min(canvas[0] / height, canvas[1] / width)
-        return canvas[0] * canvas[1] - scale * scale * width * height
+def test_of_a_size_and_its_transpose_the_one_with_less_padding_is_chosen(width, height):
+    def unused(padded):
+        scale = min(padded[0] / height, padded[1] / width)
+        return padded[0] * padded[1] - scale * scale * width * height
 
     for scale in (((160, 192), (192, 160)), ((448, 576), (576, 448))):
-        canvas = scale[bucket_of(image(width, height), (scale,))]
-        assert unused(canvas) <= min(map(unused, scale)) * (1 + 1e-9)
+        padded = scale[bucket_of(image(width, height), (scale,))]
+        assert unused(padded) <= min(map(unused, scale)) * (1 + 1e-9)
 
 
-def test_scales_need_as_many_canvases_each():
+def test_scales_need_as_many_padded_sizes_each():
     check_scales([padded_sizes(480, 2000), padded_sizes(1200, 2000)])
     for scales in ([], [()], [((8, 8),), ((8, 8), (4, 4))]):
         with pytest.raises(BadInput, match="scales"):
             check_scales(scales)
 
 
-def test_fourteen_views_are_seven_scales_plain_and_mirrored():
+def test_fourteen_views_are_seven_scales_plain_and_flipped():
     scales = [padded_sizes(side, 2000) for side in (800, *PAPER)]
     views = views_of(scales)
     assert len(views) == len(set(views)) == 14
-    assert [view.scale for view in views_of(scales, mirrored=False)] == list(range(7))
+    assert [view.scale for view in views_of(scales, tta_flip=False)] == list(range(7))
 
 
 @given(st.integers(20, 400), st.integers(20, 400), st.booleans(), st.integers(0, 2**32 - 1))
-def test_boxes_come_back_cut_to_the_image(width, height, mirrored, seed):
+def test_boxes_come_back_cut_to_the_image(width, height, flip, seed):
     """Places of pixels that resize_and_pad really moves, and boxes that reach beyond."""
     rng, record = np.random.default_rng(seed), image(width, height)
     boxes = np.sort(rng.uniform(-20, 420, (5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32)
-    canvas = padded_sizes(64, 160)[bucket_of(record, [padded_sizes(64, 160)])]
+    padded = padded_sizes(64, 160)[bucket_of(record, [padded_sizes(64, 160)])]
     pixels = np.zeros((height, width, 3), np.uint8)
-    _, there, size = resize_and_pad(pixels, boxes, canvas, flip=mirrored)
-    assert size == fitted_size(record, canvas)
-    np.testing.assert_allclose(place_boxes(boxes, record, size, mirrored), there, atol=1e-3)
+    _, there, size = resize_and_pad(pixels, boxes, padded, flip=flip)
+    assert size == fitted_size(record, padded)
+    np.testing.assert_allclose(place_boxes(boxes, record, size, flip), there, atol=1e-3)
     cut = np.clip(boxes, 0, [width, height, width, height])
     original = np.float32([height, width])
-    back = restore_boxes(there, np.float32(size), original, mirrored)
+    back = restore_boxes(there, np.float32(size), original, flip)
     np.testing.assert_allclose(back, cut, atol=2e-3)
     on_device = jax.vmap(restore_boxes)(
-        *(jnp.asarray(x)[None] for x in (there, np.float32(size), original, mirrored))
+        *(jnp.asarray(x)[None] for x in (there, np.float32(size), original, flip))
     )
     np.testing.assert_allclose(on_device[0], back, atol=1e-3)
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_restoring_boxes_is_the_inverse_of_showing_them(world, mirrored):
-    train, _, proposals = world
-    samples = MilSamples(train, proposals, TINY)
-    record, boxes = train.records[1], samples.boxes[1][:10]
-    shown = samples.show(1, slice(10), View(0, mirrored))
-    assert shown["valid"].sum() == 10
-    assert (shown["prior"][:10] == TINY.evidence).all() and not shown["prior"][10:].any()
-    original = np.float32([record.height, record.width])
-    back = restore_boxes(shown["boxes"][:10], shown["size"], original, mirrored)
-    np.testing.assert_allclose(back, boxes, atol=1e-3)
-    size = fitted_size(record, shown["image"].shape[:2])
-    assert tuple(shown["size"]) == size  # what cached maps assume

@@ -1,7 +1,6 @@
 """The loop: resume to the same bits however it was stopped, stop on NaN, refuse what is damaged."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -9,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import loop_job
 import numpy as np
 import pytest
 
-sys.path.insert(0, os.path.dirname(__file__))
-import loop_job
-
-from weaksam_jax.engine.checkpoint import load_params, save_params
+from weaksam_jax.engine.weights import load_params, save_params
 from weaksam_jax.errors import BadInput
 
 STEPS = 24

@@ -1,4 +1,6 @@
-"""Schedules and Adam with L2 against PyTorch's."""
+"""Schedules, frozen parameters, and Adam with L2 against PyTorch's."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +9,77 @@ import optax
 import pytest
 import torch
 
-from weaksam_jax.engine.optimizer import adam_l2, warmed_steps
+from weaksam_jax.engine.optimizer import (
+    OptimConfig,
+    adam_l2,
+    freeze,
+    make_optimizer,
+    make_schedule,
+)
 
 
-def test_warmed_steps_is_the_published_schedule():
-    rate, warmup, start, milestones = 1e-5, 200, 1 / 3, (2000, 2670)
+def test_the_schedule_of_steps_is_the_published_one():
+    lr, warmup, start, milestones = 1e-5, 200, 1 / 3, (2000, 2670)
 
     def published(step):
-        value = rate * 0.1 ** sum(step >= one for one in milestones)
+        value = lr * 0.1 ** sum(step >= one for one in milestones)
         share = min(step / warmup, 1)
         return value * (start * (1 - share) + share)
 
-    schedule = warmed_steps(rate, warmup, start, milestones)
+    config = OptimConfig(
+        lr=lr,
+        warmup=warmup,
+        warmup_from=start,
+        schedule="steps",
+        milestones=milestones,
+        steps=3000,
+    )
+    schedule = make_schedule(config)
     for step in (0, 1, 100, 199, 200, 201, 1999, 2000, 2001, 2669, 2670, 2999):
         assert float(schedule(step)) == pytest.approx(published(step), rel=1e-5)
+
+
+def test_cosine_ends_at_its_part_and_a_short_trial_warms_up_for_half_its_steps():
+    config = OptimConfig(lr=0.2, warmup=10, warmup_from=0.1, final_lr=0.02, steps=50)
+    schedule = make_schedule(config)
+    for step in range(0, 51, 5):
+        if step < 10:
+            want = 0.2 * (0.1 + 0.9 * step / 10)
+        else:
+            want = 0.2 * (0.02 + 0.98 * (1 + np.cos(np.pi * (step - 10) / 40)) / 2)
+        assert float(schedule(step)) == pytest.approx(want, rel=1e-5)
+    short = make_schedule(replace(config, steps=8))
+    assert float(short(4)) == pytest.approx(0.2) > float(short(3)) > float(short(0))
+    assert float(short(8)) == pytest.approx(0.02 * 0.2)
+
+
+def is_frozen(names):
+    return names[0] == "backbone" and names[1] != "late"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam_l2"])
+def test_frozen_parameters_get_no_gradient_and_no_update(optimizer):
+    """Not even by the decay of weights, which needs no gradient."""
+    layers = {
+        "backbone": {"early": {"kernel": 1.0}, "late": {"kernel": 2.0}},
+        "head": {"bias": 3.0},
+    }
+    params = jax.tree.map(lambda value: jnp.full((3,), value), layers)
+    config = OptimConfig(optimizer=optimizer, lr=0.1, weight_decay=0.5, warmup=0, clip=1.0)
+    tx = make_optimizer(config, is_frozen)
+
+    def loss(params):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(freeze(params, is_frozen)))
+
+    state = tx.init(params)
+    for _ in range(3):
+        grads = jax.grad(loss)(params)
+        assert not grads["backbone"]["early"]["kernel"].any()
+        assert grads["backbone"]["late"]["kernel"].all() and grads["head"]["bias"].all()
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    assert (params["backbone"]["early"]["kernel"] == 1.0).all()
+    assert (params["backbone"]["late"]["kernel"] < 2.0).all() and (params["head"]["bias"] < 3).all()
 
 
 def test_adam_l2_is_torchs_adam_with_groups():
@@ -37,21 +96,21 @@ def test_adam_l2_is_torchs_adam_with_groups():
         for layer, leaves in params.items()
         for name, value in leaves.items()
     }
-    rate, decay = 1e-2, 0.3
+    lr, decay = 1e-2, 0.3
     theirs = torch.optim.Adam(
         [
             {"params": [own["fc/kernel"]], "weight_decay": decay},
-            {"params": [own["fc/bias"]], "lr": 2 * rate, "weight_decay": 0.0},
+            {"params": [own["fc/bias"]], "lr": 2 * lr, "weight_decay": 0.0},
         ],
-        lr=rate,
+        lr=lr,
         eps=1e-8,
     )
-    is_bias = lambda name: name.endswith("bias")  # noqa: E731
+    is_bias = lambda names: names[-1] == "bias"  # noqa: E731
     tx = adam_l2(
-        lambda step: rate,
+        lambda step: lr,
         decay,
-        decayed=lambda name: 0.0 if is_bias(name) else 1.0,
-        rates=lambda name: 0.0 if name.startswith("frozen") else 2.0 if is_bias(name) else 1.0,
+        lr_factor=lambda names: 0.0 if names[0] == "frozen" else 2.0 if is_bias(names) else 1.0,
+        decay_factor=lambda names: 0.0 if is_bias(names) else 1.0,
     )
     state, before = tx.init(params), np.asarray(params["frozen"]["kernel"])
     for _ in range(5):

@@ -1,41 +1,38 @@
-"""The real trainings: the same on any number of devices, turns and processes; compiled once."""
+"""The real trainings: the same on any number of devices, micro-batches and processes; compiled
+once."""
 
 import json
-import os
 import shutil
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mil_job
 import numpy as np
 import optax
-import pytest
-
-sys.path.insert(0, os.path.dirname(__file__))
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import mil_job
 import processes
+import pytest
 import tiny_pipeline
+from configs import vary
 
-from weaksam_jax.detectors.faster_rcnn import train as retraining
-from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
-from weaksam_jax.detectors.faster_rcnn.loss import DropSettings
+from weaksam_jax.backbones.pixels import network_input
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig
+from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
 from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.engine.step import count_compilations, create_state
+from weaksam_jax.engine.step import count_compilations, create_state, make_train_step
+from weaksam_jax.engine.train import frozen_loss
 from weaksam_jax.errors import BadInput
 
-ONE_CANVAS = {"pretrain_steps": 0, "scales": [[[64, 64]]]}
+ONE_SIZE = {"optim": {"pretrain_steps": 0}, "data": {"scales": [[[64, 64]]]}}
 # The detection stream's bias shifts all proposals of a class alike, which a softmax over them does
 # not see: its gradient is rounding alone, and Adam makes steps of it.
 UNSEEN = "det/bias"
-RATE = mil_job.SMALL.rate
+LR = mil_job.SMALL.optim.lr
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return mil_job.write_world(tmp_path_factory.mktemp("world"))
+def inputs(tmp_path_factory):
+    return mil_job.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,39 +55,41 @@ def compiled_quickly(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(world, tmp_path_factory):
-    """{name: losses and parameters} of one training on 1, 4 and 8 devices and in 4 turns, and by
-    two processes of two devices."""
+def trained(inputs, tmp_path_factory):
+    """{name: losses and parameters} of one training on 1, 4 and 8 devices and with 4
+    micro-batches, and by two processes of two devices."""
     out, cache = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("programs")
-    turns = {"devices": 1, "settings": {**ONE_CANVAS, "accumulate": 4}}
-    runs = {str(n): {"devices": n, "settings": ONE_CANVAS} for n in (1, 4, 8)} | {"turns": turns}
-    job = processes.write_job(out / "a.json", root=world, out=out, runs=runs)
+    cut = {**ONE_SIZE, "optim": {**ONE_SIZE["optim"], "micro_batches": 4}}
+    runs = {str(n): {"devices": n, "config": ONE_SIZE} for n in (1, 4, 8)}
+    runs["micro-batches"] = {"devices": 1, "config": cut}
+    job = processes.write_job(out / "a.json", root=inputs, out=out, runs=runs)
     processes.run(job, devices=8, cache=cache)
     job = processes.write_job(
-        out / "b.json", root=world, out=out, runs={"processes": {"settings": ONE_CANVAS}}
+        out / "b.json", root=inputs, out=out, runs={"processes": {"config": ONE_SIZE}}
     )
     processes.run(job, count=2, devices=2, cache=cache)
     return {path.stem: dict(np.load(path)) for path in out.glob("*.npz")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["4", "8", "turns", "processes"])
+@pytest.mark.parametrize("how", ["4", "8", "micro-batches", "processes"])
 def test_losses_and_parameters_do_not_depend_on_where_a_batch_is_computed(trained, how):
     want, found = trained["1"], trained[how]
-    assert want.keys() == found.keys() and len(want["loss"]) == mil_job.SMALL.steps
+    assert want.keys() == found.keys() and len(want["loss"]) == mil_job.SMALL.optim.steps
     np.testing.assert_allclose(found["loss"], want["loss"], rtol=1e-5)
     for name in set(want) - {"loss"}:
-        atol = 2 * RATE * mil_job.SMALL.steps if name == UNSEEN else 2e-5
+        atol = 2 * LR * mil_job.SMALL.optim.steps if name == UNSEEN else 2e-5
         np.testing.assert_allclose(found[name], want[name], atol=atol, rtol=1e-4, err_msg=name)
 
 
-def test_the_step_is_compiled_once_a_canvas_also_after_a_resume(world, tmp_path, monkeypatch):
-    """Two scales of two shapes: four canvases, in three epochs of five batches and after them.
+def test_the_step_is_compiled_once_per_size_also_after_a_resume(inputs, tmp_path, monkeypatch):
+    """Two scales of two shapes: four padded sizes, in three epochs of five batches and after them.
 
     Of the two phases the first, whose step is compiled sooner.
     """
     scales = (((48, 64), (64, 48)), ((56, 72), (72, 56)))
-    settings = replace(mil_job.SMALL, pretrain_steps=30, steps=0, scales=scales, batch=3)
+    optim = {"pretrain_steps": 30, "steps": 0, "batch_size": 3}
+    config = vary(mil_job.SMALL, optim=optim, data={"scales": scales})
     mesh, original, events = data_mesh(jax.devices()[:1]), mil_job.ORIGINAL, []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name.split("/")[-1]))
 
@@ -100,12 +99,12 @@ def test_the_step_is_compiled_once_a_canvas_also_after_a_resume(world, tmp_path,
 
     monkeypatch.setattr(mil_job, "ORIGINAL", stop)
     with count_compilations() as first:
-        mil_job.train(world, tmp_path / "wsod", mesh, settings)
+        mil_job.train(inputs, tmp_path / "mil", mesh, config)
     assert len(first) == len(set(first)) == 4
     monkeypatch.setattr(mil_job, "ORIGINAL", original)
     events.clear()
     with count_compilations() as second:
-        mil_job.train(world, tmp_path / "wsod", mesh, settings)
+        mil_job.train(inputs, tmp_path / "mil", mesh, config)
     assert sorted(second) == sorted(first)  # asked for again, but all of them are found on disk
     assert events.count("cache_misses") == 0 and events.count("cache_hits") >= 4
 
@@ -124,27 +123,31 @@ def retrain_batch(images):
     }
 
 
-@pytest.mark.slow
-def test_retraining_in_turns_is_the_mean_of_the_turns():
-    """Against the gradients of the two halves, each with the key of its place, added by hand."""
-    from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, faster_rcnn_loss
-    from weaksam_jax.detectors.faster_rcnn.network import build_model, init_model, normalise
+SMALL_RCNN = vary(
+    FasterRcnnConfig(),
+    model={"channels": 8, "fc_width": 16},
+    loss={"rpn_batch": 16, "pre_nms": 20, "post_nms": 10, "roi_batch": 8},
+    optim={"micro_batches": 2},
+)
 
-    detection = DetectionSettings(rpn_batch=16, pre_nms=20, post_nms=10, roi_batch=8)
-    settings = RetrainSettings(channels=8, fc_width=16, detection=detection, accumulate=2)
-    model, mesh, tx = build_model(settings, 2), data_mesh(jax.devices()[:1]), optax.sgd(1.0)
-    params = jax.device_get(init_model(model, (64, 64), jax.random.key(0), None))
+
+@pytest.mark.slow
+def test_retraining_in_micro_batches_is_the_mean_of_them():
+    """Against the gradients of the two halves, each with the key of its place, added by hand."""
+    detector, batch = FasterRcnn(SMALL_RCNN, 2), retrain_batch(4)
+    mesh, tx = data_mesh(jax.devices()[:1]), optax.sgd(1.0)
+    params = jax.device_get(detector.init(jax.random.key(0), batch))
     state = create_state(params, tx, jax.random.key(5), mesh)
-    batch = retrain_batch(4)
-    after, metrics = retraining.make_step(model, settings, tx, mesh)(state, batch)
+    step = make_train_step(frozen_loss(detector), tx, mesh, SMALL_RCNN.optim.micro_batches)
+    after, metrics = step(state, batch)
 
     @jax.jit
     @jax.value_and_grad
     def half(params, part, place):
-        part["image"] = normalise(part["image"], part["size"], settings.backbone)
+        part["image"] = network_input(part["image"], part["size"], "mini")
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), place)
-        step = jnp.int32(0)
-        return faster_rcnn_loss(model, params, part, step, key, detection, settings.drop)[0]
+        arguments = detector.network, params, part, key, jnp.int32(0)
+        return faster_rcnn_loss(*arguments, config=SMALL_RCNN.loss)[0]
 
     parts = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2)]
     losses, grads = zip(*(half(params, part, i) for i, part in enumerate(parts)), strict=True)
@@ -155,17 +158,18 @@ def test_retraining_in_turns_is_the_mean_of_the_turns():
     )
 
 
-def test_turns_whose_normaliser_would_differ_are_refused():
-    settings = RetrainSettings(accumulate=2, drop=DropSettings(normaliser="n_kept"))
-    with pytest.raises(BadInput, match="n_kept; choose normaliser n_valid"):
-        retraining.make_step(None, settings, optax.sgd(0.1), data_mesh(jax.devices()[:1]))
+def test_micro_batches_whose_normaliser_would_differ_are_refused():
+    config = vary(SMALL_RCNN, loss={"drop": DropConfig(normaliser="n_kept")})
+    with pytest.raises(BadInput, match="n_kept; choose loss"):
+        FasterRcnn(config, 2)
+    assert FasterRcnn(vary(config, optim={"micro_batches": 1}), 2).class_count == 2
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_the_work(world, tmp_path):
-    settings, mesh = replace(mil_job.SMALL, accumulate=3), data_mesh(jax.devices()[:1])
+def test_a_batch_that_does_not_divide_is_refused_before_the_work(inputs, tmp_path):
+    config, mesh = vary(mil_job.SMALL, optim={"micro_batches": 3}), data_mesh(jax.devices()[:1])
     with pytest.raises(BadInput, match="choose a multiple of 3"):
-        mil_job.train(world, tmp_path / "wsod", mesh, settings)
-    assert not (tmp_path / "wsod").exists()
+        mil_job.train(inputs, tmp_path / "mil", mesh, config)
+    assert not (tmp_path / "mil").exists()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from weaksam_jax.errors import BadInput
 PARAMS = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "b": np.zeros(2, np.float32)}
 
 
-def loss_fn(params, batch, rng):
+def loss_fn(params, batch, rng, step):
     error = batch["x"] @ params["w"] + params["b"] - batch["y"]
     return jnp.mean(error**2), {"largest": jnp.abs(error).max()}
 
@@ -29,16 +29,16 @@ def batch_of(seed, images=8):
     return {"x": draw((images, 3), np.float32), "y": draw((images, 2), np.float32)}
 
 
-def noisy_loss(params, batch, rng):
+def noisy_loss(params, batch, rng, step):
     """As with dropout: the key decides."""
     noise = jax.random.normal(rng, batch["y"].shape)
-    return loss_fn(params, {**batch, "y": batch["y"] + noise}, rng)
+    return loss_fn(params, {**batch, "y": batch["y"] + noise}, rng, step)
 
 
-def three_steps(mesh, accumulate=1, loss_fn=loss_fn):
+def three_steps(mesh, micro_batches=1, loss_fn=loss_fn):
     tx = optax.sgd(0.1, momentum=0.9)
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
-    step, losses = make_train_step(loss_fn, tx, mesh, accumulate), []
+    step, losses = make_train_step(loss_fn, tx, mesh, micro_batches), []
     for seed in range(3):
         state, metrics = step(state, put_batch(batch_of(seed), mesh))
         losses.append(float(metrics["loss"]))
@@ -65,28 +65,29 @@ def test_one_device_is_the_gradient_written_out():
         np.testing.assert_allclose(params[name], by_hand[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4, 8])
-def test_turns_are_the_gradient_written_out(accumulate):
-    (losses, params), (want, by_hand) = three_steps(data_mesh(), accumulate), three_steps_by_hand()
+@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+def test_micro_batches_are_the_gradient_written_out(micro_batches):
+    losses, params = three_steps(data_mesh(), micro_batches)
+    want, by_hand = three_steps_by_hand()
     np.testing.assert_allclose(losses, want, rtol=1e-5)
     for name in params:
         np.testing.assert_allclose(params[name], by_hand[name], rtol=1e-4, atol=1e-6)
 
 
-def test_metrics_are_means_over_the_turns():
+def test_metrics_are_means_over_the_micro_batches():
     mesh, tx = data_mesh(), optax.sgd(0.1)
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
     _, metrics = make_train_step(loss_fn, tx, mesh, 4)(state, put_batch(batch_of(0), mesh))
     whole = batch_of(0)
     quarters = [{k: v[i : i + 2] for k, v in whole.items()} for i in range(0, 8, 2)]
-    largest = [float(loss_fn(PARAMS, part, None)[1]["largest"]) for part in quarters]
+    largest = [float(loss_fn(PARAMS, part, None, 0)[1]["largest"]) for part in quarters]
     np.testing.assert_allclose(metrics["largest"], np.mean(largest), rtol=1e-6)
 
 
-def test_what_does_not_divide_names_the_cure():
+def test_what_does_not_divide_says_what_does():
     mesh, tx = data_mesh(), optax.sgd(0.1)
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
-    with pytest.raises(BadInput, match=r"8 images .* 3 turns; choose a multiple of 3"):
+    with pytest.raises(BadInput, match=r"8 images .* 3 micro-batches each; choose a multiple of 3"):
         make_train_step(loss_fn, tx, mesh, 3)(state, put_batch(batch_of(0), mesh))
 
 
@@ -94,7 +95,8 @@ def test_four_devices_are_one_device():
     """In a process of its own: the number of devices is fixed when JAX starts.
 
     With `check_vma=True` the gradient, and so the parameters, would be four times off. With noise,
-    4 devices are 1 device in 4 turns, and 2 devices in 2 turns: the keys are those of the parts.
+    4 devices are 1 device with 4 micro-batches, and 2 devices with 2: a part's key is that of its
+    place.
     """
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import jax; import test_step as t;"
@@ -112,16 +114,16 @@ def test_four_devices_are_one_device():
         check=True,
         timeout=240,
     )
-    plain, noisy, two_turns = json.loads(run.stdout)
-    whole, turns = three_steps(data_mesh()), three_steps(data_mesh(), 4, noisy_loss)
-    for (losses, w, b), (want, params) in ((plain, whole), (noisy, turns), (two_turns, turns)):
+    plain, noisy, two_by_two = json.loads(run.stdout)
+    whole, cut = three_steps(data_mesh()), three_steps(data_mesh(), 4, noisy_loss)
+    for (losses, w, b), (want, params) in ((plain, whole), (noisy, cut), (two_by_two, cut)):
         np.testing.assert_allclose(losses, want, rtol=1e-5)
         np.testing.assert_allclose(w, params["w"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(b, params["b"], rtol=1e-5, atol=1e-6)
     assert abs(noisy[0][0] - plain[0][0]) > 0.1
 
 
-def test_one_compilation_a_shape():
+def test_one_compilation_per_shape():
     mesh, tx = data_mesh(), optax.sgd(0.1)
     step = make_train_step(loss_fn, tx, mesh)
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
@@ -139,15 +141,16 @@ def test_the_state_is_donated_and_the_arguments_are_not():
     assert state.params["w"].is_deleted() and not params["w"].is_deleted()
 
 
-def test_the_key_differs_by_step():
+def test_the_key_differs_by_step_and_the_loss_is_told_it():
     mesh, tx = data_mesh(), optax.sgd(0.0)
 
-    def noise(params, batch, rng):
-        return jnp.sum(params["w"]) * 0, {"draw": jax.random.uniform(rng)}
+    def noise(params, batch, rng, step):
+        return jnp.sum(params["w"]) * 0, {"draw": jax.random.uniform(rng), "step": step * 1.0}
 
-    step, draws = make_train_step(noise, tx, mesh), []
+    step, draws, steps = make_train_step(noise, tx, mesh), [], []
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
     for _ in range(3):
         state, metrics = step(state, put_batch(batch_of(0), mesh))
         draws.append(float(metrics["draw"]))
-    assert len(set(draws)) == 3
+        steps.append(float(metrics["step"]))
+    assert len(set(draws)) == 3 and steps == [0, 1, 2]

@@ -8,7 +8,7 @@ import torch
 from tiny_pipeline import flags
 
 from bridge.clues.weaktr import WeakTr, WeakTrConfig
-from bridge.train_weaktr import WeakTrSettings
+from bridge.clues.weaktr_recipe import WeakTrSettings
 from experiments.pipeline import clues
 from experiments.pipeline.config import RoadSettings
 from experiments.pipeline.options import parse

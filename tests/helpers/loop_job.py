@@ -21,12 +21,12 @@ from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import create_state, make_train_step
 
 
-def sample(index, canvas, rng):
+def sample(index, bucket, rng):
     """Noise that depends on the sample's own generator, so a wrong resume changes the result."""
     return {"x": rng.standard_normal(4).astype(np.float32) + index, "image_id": np.int64(index)}
 
 
-def loss_fn(params, batch, rng):
+def loss_fn(params, batch, rng, step):
     error = batch["x"] @ params["w"] - 1 + 0.1 * jax.random.normal(rng, (batch["x"].shape[0],))
     return jnp.mean(error**2), {}
 
@@ -36,9 +36,9 @@ def run(folder, steps, pause=0.0, bad=None):
     mesh, tx = data_mesh(), optax.adam(1e-2)
     step = make_train_step(loss_fn, tx, mesh)
 
-    def slow(index, canvas, rng):
+    def slow(index, bucket, rng):
         time.sleep(pause / 4)
-        one = sample(index, canvas, rng)
+        one = sample(index, bucket, rng)
         return one if index != bad else one | {"x": np.full(4, np.nan, np.float32)}
 
     batches = make_batches(slow, [0] * 10, 4, seed=0, process=process())

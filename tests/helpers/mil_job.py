@@ -1,6 +1,6 @@
 """The real MIL training on a few drawn images, as a program: `python mil_job.py JOB.json`.
 
-The job: {"root": the world of `write_world`, "runs": {name: {"devices", "settings"}}, "out"}. Every
+The job: {"root": the folder of `write_inputs`, "runs": {name: {"devices", "config"}}, "out"}. Every
 run trains on the first so many devices (null: all), and process 0 writes `<out>/<name>.npz`: the
 loss of every step and the final parameters. The processes of a job find each other by
 `weaksam_jax.engine.distributed`.
@@ -10,10 +10,8 @@ import functools
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import flax.traverse_util
 import jax
 import numpy as np
 
@@ -21,27 +19,22 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import Proposals, write_proposals
-from weaksam_jax.detectors.mil import train as training
-from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.detectors.mil.samples import MilSamples
+from weaksam_jax.detectors.mil import MilConfig, MilDetector, MilSamples, train_mil
+from weaksam_jax.detectors.mil.config import DataConfig, MilOptimConfig, ModelConfig
 from weaksam_jax.engine import distributed
+from weaksam_jax.engine import train as training
 from weaksam_jax.engine.mesh import data_mesh
+from weaksam_jax.engine.weights import flatten
+from weaksam_jax.settings import from_plain
 
-SMALL = WsodSettings(
-    width=16,
-    pool_size=3,
-    dropout=0.0,
-    scales=(((48, 64), (64, 48)),),
-    max_proposals=16,
-    pretrain_steps=2,
-    steps=4,
-    batch=8,
-    warmup=1,
-    checkpoint_every=2,
+SMALL = MilConfig(
+    model=ModelConfig(width=16, pool_size=3, dropout=0.0),
+    optim=MilOptimConfig(pretrain_steps=2, steps=4, batch_size=8, warmup=1, checkpoint_every=2),
+    data=DataConfig(scales=(((48, 64), (64, 48)),), max_proposals=16),
 )
 
 
-def write_world(root: Path, images: int = 16) -> Path:
+def write_inputs(root: Path, images: int = 16) -> Path:
     """Drawn images with tags, and random proposals for them."""
     split = open_tags(write_mini(root / "data", 0, images, 1, progress=False), "trainval")
     rng = np.random.default_rng(0)
@@ -57,15 +50,16 @@ def write_world(root: Path, images: int = 16) -> Path:
     return root
 
 
-def train(root: Path, folder: Path, mesh, settings: WsodSettings, seed: int = 3) -> dict:
+def train(root: Path, folder: Path, mesh, config: MilConfig, seed: int = 3) -> dict:
     """{"loss": of every step, name of a parameter: its value}."""
     split = open_tags(root / "data" / "VOC2007", "trainval")
-    logged = functools.partial(ORIGINAL, log_every=1)
-    training.train = logged
-    params = training.train_wsod(split, root / "proposals", settings, folder, mesh, seed)
+    training.train = functools.partial(ORIGINAL, log_every=1)
+    detector = MilDetector(config, split.classes)
+    samples = MilSamples(split, root / "proposals", config)
+    params = train_mil(detector, samples, folder, mesh=mesh, seed=seed)
     lines = (folder.parent / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    return {"loss": np.asarray(losses)} | flax.traverse_util.flatten_dict(params, sep="/")
+    return {"loss": np.asarray(losses)} | flatten(params)
 
 
 ORIGINAL = training.train
@@ -89,8 +83,8 @@ def main(argv) -> None:
         slow_down(job["pause"])
     for name, run in job["runs"].items():
         mesh = data_mesh(jax.devices()[: run.get("devices")])
-        settings = replace(SMALL, **run.get("settings", {}))
-        result = train(Path(job["root"]), Path(job["out"]) / name / "wsod", mesh, settings)
+        config = from_plain(MilConfig, run["config"], name, SMALL)
+        result = train(Path(job["root"]), Path(job["out"]) / name / "mil", mesh, config)
         if distributed.is_leader():
             np.savez(Path(job["out"]) / f"{name}.npz", **result)
 

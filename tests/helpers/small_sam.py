@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 from segment_anything.modeling import (

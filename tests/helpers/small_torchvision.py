@@ -1,6 +1,6 @@
 """torchvision's ResNet-50 and Faster R-CNN with few channels and seeded random weights."""
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 import sys

@@ -1,6 +1,6 @@
 """Anchors against torchvision's generator and a loop."""
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 import numpy as np

@@ -1,6 +1,6 @@
 """Matching against torchvision's Matcher and loops; levels against its LevelMapper; sampling."""
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 import jax

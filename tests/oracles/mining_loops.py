@@ -20,7 +20,7 @@ def overlap(a, b):
 
 
 def overlap_plus_one(a, b):
-    """Of boxes whose last row and column are included, as the released MIST counts."""
+    """Of boxes whose last row and column are included, as MIST's official code counts."""
     w = min(a[2], b[2]) - max(a[0], b[0]) + 1
     h = min(a[3], b[3]) - max(a[1], b[1]) + 1
     both = max(w, 0) * max(h, 0)
@@ -68,7 +68,7 @@ def oicr_loop(boxes, scores, tags, foreground=0.5, ignore_below=0.0):
     return assign(boxes, pseudo, lambda v: v > np.float32(foreground), ignore_below)
 
 
-def release_loop(boxes, scores, tags, foreground=0.5, ignore_below=0.0):
+def official_loop(boxes, scores, tags, foreground=0.5, ignore_below=0.0):
     """Every (proposal, class) near the best of its class competes by itself."""
     entries = []
     for c in np.flatnonzero(tags):

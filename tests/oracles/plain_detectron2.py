@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridge.torchvision_ops import nms
+from bridge.runtime.torchvision_ops import nms
 
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
 STRIDES = (4, 8, 16, 32, 64)

@@ -100,6 +100,6 @@ def _conv(name: str, features: int, kernel: int, stride: int) -> nn.Conv:
 
 
 def _padding(kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after: TensorFlow's SAME for even sides (`bridge.convert.LITE0_PADDING`)."""
+    """Zeros before and after: TensorFlow's SAME for even sides (`bridge.weights.lite0`)."""
     before = (kernel - stride) // 2
     return before, kernel - stride - before

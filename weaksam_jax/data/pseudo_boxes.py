@@ -10,7 +10,7 @@ from weaksam_jax.data.augment import AugmentConfig, crop_and_resize
 from weaksam_jax.data.batches import PaddedSize, pad_boxes
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, check_scales, bucket_of
+from weaksam_jax.data.scales import Scale, bucket_of, check_scales
 from weaksam_jax.errors import BadInput
 
 
@@ -18,8 +18,8 @@ class PseudoSamples:
     """The images of a split that have pseudo boxes; images without are left out of training.
 
     pgt: COCO dictionary (`annotations` with `image_id`, `category_id`, `bbox` xywh); images: the
-    split it was made for. buckets: which padded size of a scale each sample is shown in. max_boxes: the
-    padded length G, the largest count rounded up to a multiple of 8, so no box is cut off.
+    split it was made for. buckets: which padded size of a scale each sample is shown in. max_boxes:
+    the padded length G, the largest count rounded up to a multiple of 8, so no box is cut off.
     Raises `BadInput` when the dictionary does not belong to the split or has no box.
     """
 
@@ -58,7 +58,8 @@ class PseudoSamples:
 
     def __call__(self, index: int, padded: PaddedSize, rng: np.random.Generator) -> dict:
         """One sample: `image` uint8 `[H, W, 3]`, `size` float32 `[2]` (height, width) within the
-        padded size, `boxes` float32 `[G, 4]`, `labels` int32 `[G]`, `valid` bool `[G]`, `image_id`."""
+        padded size, `boxes` float32 `[G, 4]`, `labels` int32 `[G]`, `valid` bool `[G]`,
+        `image_id` int64."""
         record, (boxes, labels) = self._records[index], self._truth[index]
         image = load_image(record.path)
         image, boxes, inside, size = crop_and_resize(image, boxes, padded, rng, self._augment)

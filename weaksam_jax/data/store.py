@@ -29,7 +29,7 @@ _COLUMNS = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
 class DecodedMasks:
     """Every mask that SAM decoded for an image, before any threshold and NMS (no pixels).
 
-    From these rows `bridge.proposals.generate.rederive` makes the proposals of other settings.
+    From these rows `bridge.proposals.selection.rederive` makes the proposals of other settings.
     Columns as in `Proposals`, in prompt order, but boxes are uint16 (int32 for sides above 65535
     pixels) and those of empty masks are zero. stability_offset: the logit offset that stability was
     measured with.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from weaksam_jax.boxes import clip, flip
 from weaksam_jax.data.batches import PaddedSize, resize_and_pad
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, check_scales, bucket_of
+from weaksam_jax.data.scales import Scale, bucket_of, check_scales
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ImageViews:
             shared["class_factor"] = np.asarray(self._factors)[list(indices)]
         for view in self._views:
             padded = self._scales[view.scale][self.buckets[indices[0]]]
-            shown = list(pool.map(lambda image: _show(image, padded, view.flip), images))  # noqa: B023
+            shown = list(pool.map(partial(_show, padded=padded, flipped=view.flip), images))
             yield {
                 "image": np.stack([image for image, _ in shown]),
                 "size": np.asarray([size for _, size in shown], np.float32),

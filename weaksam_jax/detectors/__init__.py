@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 import optax
 
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
@@ -96,14 +95,8 @@ def load_detector(path: str | Path) -> tuple[Detector, Params]:
     """
     weights = read_weights(path)
     detector = stated_detector(weights)
-    optional = ("tags/", "drop_block/") if detector.kind == MilDetector.kind else ()
-    params = fill(
-        jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), detector.shapes()),
-        weights,
-        optional=lambda name: name.startswith(optional),
-        hint="make the file again, or convert it again",
-    )
-    return detector, params
+    hint = "make the file again, or convert it again"
+    return detector, fill(detector.shapes(), weights, hint=hint)
 
 
 def stated_detector(weights: Weights) -> Detector:

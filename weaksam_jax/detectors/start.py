@@ -86,10 +86,16 @@ def _from_other(fresh: Params, weights: Weights, *, model: Any) -> Params:
     if theirs != model.backbone:
         hint = f"set optim.init to weights of {model.backbone}"
         raise BadInput(weights.path, f"is a detector over {theirs}, not {model.backbone}", hint)
-    shared = BACKBONES[model.backbone].shared
-    given = weights.part("backbone/")
-    own = fresh["backbone"]
-    if shared:
-        return {**fresh, "backbone": {**own, shared: fill(own[shared], given)}}
-    # What the other one needs beyond this one's (Lite0's head) is passed over.
-    return {**fresh, "backbone": fill(own, given, unknown=True)}
+    shared, given = BACKBONES[model.backbone].shared, weights.part("backbone/")
+    return {**fresh, "backbone": _fill_backbone(fresh["backbone"], given, shared)}
+
+
+def _fill_backbone(own: Params, given: Weights, shared: str) -> Params:
+    """A backbone's parameters from those of another detector, each of the form (a pyramid or a
+    single map) that its detector uses. shared: see `Backbone`."""
+    is_pyramid = bool(shared) and any(name.startswith(f"{shared}/") for name in given.arrays)
+    wants_pyramid = bool(shared) and shared in own
+    if wants_pyramid and not is_pyramid:
+        return {**own, shared: fill(own[shared], given)}
+    given = given.part(f"{shared}/") if is_pyramid and not wants_pyramid else given
+    return fill(own, given, unknown=True)  # Lite0's head is the MIL detector's alone

@@ -46,12 +46,12 @@ def train_detector(
 ) -> Params:
     """Trains `detector` (`weaksam_jax.detectors.Detector`) and returns its parameters (NumPy).
 
-    Resumes from `folder/checkpoints`; the same seed gives the same bits on the same machine. params,
-    key: where to start and the key of training, else both from `seed` (`detector.init`, with
-    `weights`). until: stop after so many steps of the schedule. name: the stage's in the log
-    [folder's name]; log: the file [folder/../log.jsonl]. Metrics whose names begin with "dropped"
-    are logged for every step. Raises `BadInput` as `weaksam_jax.engine.loop.train` and when the
-    images of a batch do not divide among the devices.
+    Resumes from `folder/checkpoints`; the same seed gives the same bits on the same machine.
+    params, key: where to start and the key of training, else both from `seed` (`detector.init`,
+    with `weights`). until: stop after so many steps of the schedule. name: the stage's in the log
+    [folder's name]; log: the file [folder/../log.jsonl]. The shares of dropped RoIs are logged for
+    every step. Raises `BadInput` as `weaksam_jax.engine.loop.train` and when the images of a batch
+    do not divide among the devices.
     """
     folder, optim = Path(folder), detector.config.optim
     check_batch(optim.batch_size, mesh.size, optim.micro_batches)

@@ -61,8 +61,8 @@ class Pool:
         return image, masks
 
 
-def pose(rng: np.random.Generator, example: Example, turn: bool) -> tuple[np.ndarray, ...]:
-    """Flip, at choice turn and permute colours, crop to a random aspect, pad back.
+def pose(rng: np.random.Generator, example: Example, rotate: bool) -> tuple[np.ndarray, ...]:
+    """Flip, at choice rotate and permute colours, crop to a random aspect, pad back.
 
     Returns image [S, S, 3], masks [n, S, S] and inside bool [S, S]; padding is right/below,
     as `Sam.preprocess` pads.
@@ -70,7 +70,7 @@ def pose(rng: np.random.Generator, example: Example, turn: bool) -> tuple[np.nda
     image, masks = example
     if rng.random() < 0.5:
         image, masks = image[:, ::-1], masks[:, :, ::-1]
-    if turn:
+    if rotate:
         k = int(rng.integers(4))
         image, masks = np.rot90(image, k), np.rot90(masks, k, (1, 2))
         image = image[..., rng.permutation(3)]
@@ -138,13 +138,13 @@ def prompts_of(rng: np.random.Generator, masks: np.ndarray, inside: np.ndarray) 
 
 
 def collate(
-    rng: np.random.Generator, examples: list[Example], stride: int, thin: int, turn: bool
+    rng: np.random.Generator, examples: list[Example], stride: int, thin: int, rotate: bool
 ) -> Batch:
     """Pose the examples, draw prompts and lay everything out as one `Batch`."""
     phase = int(rng.integers(thin)), int(rng.integers(thin))
     rows: list[tuple] = []
     for example in examples:
-        image, masks, inside = pose(rng, example, turn)
+        image, masks, inside = pose(rng, example, rotate)
         low = thin_grid(masks, stride, thin, phase)
         points, meant, boxes, boxed, clicks, clicked = prompts_of(rng, masks, inside)
         nested = np.zeros((len(points), NESTED, *low.shape[1:]), np.float32)

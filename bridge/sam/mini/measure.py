@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
+from bridge.runtime.torchvision_ops import nms
 from bridge.sam.mini.batches import point_in
 from bridge.sam.mini.model import load_sam_mini
 from bridge.sam.mini.scenes import draw_scene
-from bridge.torchvision_ops import nms
 
 RECALL_AT = (0.5, 0.75, 0.9)
 
@@ -178,7 +178,7 @@ def best_overlap(true: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def measure_photos(propose, voc: Path, names: list[str], budgets: tuple[int, ...]) -> None:
-    """Print recall at `RECALL_AT` for every budget of boxes, and the mean time an image."""
+    """Print recall at `RECALL_AT` for every budget of boxes, and the mean time per image."""
     overlaps: dict[int, list] = {n: [] for n in budgets}
     spent, number = 0.0, []
     for name in names:
@@ -194,7 +194,7 @@ def measure_photos(propose, voc: Path, names: list[str], budgets: tuple[int, ...
         joined = np.concatenate(values)
         recall = " / ".join(f"{(joined >= t).mean():.3f}" for t in RECALL_AT)
         print(f"  first {n}: recall@.5/.75/.9 {recall}  ({len(joined)} objects)")
-    print(f"  {np.mean(number):.0f} boxes and {spent / len(names):.2f} s an image", flush=True)
+    print(f"  {np.mean(number):.0f} boxes and {spent / len(names):.2f} s per image", flush=True)
 
 
 def main() -> None:

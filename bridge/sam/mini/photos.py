@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bridge.weights.pixels import LITE0_MEAN, LITE0_STD
+
 SIDE = 384  # stored photos, pixels
 LEAF_SIDE = 256  # where the leaves are found
 WEIGHTS = {"colour": 1.0, "edge": 1.0, "deep": 3.0}
@@ -40,7 +42,7 @@ def deep_maps(photo: np.ndarray, backbone: nn.Module) -> np.ndarray:
     """Lite0 maps of strides 8, 16, 32, each centred and of unit norm: [64, 64, c]."""
     x = torch.from_numpy(photo).permute(2, 0, 1)[None].float()
     with torch.no_grad():
-        features = backbone((x - 127) / 128)[2:]
+        features = backbone((x - LITE0_MEAN) / LITE0_STD)[2:]
     maps = []
     for f in features:
         f = f - f.mean((2, 3), keepdim=True)

@@ -76,7 +76,7 @@ def keep_distinct(labels: list[np.ndarray], drawn: list[int], size: int) -> np.n
 
 
 def colour(rng: Rng) -> np.ndarray:
-    """A random RGB colour in 0..255, half of the time muted as most of the world is."""
+    """A random RGB colour in 0..255, half of the time muted as most things are."""
     rgb = rng.uniform(0, 255, 3)
     if rng.random() < 0.5:
         rgb = rgb.mean() + (rgb - rgb.mean()) * rng.uniform(0, 0.5)
@@ -233,8 +233,8 @@ def leaf(rng: Rng) -> np.ndarray:
 
 def limb(rng: Rng) -> np.ndarray:
     """A thick bent stroke with round joints, as the outline of its drawing."""
-    turns = np.cumsum(rng.normal(0, 0.8, int(rng.integers(2, 5))))
-    path = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], 1), 0)
+    angles = np.cumsum(rng.normal(0, 0.8, int(rng.integers(2, 5))))
+    path = np.cumsum(np.stack([np.cos(angles), np.sin(angles)], 1), 0)
     path = (path - path.mean(0)) / max(np.ptp(path, 0).max(), 1e-6)
     pixels = (path * 120 + 128).astype(np.int32)
     stroke = np.zeros((256, 256), np.uint8)

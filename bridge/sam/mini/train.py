@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
 from segment_anything.modeling import Sam
@@ -46,7 +46,7 @@ def normalise(sam: Sam, batch: Batch) -> Tensor:
 
 
 def predict(sam: Sam, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One encoding an image, two decodings: points and boxes together, then several points.
+    """One encoding per image, two decodings: points and boxes together, then several points.
 
     Both of the first kinds are two sparse tokens long, which is why they share a pass.
     Returns logits [B, n, 4, S/stride, S/stride] and IoU [B, n, 4], then those of the clicks.
@@ -59,7 +59,7 @@ def predict(sam: Sam, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return value.unflatten(0, (images, -1))
 
     def prompt(points: Tensor | None, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sparse [B, n, t, D] and dense [B, n, D, h, w] of n prompts an image."""
+        """Sparse [B, n, t, D] and dense [B, n, D, h, w] of n prompts per image."""
         labelled = None
         if points is not None:
             flat = points.flatten(0, 1)
@@ -132,7 +132,7 @@ class Average:
                 self.tensors[key] = value.clone()
 
 
-def learning_rate(progress: float, step: int, peak: float) -> float:
+def lr_at(progress: float, step: int, peak: float) -> float:
     """Linear warm-up over 100 steps, then a cosine over the time budget to 2% of the peak."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * cosine)
@@ -151,11 +151,11 @@ def fits(own: dict[str, Tensor], key: str, value: Tensor) -> bool:
 def make_pools(options: argparse.Namespace, size: int, step: int) -> list[Pool]:
     """Where examples come from: scenes always, photos if given. Numbers go on from `step`."""
     folder = PhotoFolder(options.photos, size) if options.photos else None
-    first = FIRST_SCENE + step * options.batch
+    first = FIRST_SCENE + step * options.batch_size
     fills = folder.images() if folder else None
     pools = [Pool(lambda i: draw_scene(i, size, fills), first, options.pool, options.fresh)]
     if folder:
-        pools.append(Pool(folder.example, step * options.batch, options.pool, options.fresh))
+        pools.append(Pool(folder.example, step * options.batch_size, options.pool, options.fresh))
     return pools
 
 
@@ -168,7 +168,7 @@ def train(options: argparse.Namespace) -> None:
     thin = 2 if stride == 2 else 1
     torch.manual_seed(options.seed)
     sam = build_sam_mini(encoder, size, stride).train()
-    optimizer = torch.optim.AdamW(sam.parameters(), lr=options.rate, betas=BETAS, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=options.lr, betas=BETAS, weight_decay=0.02)
     if options.start:
         copy_fitting(sam, Path(options.start))
     average, step, spent = Average(), 0, 0.0
@@ -190,11 +190,11 @@ def train(options: argparse.Namespace) -> None:
 
     begun, before, saved, seen = time.monotonic(), spent, spent, []
     while spent < 60 * options.minutes and spent - before < 60 * options.stretch:
-        source = rng.choice(len(pools), size=options.batch, p=shares)
+        source = rng.choice(len(pools), size=options.batch_size, p=shares)
         examples = [pools[i].take(rng) for i in source]
-        batch = collate(rng, examples, stride, thin, turn=options.turn)
+        batch = collate(rng, examples, stride, thin, rotate=options.rotate)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spent / (60 * options.minutes), step, options.rate)
+            group["lr"] = lr_at(spent / (60 * options.minutes), step, options.lr)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             loss, figures = loss_of(sam, batch, thin)
         optimizer.zero_grad()
@@ -229,12 +229,12 @@ def parse() -> argparse.Namespace:
     add("--stretch", type=float, default=1e9, help="minutes of this run at most")
     add("--photos", help="folder of segment hierarchies (bridge.sam.mini.photos)")
     add("--photo-share", type=float, default=0.5, help="share of examples that are photos")
-    add("--batch", type=int, default=6, help="images a step")
-    add("--rate", type=float, default=1.5e-3, help="peak learning rate of AdamW")
+    add("--batch-size", type=int, default=6, help="images per step")
+    add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW")
     add("--pool", type=int, default=600, help="examples kept in memory for reuse")
     add("--fresh", type=float, default=0.3, help="share of examples drawn anew")
-    add("--turn", action=argparse.BooleanOptionalAction, default=True,
-        help="also turn by 90 degrees and permute colours")  # fmt: skip
+    add("--rotate", action=argparse.BooleanOptionalAction, default=True,
+        help="also rotate by 90 degrees and permute colours")  # fmt: skip
     add("--bf16", action=argparse.BooleanOptionalAction, default=True,
         help="bfloat16 autocast (fast where the CPU has AMX)")  # fmt: skip
     add("--threads", type=int, default=1)

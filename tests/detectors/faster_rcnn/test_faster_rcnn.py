@@ -1,6 +1,6 @@
 """Faster R-CNN's parts against torchvision's, and its loss against a loop."""
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 import functools

@@ -6,7 +6,7 @@ import pytest
 import torch
 from plain_detectron2 import PlainDetector, msra_pixels, random_tensors
 
-from bridge.weights.faster_rcnn import convert_faster_rcnn_detectron2
+from bridge.weights.kinds import convert
 from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
@@ -24,7 +24,7 @@ def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detectron2")
     tensors = random_tensors(WIDTH, CHANNELS, CLASSES, HIDDEN)
     torch.save({"model": tensors, "iteration": 8999}, folder / "model_final.pth")
-    path = convert_faster_rcnn_detectron2(folder / "d.safetensors", folder / "model_final.pth")
+    path = convert("faster_rcnn_detectron2", folder / "d.safetensors", folder / "model_final.pth")
     params = load_params(path)
     model = FasterRcnnNetwork(
         ResNet50(WIDTH, stride_in_1x1=True), CLASSES, anchor_sizes=tuple((s,) for s in SIZES),

@@ -20,8 +20,8 @@ from small_torchvision import numpy_state, small_faster_rcnn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
-from bridge.weights.faster_rcnn import to_ours
-from bridge.weights.names import TORCHVISION
+from bridge.weights.faster_rcnn_torchvision import TORCHVISION
+from bridge.weights.r50_fpn import to_ours
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
 from weaksam_jax.detectors.faster_rcnn.config import LossConfig

@@ -1,6 +1,6 @@
 """Detection losses against PyTorch, values and gradients."""
 
-import bridge.torchvision_ops  # noqa: F401
+import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
 import jax

@@ -1,16 +1,13 @@
 """Six training and three test images with random proposals, for all tests here."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
-from tiny_mil import TINY, write_random
+from configs import vary
+from tiny_mil import TINY, train, write_random
 
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.detectors.mil.train import train_wsod
-from weaksam_jax.engine.mesh import data_mesh
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +32,9 @@ def compiled_once(cache):
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """(train split, test split, root of the proposals)."""
-    root = tmp_path_factory.mktemp("wsod")
+def drawn(tmp_path_factory):
+    """(train split, test split, root of the proposals) of drawn images."""
+    root = tmp_path_factory.mktemp("drawn")
     data = write_mini(root / "data", 0, 6, 3, progress=False)
     rng = np.random.default_rng(0)
     splits = [open_tags(data, name) for name in ("trainval", "test")]
@@ -48,9 +45,8 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(world, tmp_path_factory):
+def trained(drawn, tmp_path_factory):
     """Parameters of a `TINY` detector after one step; not to be changed."""
-    train, _, proposals = world
-    folder = tmp_path_factory.mktemp("trained")
-    once = dataclasses.replace(TINY, pretrain_steps=0, steps=1)
-    return train_wsod(train, proposals, once, folder, data_mesh(jax.devices()[:1]), 0)
+    split, _, proposals = drawn
+    once = vary(TINY, optim={"pretrain_steps": 0, "steps": 1})
+    return train(split, proposals, once, tmp_path_factory.mktemp("trained"))

@@ -1,12 +1,11 @@
 """Lighting noise: its distribution, and that training samples get it and nothing else does."""
 
-import dataclasses
-
 import numpy as np
 import pytest
+from configs import vary
 from tiny_mil import TINY
 
-from weaksam_jax.data.augment import LIGHT_VALUES, LIGHT_VECTORS, light_noise
+from weaksam_jax.data.augment import LIGHT_VALUES, LIGHT_VECTORS, AugmentConfig, light_noise
 from weaksam_jax.data.views import View
 from weaksam_jax.detectors.mil.samples import MilSamples
 
@@ -20,7 +19,7 @@ def test_the_noise_has_the_covariance_of_the_principal_colours():
         want += np.outer(vector, vector)
     np.testing.assert_allclose(np.cov(moved.T), want + np.eye(3) / 12, rtol=0.03, atol=0.05)
     assert np.abs(moved.mean(0)).max() < 0.3
-    grey = np.sqrt(want.mean()) / 3  # at the release's 0.1, as the docstring says
+    grey = np.sqrt(want.mean()) / 3  # at MIST's 0.1, as the docstring says
     assert grey == pytest.approx(3.2, abs=0.1)
     np.testing.assert_allclose(LIGHT_VECTORS.T @ LIGHT_VECTORS, np.eye(3), atol=1e-3)
 
@@ -37,10 +36,12 @@ def test_one_shift_for_all_pixels_cut_to_bytes():
                 assert noisy[y, x, c] == want
 
 
-def test_only_training_samples_are_lit_and_the_padding_stays(world):
-    train, _, proposals = world
-    quiet = dataclasses.replace(TINY, colour=0.0, hide=0.0, jitter=(0.6, 0.6), lighting=0.0)
-    lit = dataclasses.replace(quiet, lighting=0.5)
+def test_only_training_samples_are_lit_and_the_padding_stays(drawn):
+    train, _, proposals = drawn
+    quiet, lit = (
+        vary(TINY, data={"augment": AugmentConfig(scale=(0.6, 0.6), lighting=lighting)})
+        for lighting in (0.0, 0.5)
+    )
     plain, noisy = (
         MilSamples(train, proposals, one)(0, (0, 0), np.random.default_rng(3))
         for one in (quiet, lit)

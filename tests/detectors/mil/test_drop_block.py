@@ -1,4 +1,4 @@
-"""Concrete DropBlock against PyTorch in two passes, as the released code trains."""
+"""Concrete DropBlock against PyTorch in two passes, as MIST's official code trains."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def torch_dropped(rois, noise, p):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_one_pass_equals_the_two_of_the_release(seed, monkeypatch):
+def test_one_pass_equals_the_two_of_the_official_code(seed, monkeypatch):
     x, valid, params, noise, weights = case(seed)
     monkeypatch.setattr(drop_block, "gumbel", lambda key, shape: jnp.asarray(noise))
     model = ConcreteDropBlock()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mining_loops import C, N, images, mist_loop, oicr_loop, release_loop
+from mining_loops import C, N, images, mist_loop, official_loop, oicr_loop
 
 from weaksam_jax.boxes import encode
 from weaksam_jax.detectors.mil import loss as mil
@@ -18,13 +18,20 @@ KINDS = {
     "mist": (("mist", "paper", 0.0, "mean"), C + 1),
     "oicr": (("oicr", "paper", 0.0, "mean"), C + 1),
     "oicr with PCL's band": (("oicr", "paper", 0.1, "mean"), C + 1),
-    "oicr of the release": (("oicr", "release", 0.0, "sum"), C),
+    "official oicr": (("oicr", "official", 0.0, "sum"), C),
     "wsddn": (("wsddn", "paper", 0.0, "sum"), C + 1),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
-LOSS = jax.jit(
-    jax.value_and_grad(mil.mil_loss, has_aux=True), static_argnums=(4, 5, 6, 7)
-)  # (loss, terms), gradient
+OPTIONS = "method", "oicr_rule", "ignore_below", "reduction"
+VALUE_AND_GRADIENT = jax.jit(
+    jax.value_and_grad(mil.mil_loss, has_aux=True), static_argnames=OPTIONS
+)
+
+
+def loss_and_gradient(outputs, boxes, valid, tags, *options):
+    """((loss, terms), gradient)."""
+    named = dict(zip(OPTIONS, options, strict=True))
+    return VALUE_AND_GRADIENT(outputs, boxes, valid, tags, **named)
 
 
 def random_outputs(seed, columns, scale=2.0):
@@ -36,7 +43,7 @@ def random_outputs(seed, columns, scale=2.0):
 def torch_loss(outputs, boxes, tags, method, rule, ignore_below, reduction):
     """Float64, valid proposals only, one proposal at a time."""
     cls, det, refine, deltas = outputs
-    n, released = len(boxes), rule == "release"
+    n, official = len(boxes), rule == "official"
     scores = cls.softmax(1) * det.softmax(0)
     y = torch.zeros(cls.shape[1], dtype=torch.float64)
     y[-C:] = torch.as_tensor(tags).double()
@@ -46,11 +53,11 @@ def torch_loss(outputs, boxes, tags, method, rule, ignore_below, reduction):
         if method == "wsddn":
             break
         t = teacher.detach().numpy().astype(np.float32)
-        loop = mist_loop if method == "mist" else release_loop if released else oicr_loop
+        loop = mist_loop if method == "mist" else official_loop if official else oicr_loop
         mined = loop(boxes, t, tags, ignore_below=ignore_below)
         for r, (label, weight, target) in enumerate(zip(*mined, strict=True)):
-            factor = (1 if released else weight_of_branch) * float(weight) / n
-            if released:
+            factor = (1 if official else weight_of_branch) * float(weight) / n
+            if official:
                 total = total - factor * torch.log(logits.softmax(1)[r, label] + 1e-6)
             else:
                 total = total - factor * logits.log_softmax(1)[r, label]
@@ -68,7 +75,7 @@ def test_loss_and_gradient_equal_torch_whatever_the_padding(kind, image, seed):
     options, columns = KINDS[kind]
     boxes, valid, _, tags = image
     outputs = random_outputs(seed, columns)
-    (loss, terms), gradient = LOSS(outputs, boxes, valid, tags, *options)
+    (loss, terms), gradient = loss_and_gradient(outputs, boxes, valid, tags, *options)
     assert (terms["regress"] > 0) <= (kind == "mist") and (terms["refine"] > 0) <= (kind != "wsddn")
     np.testing.assert_allclose(loss, sum(terms.values()), rtol=1e-6)
     if not valid.any():
@@ -93,7 +100,9 @@ def test_the_methods_have_the_terms_they_should():
     boxes = np.tile(np.array([0, 0, 5, 5], np.float32), (N, 1))
     valid, tags = np.ones(N, bool), np.ones(C, bool)
     for kind, (options, columns) in KINDS.items():
-        (_, terms), gradient = LOSS(random_outputs(0, columns), boxes, valid, tags, *options)
+        (_, terms), gradient = loss_and_gradient(
+            random_outputs(0, columns), boxes, valid, tags, *options
+        )
         assert (terms["refine"] > 0) == (kind != "wsddn") and terms["image"] > 0
         assert (terms["regress"] > 0) == (kind == "mist") == bool(gradient.deltas.any())
 
@@ -115,7 +124,7 @@ def test_extreme_outputs_stay_finite(kind, case, size, dtype):
         jax.tree.map(lambda x: size * jnp.sign(x), random_outputs(7, columns)),
     ):
         outputs = jax.tree.map(lambda x: x.astype(dtype), outputs)
-        (loss, _), gradient = LOSS(outputs, boxes, valid, tags, *options)
+        (loss, _), gradient = loss_and_gradient(outputs, boxes, valid, tags, *options)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, gradient)))
         assert (loss > 0) == (case in ("usual", "no tags")) and loss.dtype == jnp.float32
 
@@ -125,8 +134,8 @@ def test_half_precision_outputs_are_computed_with_in_float32():
     full = jax.tree.map(lambda x: x.astype(jnp.float32), half)
     boxes = np.tile(np.array([0, 0, 5, 5], np.float32), (N, 1))
     rest = boxes, np.ones(N, bool), np.ones(C, bool), *KINDS["mist"][0]
-    (loss, _), gradient = LOSS(half, *rest)
-    (same, _), exact = LOSS(full, *rest)
+    (loss, _), gradient = loss_and_gradient(half, *rest)
+    (same, _), exact = loss_and_gradient(full, *rest)
     assert loss == same
     for one, other in zip(gradient, exact, strict=True):
         np.testing.assert_array_equal(one, other.astype(jnp.bfloat16))

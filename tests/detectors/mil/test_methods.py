@@ -1,24 +1,21 @@
-"""What each method of the MIL stage trains and what it takes its detections from."""
-
-import dataclasses
+"""What each method of the MIL detector trains and what it takes its detections from."""
 
 import jax
 import numpy as np
 import pytest
+from configs import vary
 
+from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.boxes import decode
-from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.detectors.mil.detect import infer_view
-from weaksam_jax.detectors.mil.network import build_model, network_input
-from weaksam_jax.detectors.mil.train import detector_loss
+from weaksam_jax.detectors.mil import MilConfig, MilDetector
 
 C, N = 3, 6
-PLAIN = WsodSettings(width=8, pool_size=2, dropout=0.0, evidence=0.0, max_proposals=N)
+PLAIN = vary(MilConfig(), model={"width": 8, "pool_size": 2, "dropout": 0.0, "evidence": 0.0})
 
 
 @pytest.fixture(scope="module")
-def world():
-    """(model, parameters, a batch of two images: one without tags, padded proposals)."""
+def case():
+    """(parameters, a batch of two images: one without tags, padded proposals; the outputs)."""
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 30, (2, N, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(8, 30, (2, N, 2))], -1)
@@ -32,12 +29,13 @@ def world():
         "valid": valid,
         "tags": np.array([[True, False, True], [False] * C]),
     }
-    model = build_model(PLAIN, C)
-    inputs = (*network_input(PLAIN, batch), batch["boxes"], batch["prior"])
-    params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+    detector = MilDetector(PLAIN, C)
+    params = detector.init(jax.random.key(0), batch)
     params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
-    outputs = jax.jit(model.apply)({"params": params}, *inputs)[1]
-    return model, params, batch, outputs
+    images = network_input(batch["image"], batch["size"], "mini")
+    given = images, np.ones((2, 8, 8), bool), batch["boxes"], batch["prior"]
+    outputs = jax.jit(detector.network.apply)({"params": params}, *given)[1]
+    return params, batch, outputs
 
 
 def softmax(x, axis):
@@ -46,10 +44,10 @@ def softmax(x, axis):
 
 
 @pytest.mark.parametrize("method", ["mist", "oicr", "wsddn"])
-def test_detections_come_from_the_methods_own_head(world, method):
-    model, params, batch, outputs = world
-    settings = dataclasses.replace(PLAIN, method=method)
-    scores, boxes = jax.jit(lambda p, b: infer_view(model, settings, p, b))(params, batch)
+def test_detections_come_from_the_methods_own_head(case, method):
+    params, batch, outputs = case
+    detector = MilDetector(vary(PLAIN, model={"method": method}), C)
+    scores, boxes = jax.jit(detector.score)(params, batch)
     cls, det, refine, deltas = (np.asarray(x, np.float64) for x in outputs)
     for image in range(2):
         own = batch["valid"][image]
@@ -64,26 +62,32 @@ def test_detections_come_from_the_methods_own_head(world, method):
         np.testing.assert_allclose(boxes[image], proposals, rtol=1e-4, atol=1e-4)
 
 
+def terms(params, batch, **loss):
+    """The terms of OICR's loss, with these settings of the loss."""
+    detector = MilDetector(vary(PLAIN, model={"method": "oicr"}, loss=loss), C)
+    return jax.jit(detector.loss)(params, batch, jax.random.key(0), np.int32(0))[1]
+
+
 @pytest.mark.parametrize(
-    ("changes", "taught"),
+    ("method", "rule", "taught"),
     [
-        ({"method": "mist"}, {"cls", "det", "refine", "deltas"}),
-        ({"method": "oicr"}, {"cls", "det", "refine"}),
-        ({"method": "oicr", "oicr_rule": "release"}, {"cls", "det", "refine"}),
-        ({"method": "wsddn"}, {"cls", "det"}),
+        ("mist", "paper", {"cls", "det", "refine", "deltas"}),
+        ("oicr", "paper", {"cls", "det", "refine"}),
+        ("oicr", "official", {"cls", "det", "refine"}),
+        ("wsddn", "paper", {"cls", "det"}),
     ],
 )
-def test_losses_teach_the_heads_of_the_method(world, changes, taught):
-    model, params, batch, _ = world
-    settings = dataclasses.replace(PLAIN, tag_weight=0.0, **changes)
+def test_losses_teach_the_heads_of_the_method(case, method, rule, taught):
+    params, batch, _ = case
+    loss = {"tag_weight": 0.0, "oicr_rule": rule}
+    detector = MilDetector(vary(PLAIN, model={"method": method}, loss=loss), C)
 
     @jax.jit
-    def gradient(params, batch):
-        return jax.grad(lambda p: detector_loss(model, settings, p, batch, jax.random.key(0))[0])(
-            params
-        )
+    @jax.grad
+    def gradient(params):
+        return detector.loss(params, batch, jax.random.key(0), np.int32(0))[0]
 
-    found = gradient(params, batch)
+    found = gradient(params)
     moved = {
         name.split("_")[0]
         for name, layer in found.items()
@@ -92,21 +96,15 @@ def test_losses_teach_the_heads_of_the_method(world, changes, taught):
     assert moved & {"cls", "det", "refine", "deltas"} == taught
 
 
-def test_options_reach_the_loss_and_an_uncertain_image_teaches_nothing(world):
+def test_options_reach_the_loss_and_an_uncertain_image_teaches_nothing(case):
     """An image that is an example of nothing comes without valid proposals (`MilSamples`)."""
-    model, params, batch, _ = world
+    params, batch, _ = case
     batch = batch | {"valid": batch["valid"] & np.array([[True], [False]])}
-
-    def terms(batch, **changes):
-        settings = dataclasses.replace(PLAIN, method="oicr", **changes)
-        loss = jax.jit(lambda p, b: detector_loss(model, settings, p, b, jax.random.key(0))[1])
-        return loss(params, batch)
-
-    both = terms(batch)
-    tagged = terms({name: value[:1] for name, value in batch.items()})
+    both = terms(params, batch)
+    tagged = terms(params, {name: value[:1] for name, value in batch.items()})
     for name in ("image", "refine", "tags"):
         np.testing.assert_allclose(both[name], tagged[name] / 2, rtol=1e-5)
-    other = terms(batch, oicr_rule="release", image_loss="sum")
+    other = terms(params, batch, oicr_rule="official", image_loss="sum")
     assert other["refine"] < both["refine"]  # no branch weight 3
     np.testing.assert_allclose(other["image"], (C + 1) * both["image"], rtol=1e-5)
-    assert terms(batch, ignore_below=0.9)["refine"] < both["refine"]
+    assert terms(params, batch, ignore_below=0.9)["refine"] < both["refine"]

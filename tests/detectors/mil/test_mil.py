@@ -4,19 +4,20 @@ published networks against plain PyTorch."""
 import functools
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from bridge.weights.vgg import mmdet_oicr_arrays, wetectron_arrays
+from bridge.weights.mmdet_oicr import mmdet_oicr_arrays
+from bridge.weights.wetectron import wetectron_arrays
 from experiments.bench import torch_mil as plain_mil
 from weaksam_jax.backbones.mini_cnn import MiniCnn
 from weaksam_jax.backbones.vgg16 import Vgg16
 from weaksam_jax.detectors.mil.loss import wsddn_scores
-from weaksam_jax.detectors.mil.model import MilDetector, class_evidence
+from weaksam_jax.detectors.mil.model import MilNetwork, class_evidence
+from weaksam_jax.engine.weights import unflatten
 from weaksam_jax.ops.roi import roi_align, roi_pool
 
 C, N = 3, 6
@@ -25,7 +26,7 @@ C, N = 3, 6
 def detector(pooling, neck=None, backbone=True):
     pool = functools.partial(pooling, spatial_scale=1 / 8, output_size=2)
     trunk = MiniCnn(width=4, name="backbone") if backbone else None
-    return MilDetector(C, pool, trunk, neck=neck, width=16, dropout=0.5)
+    return MilNetwork(C, pool, trunk, neck=neck, width=16, dropout=0.5)
 
 
 def case(channels=3, cells=48):
@@ -105,7 +106,7 @@ def test_cached_maps_get_the_same_treatment_as_the_backbones():
 
 def test_two_cached_maps_meet_at_the_size_of_the_finer():
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
-    model = MilDetector(C, pool, None, 2, 7, width=16)
+    model = MilNetwork(C, pool, None, levels=2, neck=7, width=16)
     rng = np.random.default_rng(1)
     fine, coarse = (rng.normal(size=(2, n, n, f)).astype(np.float16) for n, f in ((6, 4), (3, 5)))
     _, inside, boxes, prior = case(channels=5, cells=6)
@@ -129,9 +130,7 @@ def test_evidence_is_inside_less_frame_and_joins_the_prior():
     assert found.shape == (2, 3) and (found[:, 0] == 0).all()
     assert found[0, 1] == pytest.approx(0.8, abs=0.1) and found[0, 2] == 0
     assert found[1, 2] == pytest.approx(0.5 - 1.5 * 0.5, abs=0.05)
-    plain, evident = (
-        MilDetector(2, pool, None, 1, None, 16, evidence=weight) for weight in (0.0, 3.0)
-    )
+    plain, evident = (MilNetwork(2, pool, None, width=16, evidence=weight) for weight in (0.0, 3.0))
     inside, prior = np.ones((1, 40, 40), bool), jnp.asarray([[[0.25, 0.75], [0.5, 0.125]]])
     nothing = jnp.zeros_like(prior)
     variables = plain.init(jax.random.key(0), (maps,), inside, boxes, prior)
@@ -149,12 +148,12 @@ CHANNELS, WIDTH = (4, 6, 8, 10, 12), 16
 
 
 def published(kind, box=False, dtype=jnp.float32):
-    """(the detector of a release at reduced width, its random tensors, a reader of its files)."""
+    """(a published detector at reduced width, its random tensors, a reader of its files)."""
     state = plain_mil.random_state(kind, CHANNELS, WIDTH, C, seed=1, box=box)
     oicr = kind == "mmdet"
     pool = functools.partial(roi_pool, spatial_scale=1 / 8, output_size=7)
     trunk = Vgg16(CHANNELS, rectify_last=oicr, dtype=dtype, name="backbone")
-    model = MilDetector(
+    model = MilNetwork(
         C, pool, trunk, width=WIDTH, class_maps=False, background=not oicr, dtype=dtype
     )
     return model, state, mmdet_oicr_arrays if oicr else wetectron_arrays
@@ -174,7 +173,7 @@ def published_case():
 def test_converted_detectors_equal_plain_pytorch(tmp_path, kind, box):
     model, state, read = published(kind, box)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "f.pth")
-    params = flax.traverse_util.unflatten_dict(read(tmp_path / "f.pth")[0], sep="/")
+    params = unflatten(read(tmp_path / "f.pth")[0])
     image, boxes = published_case()
     nothing = jnp.zeros((1, len(boxes), C))
     logits, found = jax.jit(model.apply)({"params": params}, image, None, boxes[None], nothing)
@@ -205,7 +204,7 @@ def test_bfloat16_detector_is_near(tmp_path):
     for dtype in (jnp.float32, jnp.bfloat16):
         model, state, read = published("wetectron", dtype=dtype)
         torch.save(state, tmp_path / "f.pth")
-        params = flax.traverse_util.unflatten_dict(read(tmp_path / "f.pth")[0], sep="/")
+        params = unflatten(read(tmp_path / "f.pth")[0])
         image, boxes = published_case()
         nothing = jnp.zeros((1, len(boxes), C))
         run = jax.jit(model.apply)
@@ -221,7 +220,8 @@ def test_without_a_background_column_the_classes_are_first():
     _, inside, boxes, prior = case(channels=5, cells=6)
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=4)
     model, plain = (
-        MilDetector(C, pool, width=16, evidence=weight, background=False) for weight in (2.0, 0.0)
+        MilNetwork(C, pool, None, width=16, evidence=weight, background=False)
+        for weight in (2.0, 0.0)
     )
     variables = jax.jit(model.init)(jax.random.key(0), (maps,), inside, boxes, prior)
 
@@ -243,7 +243,9 @@ def test_without_a_background_column_the_classes_are_first():
 def test_class_maps_are_optional_and_needed_for_evidence():
     maps, inside, boxes, prior = case(channels=5, cells=6)
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
-    plain, bare = (MilDetector(C, pool, width=16, class_maps=wanted) for wanted in (True, False))
+    plain, bare = (
+        MilNetwork(C, pool, None, width=16, class_maps=wanted) for wanted in (True, False)
+    )
     arguments = ((maps,), inside, boxes, prior)
     params = jax.jit(plain.init)(jax.random.key(0), *arguments)["params"]
     fewer = jax.eval_shape(bare.init, jax.random.key(0), *arguments)["params"]
@@ -254,7 +256,7 @@ def test_class_maps_are_optional_and_needed_for_evidence():
     assert logits is None
     for one, other in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    wrong = MilDetector(C, pool, width=16, class_maps=False, evidence=1.0)
+    wrong = MilNetwork(C, pool, None, width=16, class_maps=False, evidence=1.0)
     with pytest.raises(ValueError, match="class maps"):
         jax.eval_shape(wrong.init, jax.random.key(0), *arguments)
 
@@ -273,7 +275,7 @@ def test_the_drop_block_sits_between_pooling_and_fc6():
     maps, inside, boxes, prior = case(channels=5, cells=6)
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
     plain, dropped = (
-        MilDetector(C, pool, width=16, dropout=0.0, drop_block=block)
+        MilNetwork(C, pool, None, width=16, dropout=0.0, drop_block=block)
         for block in (None, Halve(name="drop_block"))
     )
     variables = jax.jit(dropped.init)(jax.random.key(0), (maps,), inside, boxes, prior)

@@ -11,17 +11,18 @@ from mining_loops import (
     N,
     images,
     mist_loop,
+    official_loop,
     oicr_loop,
     overlap,
     overlap_plus_one,
-    release_loop,
 )
 
 from weaksam_jax.detectors.mil import loss as mil
 from weaksam_jax.detectors.mil import mining
 
-MIST = jax.jit(mil.mine_mist, static_argnums=(4, 5, 6, 7))
-OICR = jax.jit(mil.mine_oicr, static_argnums=(4, 5, 6))
+MIST_OPTIONS = "top_fraction", "max_overlap", "foreground_iou", "ignore_below"
+MIST = jax.jit(mil.mine_mist, static_argnames=MIST_OPTIONS)
+OICR = jax.jit(mil.mine_oicr, static_argnames=("foreground_iou", "rule", "ignore_below"))
 SUPPRESS = jax.jit(mining._suppress)
 
 
@@ -45,17 +46,19 @@ def own(image):
 @settings(max_examples=200)
 @given(image=images())
 def test_mist_equals_the_loop(options, image):
-    check(MIST(*image, *options), image, mist_loop(*own(image), *options))
+    named = dict(zip(MIST_OPTIONS, options, strict=True))
+    check(MIST(*image, **named), image, mist_loop(*own(image), *options))
 
 
-@pytest.mark.parametrize(("rule", "loop"), [("paper", oicr_loop), ("release", release_loop)])
+@pytest.mark.parametrize(("rule", "loop"), [("paper", oicr_loop), ("official", official_loop)])
 @pytest.mark.parametrize("options", [(0.5, 0.0), (0.25, 0.1)])
 @settings(max_examples=200)
 @given(image=images())
 def test_oicr_equals_the_loop(rule, loop, options, image):
     foreground, ignore_below = options
     expected = loop(*own(image), foreground, ignore_below)
-    check(OICR(*image, foreground, rule, ignore_below), image, expected)
+    found = OICR(*image, foreground_iou=foreground, rule=rule, ignore_below=ignore_below)
+    check(found, image, expected)
 
 
 def random_image(seed):
@@ -68,25 +71,27 @@ def random_image(seed):
 
 def test_rules_and_options_differ():
     """What the comparisons above would not show if an option did nothing on these images."""
-    kinds = {
-        "mist": lambda image: MIST(*image, 0.7, 0.2, 0.5, 0.0),
-        "mist, looser": lambda image: MIST(*image, 0.7, 0.5, 0.5, 0.0),
-        "mist, ignoring": lambda image: MIST(*image, 0.7, 0.2, 0.5, 0.1),
-        "paper": lambda image: OICR(*image, 0.5, "paper", 0.0),
-        "paper, ignoring": lambda image: OICR(*image, 0.5, "paper", 0.1),
-        "release": lambda image: OICR(*image, 0.5, "release", 0.0),
-        "release, ignoring": lambda image: OICR(*image, 0.5, "release", 0.1),
-    }
+    few, ignoring = {"top_fraction": 0.7}, {"ignore_below": 0.1}
+    kinds = [
+        (MIST, few),
+        (MIST, few | {"max_overlap": 0.5}),
+        (MIST, few | ignoring),
+        *(
+            (OICR, {"rule": rule} | more)
+            for rule in ("paper", "official")
+            for more in ({}, ignoring)
+        ),
+    ]
     found = {
-        name: b"".join(
-            np.asarray(x).tobytes() for seed in range(5) for x in run(random_image(seed))
+        b"".join(
+            np.asarray(x).tobytes() for seed in range(5) for x in mine(*random_image(seed), **more)
         )
-        for name, run in kinds.items()
+        for mine, more in kinds
     }
-    assert len(set(found.values())) == len(kinds)
+    assert len(found) == len(kinds)
 
 
-def test_plus_one_of_the_released_code_is_a_shift_of_the_corners():
+def test_plus_one_of_the_official_code_is_a_shift_of_the_corners():
     for seed in range(20):
         inclusive, valid, scores, tags = random_image(seed)
         inclusive[:, 2:] -= 1  # a box of one pixel has equal corners
@@ -94,7 +99,7 @@ def test_plus_one_of_the_released_code_is_a_shift_of_the_corners():
         labels, weights, targets = mist_loop(inclusive, scores, tags, iou=overlap_plus_one)
         targets = np.asarray(targets) + np.array([0, 0, 1, 1])
         image = shifted, valid, scores, tags
-        check(MIST(*image, 0.15, 0.2, 0.5, 0.0), image, (labels, weights, targets))
+        check(MIST(*image), image, (labels, weights, targets))
 
 
 def test_number_of_competitors_is_exact():
@@ -115,7 +120,7 @@ def test_suppression_settles_a_chain_where_every_box_blocks_the_next():
 
 
 @pytest.mark.parametrize(
-    "mine", [mil.mine_mist, functools.partial(mil.mine_oicr, rule="release")], ids=["mist", "oicr"]
+    "mine", [mil.mine_mist, functools.partial(mil.mine_oicr, rule="official")], ids=["mist", "oicr"]
 )
 def test_images_of_a_batch_are_independent(mine):
     batch = [random_image(seed) for seed in range(3)]

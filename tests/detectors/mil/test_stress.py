@@ -1,9 +1,8 @@
 """Spoiled samples are what they say, and a training on nothing else stays finite."""
 
-import dataclasses
-
 import numpy as np
 import pytest
+from configs import vary
 from tiny_mil import TINY
 
 from experiments.paper.stress import Stress, spoil, stress
@@ -33,16 +32,17 @@ def test_faults_keep_shapes_and_types():
 
 
 @pytest.mark.parametrize("method", ["mist", "oicr"])
-def test_a_training_on_spoiled_samples_alone_stays_finite(world, tmp_path, method):
-    settings = dataclasses.replace(TINY, method=method, steps=30, dtype="bfloat16")
-    found = stress(Stress(world[2].parent, tmp_path, share=1.0, settings=settings))
+def test_a_training_on_spoiled_samples_alone_stays_finite(drawn, tmp_path, method):
+    model = {"method": method, "dtype": "bfloat16"}
+    config = vary(TINY, model=model, optim={"steps": 30})
+    found = stress(Stress(drawn[2].parent, tmp_path, share=1.0, config=config))
     assert found["steps"] == 30 and 0 < found["largest_weight"] < 100
 
 
-def test_a_loss_that_is_not_finite_names_its_images(world, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_names_its_images(drawn, tmp_path, monkeypatch):
     """Nothing defends against a prior that is no number."""
     broken = lambda sample, *_: sample | {"prior": np.nan * sample["prior"]}  # noqa: E731
     monkeypatch.setattr("experiments.paper.stress.spoil", broken)
-    settings = dataclasses.replace(TINY, steps=2)
+    config = vary(TINY, optim={"steps": 2})
     with pytest.raises(BadInput, match=r"is nan at step 1 \(images [0-9]+, [0-9]+\)"):
-        stress(Stress(world[2].parent, tmp_path, share=1.0, settings=settings))
+        stress(Stress(drawn[2].parent, tmp_path, share=1.0, config=config))

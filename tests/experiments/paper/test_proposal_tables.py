@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bridge.clues.maps import Clues, minmax
-from bridge.clues.weaktr import WeakTr, WeakTrConfig, save_tensors
-from bridge.export import ExportSettings, export_split
-from bridge.proposals.generate import propose
+from bridge.clues.interface import Clues, minmax
+from bridge.clues.weaktr import WeakTr, WeakTrConfig
+from bridge.proposals.export import ExportSettings, export_split
 from bridge.proposals.prompts import prompt_points
-from bridge.sam.load import load_sam
+from bridge.proposals.sam_proposals import propose
+from bridge.sam.networks import load_sam
+from bridge.weights.checkpoints import save_tensors
 from experiments.evaluate import main as evaluate_main
 from experiments.paper.proposal_figures import cosine, photos, roi_features
 from experiments.paper.proposal_stores import Stored, given

@@ -38,7 +38,7 @@ class ModelConfig:
     neck: int | None = None
     """Channels of a trained 1x1 convolution on the maps."""
     pooling: Literal["align", "max", "max_exact"] = "align"
-    """RoIAlign, RoIPool with Caffe's rounding, or RoIPool without (mmcv's, OICR's official code)."""
+    """RoIAlign; RoIPool with Caffe's rounding (MIST's official code) or without (mmcv, OICR's)."""
     pool_size: int = 5
     """Output side of the pooling."""
     width: int = 256

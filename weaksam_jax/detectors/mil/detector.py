@@ -96,8 +96,8 @@ class MilDetector:
             inside,
             batch["boxes"],
             batch["prior"],
-            True,
-            batch["valid"],
+            train=True,
+            valid=batch["valid"],
             rngs={"dropout": rng, "drop_block": jax.random.fold_in(rng, 1)},
         )
         loss = self.config.loss
@@ -143,7 +143,7 @@ class MilDetector:
         return scores, boxes
 
     def select(self, scores: jax.Array, boxes: jax.Array, valid: jax.Array) -> Detections:
-        """Class-wise NMS and the best `max_detections` of each image; what is empty is not valid."""
+        """Class-wise NMS, the best `max_detections` of each image; empty boxes are not valid."""
         test = self.config.test
         best = functools.partial(
             multiclass_nms,
@@ -274,11 +274,11 @@ def build_network(config: MilConfig, classes: int) -> MilNetwork:
         classes,
         _pool(config),
         backbone.single(width=model.backbone_width, dtype=dtype, name="backbone", **options),
-        backbone.maps,
-        model.neck,
-        model.width,
-        model.dropout,
-        model.evidence,
+        levels=backbone.maps,
+        neck=model.neck,
+        width=model.width,
+        dropout=model.dropout,
+        evidence=model.evidence,
         class_maps=model.class_maps,
         background=model.background,
         fc_std=model.fc_std,

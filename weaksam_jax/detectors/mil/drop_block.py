@@ -22,12 +22,12 @@ class ConcreteDropBlock(nn.Module):
 
     One forward and backward does what the official code does in two: x gets the gradient of the
     loss with the mask as it is (the mask network sees x without gradient), the mask network -0.01
-    times its own, so that descending on both is the min-max training of the paper. The official code
-    updates the detector in between and draws a second mask.
+    times its own, so that descending on both is the min-max training of the paper. The official
+    code updates the detector in between and draws a second mask.
 
     The scale and the batch statistics of the mask network run over all valid RoIs of the call:
-    results depend on which images share a device (and a micro-batch), as in the official code. dtype: of
-    the convolutions; statistics, sampling and mask are float32.
+    results depend on which images share a device (and a micro-batch), as in the official code.
+    dtype: of the convolutions; statistics, sampling and mask are float32.
     """
 
     dtype: jnp.dtype = jnp.float32

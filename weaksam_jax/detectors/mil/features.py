@@ -83,14 +83,17 @@ def cache_maps(
     folder: str | Path,
     *,
     backbone: Params,
+    stated: Sequence[str | bool | None],
     maps_of: MapsOf,
     batch_size: int,
 ) -> FeatureCache:
     """The filled cache of a frozen backbone's maps on a split.
 
-    backbone: its parameters, which the key of the cache depends on.
+    backbone: its parameters; stated: what the maps depend on beside them. The key of the cache is
+    made of both.
     """
     sums = [float(np.abs(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(backbone)]
-    cache = FeatureCache(Path(folder) / "features" / split.split, fingerprint([scales, sums]))
+    key = fingerprint([scales, stated, sums])
+    cache = FeatureCache(Path(folder) / "features" / split.split, key)
     cache.fill(split, scales, maps_of, batch_size=batch_size)
     return cache

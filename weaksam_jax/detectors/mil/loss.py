@@ -29,7 +29,8 @@ __all__ = [
 
 Method = Literal["mist", "oicr", "wsddn"]
 Reduction = Literal["mean", "sum"]
-# Weights of the three refinement branches, classification and regression alike (MIST's official code).
+# Weights of the three refinement branches, classification and regression alike (MIST's official
+# code).
 BRANCH_WEIGHTS = (3.0, 1.0, 1.0)
 # Bounds of an image score. MIST's upper one, 1 - 1e-8, is 1 in float32 and log(0) would follow.
 LOWEST, HIGHEST = 1e-8, 1 - 1e-6
@@ -115,6 +116,7 @@ def mil_loss(
     boxes: jax.Array,
     valid: jax.Array,
     image_labels: jax.Array,
+    *,
     method: Method = "mist",
     oicr_rule: OicrRule = "paper",
     ignore_below: float = 0.0,

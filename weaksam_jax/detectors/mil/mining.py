@@ -50,6 +50,7 @@ def mine_mist(
     valid: jax.Array,
     scores: jax.Array,
     image_labels: jax.Array,
+    *,
     top_fraction: float = 0.15,
     max_overlap: float = 0.2,
     foreground_iou: float = 0.5,
@@ -77,11 +78,12 @@ def mine_oicr(
     valid: jax.Array,
     scores: jax.Array,
     image_labels: jax.Array,
+    *,
     foreground_iou: float = 0.5,
     rule: OicrRule = "paper",
     ignore_below: float = 0.0,
 ) -> MilTargets:
-    """Online instance classifier refinement (OICR, Algorithm 1, or the rule of WeakSAM's official code).
+    """Online instance classifier refinement (OICR, Algorithm 1, or WeakSAM's official code).
 
     Shapes as in `mine_mist`. "paper": the best proposal of each tagged class is its pseudo box.
     Classes are visited in ascending order and a winner's scores count as 0 for the later ones. A

@@ -2,6 +2,7 @@
 streams and three refinement branches with box regression (OICR, MIST)."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY
 
 import flax.linen as nn
 import jax
@@ -20,22 +21,24 @@ class MilNetwork(nn.Module):
 
     backbone: images `[B, H, W, 3]` -> a map `[B, h, w, F]` or several, of which the last `levels`
     are used, finest first, each half the size of the last (they may be given instead of images:
-    frozen features cached on disk). neck: channels of a 1x1 convolution on each map, summed at the
-    size of the first, before pooling; None: the first map as it is. pool: RoI pooling of one image. width: of both fully connected layers,
-    dropout: behind each of them. evidence: weight of `class_evidence` of the detector's own class
-    maps in the detection stream's logits; 0 is plain WSDDN.
+    frozen features cached on disk; for them alone it may be None). neck: channels of a 1x1
+    convolution on each map, summed at the size of the first, before pooling; None: the first map as
+    it is. pool: RoI pooling of one image. width: of both fully connected layers, dropout: behind
+    each of them. evidence: weight of `class_evidence` of the detector's own class maps in the
+    detection stream's logits; 0 is plain WSDDN.
 
     class_maps: the class maps of image-level training and of `evidence`; without them the published
     network. background: a background column in WSDDN's two streams (MIST's official code; OICR's
-    has none). fc_std, score_std: standard deviation of the fresh kernels of fc6 and fc7 (None: He et
-    al. 2015) and of the layers that score. dtype: of fc6 and fc7; the layers behind them are
+    has none). fc_std, score_std: standard deviation of the fresh kernels of fc6 and fc7 (None: He
+    et al. 2015) and of the layers that score. dtype: of fc6 and fc7; the layers behind them are
     float32, as are all parameters. drop_block: a module called as `(pooled [B, N, k, k, F], valid
     bool [B, N], train)` between pooling and fc6.
     """
 
     classes: int
     pool: Pool
-    backbone: nn.Module
+    backbone: nn.Module | None
+    _: KW_ONLY
     levels: int = 1
     neck: int | None = None
     width: int = 256

@@ -77,7 +77,7 @@ def _mist(steps: int, milestones: tuple[int, ...], min_side: float, warmup: int 
 
 
 def _oicr(steps: int, milestones: tuple[int, ...], min_side: float, lr: float = 8e-6) -> MilConfig:
-    """OICR's official code is another code base: other pixels, losses, scales, no mirrored views."""
+    """OICR's official code is another: other pixels, losses, scales, and no mirrored views."""
     base = _mist(steps, milestones, min_side, warmup=500)
     return MilConfig(
         model=replace(

@@ -13,7 +13,7 @@ from weaksam_jax.data.augment import AugmentConfig, hide_patches, jitter_channel
 from weaksam_jax.data.batches import pad_boxes, resize_and_pad
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, check_scales, bucket_of
+from weaksam_jax.data.scales import Scale, bucket_of, check_scales
 from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.data.views import View, fitted_size, place_boxes, views_of
 from weaksam_jax.detectors.mil.config import MilConfig

@@ -13,6 +13,10 @@ from weaksam_jax.engine.mesh import check_batch
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights
+from weaksam_jax.errors import BadInput
+
+# Fields of the model config that a backbone's maps depend on beside its parameters.
+MAPS_DEPEND_ON = ("backbone", "pixels", "rectify_last", "dtype")
 
 
 def train_mil(
@@ -54,9 +58,16 @@ def train_mil(
 def frozen_maps(
     detector: MilDetector, params: Params, samples: MilSamples, folder: Path
 ) -> FeatureCache | None:
-    """The cached maps of all images of `samples`, filled; None where the config caches none."""
-    if not detector.config.data.cache_maps:
+    """The cached maps of all images of `samples`, filled; None where the config caches none.
+
+    Raises `BadInput` when the config caches maps of a backbone that it trains.
+    """
+    config = detector.config
+    if not config.data.cache_maps:
         return None
+    if "*" not in config.optim.frozen:
+        hint = 'set optim.frozen to ["*"], or data.cache_maps to false'
+        raise BadInput("data.cache_maps", "is for a backbone that is not trained", hint)
     backbone = jax.device_get(params["backbone"])
     weights, run = jax.device_put({"backbone": backbone}), jax.jit(detector.maps)
     return cache_maps(
@@ -64,6 +75,7 @@ def frozen_maps(
         samples.scales,
         folder,
         backbone=backbone,
+        stated=[getattr(config.model, name) for name in MAPS_DEPEND_ON],
         maps_of=lambda images, sizes: jax.device_get(run(weights, images, sizes)),
-        batch_size=detector.config.test.batch_size,
+        batch_size=config.test.batch_size,
     )

@@ -1,5 +1,5 @@
-"""Names of ResNet-50's and Faster R-CNN R50-FPN's tensors (torchvision, detectron2, MSRA's file),
-and a reader that takes tensors by name and shape."""
+"""How a library names the tensors of a ResNet-50 and of a Faster R-CNN on it, and a reader that
+takes tensors by name and shape."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,86 +44,9 @@ def conv_names() -> list[str]:
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-def _torchvision(name: str, root: str = "") -> tuple[str, str]:
-    """torchvision's prefixes of a convolution and its norm."""
-    if name == "stem":
-        return f"{root}conv1", f"{root}bn1"
-    stage, block, part = name.split("/")
-    here = f"{root}layer{int(stage[3:]) - 1}.{block[5:]}"
-    if part == "shortcut":
-        return f"{here}.downsample.0", f"{here}.downsample.1"
-    return f"{here}.{part}", f"{here}.{part.replace('conv', 'bn')}"
-
-
-def _detectron2(name: str) -> str:
-    """detectron2's prefix of a convolution."""
-    here = "stem.conv1" if name == "stem" else name.replace("block", "").replace("/", ".")
-    return f"backbone.bottom_up.{here}"
-
-
-def _caffe(name: str) -> tuple[str, str]:
-    """Caffe2's prefixes of a convolution and its norm in MSRA's R-50.pkl."""
-    if name == "stem":
-        return "conv1", "res_conv1_bn"
-    stage, block, part = name.split("/")
-    branches = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}
-    here = f"{stage}_{block[5:]}_branch{branches[part]}"
-    return here, f"{here}_bn"
-
-
-def _with_statistics(prefix: str) -> tuple[str, ...]:
+def with_statistics(prefix: str) -> tuple[str, ...]:
+    """PyTorch's names of a batch norm's scale, shift, mean and variance."""
     return tuple(f"{prefix}.{part}" for part in _STATISTICS)
-
-
-RESNET_TORCHVISION = Naming(
-    lambda name: f"{_torchvision(name)[0]}.weight",
-    lambda name: _with_statistics(_torchvision(name)[1]),
-    {},
-    False,
-    ("fc.",),
-)
-# The classifier's names differ between copies; detectron2 passes over the bias, too.
-RESNET_MSRA = Naming(
-    lambda name: f"{_caffe(name)[0]}_w",
-    lambda name: tuple(f"{_caffe(name)[1]}_{part}" for part in "sb"),
-    {},
-    False,
-    ("fc1000_", "pred_", "conv1_b"),
-)
-TORCHVISION = Naming(
-    lambda name: f"{_torchvision(name, 'backbone.body.')[0]}.weight",
-    lambda name: _with_statistics(_torchvision(name, "backbone.body.")[1]),
-    {
-        **{f"fpn/lateral{i}": f"backbone.fpn.inner_blocks.{i}.0" for i in range(4)},
-        **{f"fpn/output{i}": f"backbone.fpn.layer_blocks.{i}.0" for i in range(4)},
-        "rpn/conv": "rpn.head.conv.0.0",
-        "rpn/objectness": "rpn.head.cls_logits",
-        "rpn/deltas": "rpn.head.bbox_pred",
-        "box_head/fc1": "roi_heads.box_head.fc6",
-        "box_head/fc2": "roi_heads.box_head.fc7",
-        "box_head/cls": "roi_heads.box_predictor.cls_score",
-        "box_head/box": "roi_heads.box_predictor.bbox_pred",
-    },
-    True,
-    (),
-)
-DETECTRON2 = Naming(
-    lambda name: f"{_detectron2(name)}.weight",
-    lambda name: _with_statistics(f"{_detectron2(name)}.norm"),
-    {
-        **{f"fpn/lateral{i}": f"backbone.fpn_lateral{i + 2}" for i in range(4)},
-        **{f"fpn/output{i}": f"backbone.fpn_output{i + 2}" for i in range(4)},
-        "rpn/conv": "proposal_generator.rpn_head.conv",
-        "rpn/objectness": "proposal_generator.rpn_head.objectness_logits",
-        "rpn/deltas": "proposal_generator.rpn_head.anchor_deltas",
-        "box_head/fc1": "roi_heads.box_head.fc1",
-        "box_head/fc2": "roi_heads.box_head.fc2",
-        "box_head/cls": "roi_heads.box_predictor.cls_score",
-        "box_head/box": "roi_heads.box_predictor.bbox_pred",
-    },
-    False,
-    ("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std"),
-)
 
 
 class Taken:

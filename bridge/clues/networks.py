@@ -1,4 +1,4 @@
-"""One door to all clue networks: `load_clues` tells by its keys what a weights file holds."""
+"""Clue networks: which there are, and loading one: its keys tell what a weights file holds."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Literal
 import torch
 
 from bridge.clues.clip_es import ClipSettings, load_clip_es
+from bridge.clues.interface import ClueNetwork
 from bridge.clues.lite_cam import load_lite_cam
-from bridge.clues.maps import ClueNetwork
 from bridge.clues.mctformer import LAST_LAYERS, load_mctformer
 from bridge.clues.weaktr import (
     FUSION_PREFIX,
-    RELEASED_LAYERS,
+    OFFICIAL_LAYERS,
     WeakTrClues,
     at_depth,
     load_weaktr,
-    read_tensors,
 )
+from bridge.weights.checkpoints import read_tensors
 from bridge.weights.torchscript import is_torchscript
 from weaksam_jax.errors import BadInput
 
@@ -28,15 +28,15 @@ COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of th
 class ClueSettings:
     """How a trained clue network is used; what does not belong to it is not looked at.
 
-    fusion: of WeakTr (`load_weaktr`; "uniform" is what the released WeakSAM computes). views,
+    fusion: of WeakTr (`load_weaktr`; "uniform" is what the official code computes). views,
     resize_long: of WeakTr and MCTformer (`WeakTrClues`). cross_layers: theirs too, 0-based in a
     network of 12 layers; another one takes those at the same relative depth. last_layers: of
     MCTformer. clip: of CLIP-ES.
     """
 
     fusion: Literal["auto", "v3", "v1", "uniform"] = "auto"
-    views: tuple[float, ...] = (1.0, 0.8, 1.2)
-    cross_layers: tuple[int, ...] = RELEASED_LAYERS
+    tta_scales: tuple[float, ...] = (1.0, 0.8, 1.2)
+    cross_layers: tuple[int, ...] = OFFICIAL_LAYERS
     resize_long: int | None = None
     last_layers: int = LAST_LAYERS
     clip: ClipSettings = field(default_factory=ClipSettings)
@@ -51,7 +51,7 @@ def load_clues(
     """The clue network of a weights file for a data set of these classes.
 
     WeakTr (published or ours), MCTformer-V2, a Lite0 head of ours, or CLIP (for CLIP-ES). It is put
-    on the GPU where there is one; Lite0 stays on the CPU. category_ids: COCO's, one a class; a
+    on the GPU where there is one; Lite0 stays on the CPU. category_ids: COCO's, one per class; a
     network with 90 slots is read at category_id - 1. Raises `BadInput` when the file is none of
     these, does not fit together, or knows another number of classes (or, if the file says their
     names, other classes) than the data set has.
@@ -71,7 +71,7 @@ def load_clues(
     slots = _slots(path, model.config.classes, metadata, classes, category_ids)
     layers = at_depth(settings.cross_layers, model.config.depth)
     long_side = settings.resize_long
-    return WeakTrClues(model.to(_device()), settings.views, layers, long_side, slots)
+    return WeakTrClues(model.to(_device()), settings.tta_scales, layers, long_side, slots)
 
 
 def recognise(path: str | Path) -> tuple[str, dict[str, str]]:

@@ -1,84 +1,21 @@
-"""Loading SAM and prompting one image many times.
-
-The networks are `segment_anything`'s own classes: a published ViT-H/L/B checkpoint, MobileSAM
-(`bridge.sam.mobile`), or the small `sam_mini` / `sam_mini_lite` of this package. All are frozen.
-"""
+"""Prompting SAM: one image, encoded once, and any number of points or boxes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import bridge.torchvision_ops  # noqa: F401  (before segment_anything: see there)
+import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: see there)
 
 # isort: split
-from segment_anything import SamPredictor, sam_model_registry
+from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from bridge.sam import mobile as sam_mobile
 from bridge.sam.decoder import ImageDecoder, can_share, numbers_at_once
-from bridge.weights.checkpoints import read_checkpoint
-from weaksam_jax.errors import BadInput
 
 EncoderType = Literal["float32", "bfloat16", "float16"]
-MINI = ("sam_mini", "sam_mini_lite")
-# Width of the image encoder -> name in the registry of segment_anything.
-_BY_WIDTH = {1280: "vit_h", 1024: "vit_l", 768: "vit_b"}
-_WIDTH_KEY = "image_encoder.patch_embed.proj.weight"
-
-
-def load_sam(name_or_path: str | Path) -> Sam:
-    """A frozen SAM on the CPU, float32, in eval mode.
-
-    name_or_path: "sam_mini" or "sam_mini_lite", or the file of a published checkpoint
-    (`sam_vit_h_4b8939.pth`, `sam_vit_l_0b3195.pth`, `sam_vit_b_01ec64.pth`, `mobile_sam.pt`); which
-    one it is, the tensors tell. Raises `BadInput` when the file is missing, truncated or of another
-    network.
-    """
-    if str(name_or_path) in MINI:
-        from bridge.sam.mini import load_sam_mini
-
-        sam = load_sam_mini(str(name_or_path))
-    else:
-        sam = _load_published(Path(name_or_path))
-    return sam.eval().requires_grad_(False)
-
-
-def _load_published(path: Path) -> Sam:
-    names = "SAM checkpoint (ViT-H, L or B; or MobileSAM's mobile_sam.pt)"
-    hint = f"give a published {names} or one of {', '.join(MINI)}"
-    if not path.exists():
-        raise BadInput(path, "is neither a file nor the name of a SAM", hint)
-    tensors = read_checkpoint(path)
-    width = tensors[_WIDTH_KEY].shape[0] if _WIDTH_KEY in tensors else None
-    if sam_mobile.KEY in tensors:
-        name, sam = "MobileSAM", sam_mobile.mobile_sam()
-        tensors = sam_mobile.from_published(tensors)
-    elif width in _BY_WIDTH:
-        name = _BY_WIDTH[width]
-        with torch.device("meta"):  # no time and memory for weights that are replaced below
-            sam = sam_model_registry[name]()
-        # The two buffers that are in no checkpoint: ImageNet mean and standard deviation, 0..255.
-        sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
-        sam.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1)
-    else:
-        raise BadInput(path, "holds no SAM of a published size", hint)
-    expected = sam.state_dict()
-    wrong = sorted(
-        name
-        for name in expected.keys() | tensors.keys()
-        if name not in expected
-        or name not in tensors
-        or expected[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise BadInput(path, f"{len(wrong)} tensors do not fit {name}, first {wrong[0]}", hint)
-    whole = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
-    sam.load_state_dict(whole, assign=True)
-    return sam
 
 
 class PromptedImage:

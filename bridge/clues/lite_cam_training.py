@@ -1,0 +1,104 @@
+"""Training the linear head of `bridge.clues.lite_cam` on image tags."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from bridge.clues.lite_cam import LiteBackbone, LiteSettings, channels_last, lite_input
+from bridge.weights.checkpoints import read_tensors, save_tensors
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+
+SHARD = 64  # images per file of cached features
+
+
+def train_lite_head(train: TagSplit, settings: LiteSettings, folder: Path, seed: int = 0) -> Path:
+    """Trains the head on tags and returns `folder/lite_cam.safetensors` for `load_lite_cam`.
+
+    Mean-pooled features are cached in `folder/features` (fp16, one atomic file for 64 images), so a
+    killed run continues where it was and ends in the same bits. The problem is convex and solved
+    to convergence; `seed` is only part of the common trainers' signature.
+    """
+    folder = Path(folder)
+    recipe = dataclasses.asdict(settings)
+    key = fingerprint([_split_key(train), recipe, seed])
+    final = folder / "lite_cam.safetensors"
+    if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
+        return final
+    features = torch.from_numpy(pooled_features(train, settings, folder / "features")).float()
+    labels = torch.zeros(len(features), len(train.classes))
+    for row, record in zip(labels, train.records, strict=True):
+        row[list(record.tags)] = 1
+    weight, bias = fit_head(features, labels, settings.penalty)
+    metadata = {"fingerprint": key, "settings": json.dumps(recipe)}
+    save_tensors(final, {"weight": weight, "bias": bias}, metadata)
+    return final
+
+
+def pooled_features(train: TagSplit, settings: LiteSettings, folder: Path) -> np.ndarray:
+    """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder`."""
+    key = fingerprint([_split_key(train), settings.long_side])
+    starts = range(0, len(train.records), SHARD)
+    paths = [folder / f"{start // SHARD:05d}.safetensors" for start in starts]
+    backbone = None
+    shards = []
+    bar = tqdm(total=len(train.records), desc="Lite0 features", unit="image")
+    with bar:
+        for start, path in zip(starts, paths, strict=True):
+            records = train.records[start : start + SHARD]
+            if not (path.exists() and read_arrays(path)[1].get("fingerprint") == key):
+                backbone = backbone or LiteBackbone()
+                rows = np.stack(
+                    [_pooled(backbone, r.path, settings.long_side, bar) for r in records]
+                )
+                write_arrays(path, {"features": rows}, {"fingerprint": key})
+            else:
+                bar.update(len(records))
+            shards.append(read_arrays(path)[0]["features"])
+    return np.concatenate(shards)
+
+
+@torch.inference_mode()
+def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: tqdm) -> np.ndarray:
+    deep, _ = backbone(channels_last(lite_input(load_image(path), long_side)[None]))
+    bar.update()
+    return deep.mean((-2, -1))[0].numpy().astype(np.float16)
+
+
+def _split_key(train: TagSplit) -> list:
+    images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
+    return [train.dataset, train.split, train.classes, images]
+
+
+def fit_head(features: Tensor, labels: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Logistic regression per class: weight float32 `[C, D]` and bias `[C]` of features `[N, D]`.
+
+    Minimises the mean binary cross-entropy plus penalty / 2 times the squared weights, for
+    features divided by their standard deviation; the weights returned are for raw features.
+    """
+    features, labels = features.double(), labels.double()
+    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    scaled = (features - mean) / deviation
+    weight = torch.zeros(labels.shape[1], features.shape[1], dtype=torch.float64)
+    bias = torch.zeros(labels.shape[1], dtype=torch.float64)
+    weight.requires_grad_(True)
+    bias.requires_grad_(True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(scaled @ weight.T + bias, labels, reduction="sum")
+        loss = loss / len(features) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(objective)
+    weight = weight.detach() / deviation
+    return weight.float(), (bias.detach() - weight @ mean).float()

@@ -1,0 +1,110 @@
+"""How WeakTr is trained: the published recipe, and the mini set's."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.clues.weaktr_net import WeakTrConfig
+
+
+@dataclass(frozen=True)
+class WeakTrSettings:
+    """Network sizes as in `WeakTrConfig`, and the recipe.
+
+    crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
+    image's area in a crop. augment: "light" (crop, mirror, colour jitter) or "timm" (crop, mirror,
+    RandAugment, random erasing); jitter: strength of the light colour jitter. lr: peak rate, used
+    as it is: warmup_epochs from warmup_lr, then a cosine to min_lr. init: file with published DeiT
+    weights to start from (None: random). workers: processes that decode and augment.
+    """
+
+    dim: int = 384
+    heads: int = 6
+    depth: int = 12
+    patch: int = 16
+    fusion: str = "v3"
+    stem: str = "patch"
+    drop_path: float = 0.1
+    reach: int | None = None
+    crop: int = 224
+    min_scale: float = 0.08
+    augment: str = "timm"
+    jitter: float = 0.4
+    epochs: int = 60
+    warmup_epochs: int = 5
+    batch_size: int = 64
+    lr: float = 6e-4 * 64 / 512
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    weight_decay: float = 0.03
+    init: Path | None = None
+    workers: int = 2
+
+    @classmethod
+    def paper(
+        cls,
+        init: Path | None = None,
+        lr_at_512: float = 6e-4,
+        batch_size: int = 64,
+        epochs: int = 60,
+        workers: int = 2,
+    ) -> "WeakTrSettings":
+        """The recipe of WeakTr's official code, from the file `init` of ImageNet DeiT-S.
+
+        lr_at_512: the peak rate of a batch of 512, scaled to batch_size; official: 6e-4 for VOC12,
+        2e-4 for COCO14 (docs/provenance/proposals.md, section 1.4).
+        """
+        lr = lr_at_512 * batch_size / 512
+        return cls(init=init, lr=lr, batch_size=batch_size, epochs=epochs, workers=workers)
+
+    @classmethod
+    def mini(cls) -> "WeakTrSettings":
+        """From scratch on a few hundred drawn images in little more than a minute of two cores."""
+        return cls(
+            dim=64,
+            heads=4,
+            depth=3,
+            patch=8,
+            stem="conv",
+            drop_path=0.0,
+            reach=1,
+            crop=112,
+            min_scale=0.5,
+            augment="light",
+            jitter=0.1,
+            epochs=36,
+            warmup_epochs=2,
+            batch_size=10,
+            lr=1.5e-3,
+            weight_decay=0.05,
+        )
+
+    def config(self, classes: int) -> WeakTrConfig:
+        """The network for that many classes."""
+        grid = self.crop // self.patch
+        return WeakTrConfig(
+            classes,
+            self.dim,
+            self.heads,
+            self.depth,
+            self.patch,
+            grid,
+            self.fusion,
+            self.stem,
+            self.drop_path,
+            self.reach,
+        )
+
+
+def learning_rate(settings: WeakTrSettings, epoch: float) -> float:
+    """The rate at a (fractional) epoch: linear warm-up, then a cosine down to min_lr.
+
+    timm's scheduler, which DeiT's training script uses, changes once an epoch and counts the cosine
+    from epoch 0, warm-up included: in the middle its rate is a tenth lower (`paper()`, epoch 32:
+    3.91e-5 instead of 4.34e-5). Which of the two WeakTr's figures are from is not known.
+    """
+    if epoch < settings.warmup_epochs:
+        share = epoch / settings.warmup_epochs
+        return settings.warmup_lr + share * (settings.lr - settings.warmup_lr)
+    share = (epoch - settings.warmup_epochs) / max(1, settings.epochs - settings.warmup_epochs)
+    return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * share)) / 2

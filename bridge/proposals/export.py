@@ -1,0 +1,307 @@
+"""Images to proposals on disk: clues, prompts, SAM (or selective search), one file per image.
+
+Any number of processes may work on one split; each image's file is written once, whole or not at
+all, and a killed process goes on where it stopped. The files do not depend on the number of shards.
+
+Memory of a process, beside the networks: that of one image (`bridge.runtime.workers` says when of
+several), at most the sum of these. The clue network: 1.0 GB for 375 x 500 pixels at WeakTr's
+published size, and 3.1 GB of attention for the largest it sees, 640 x 640; its maps: 0.08 GB per
+class for 375 x 500 pixels, 0.4 GB for 1000 x 1000, the largest they are (`WeakTrClues`). SAM's
+image encoder, whatever the size of the image: 2.5 GB for ViT-B (measured on a CPU), a third more
+for L and H by their number of heads. Decoded masks: 0.84 GB with the paper's prompts (`propose`),
+and a few full-size ones (`bridge.sam.decoder.numbers_at_once`).
+"""
+
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import safetensors
+
+from bridge.clues.interface import ClueNetwork, Clues
+from bridge.proposals.presets import PRESETS, PresetName
+from bridge.proposals.prompts import Prompts, PromptSettings, dense_grid, prompt_points
+from bridge.proposals.sam_proposals import propose
+from bridge.proposals.selection import ProposalSettings
+from bridge.proposals.selective_search import SelectiveSearchSettings, selective_search
+from bridge.runtime.workers import for_images
+from bridge.sam.networks import Sam
+from bridge.weights.fingerprints import network_fingerprint, weights_fingerprint
+from weaksam_jax.data.images import load_image
+from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.store import (
+    SOURCES,
+    Proposals,
+    proposal_path,
+    write_manifest,
+    write_proposals,
+)
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import fingerprint, write_arrays
+
+# Raise when code here changes what is written for the same settings: old files are then redone.
+FORMAT = 2
+# Temporary files of killed processes are removed when they are older than this, in seconds: a
+# living one is there for milliseconds.
+LEFTOVER_AGE = 600
+# Same settings and versions, same files: cluster centres are scikit-learn's, resizing is Pillow's.
+_PACKAGES = (
+    *("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm"),
+    *("scikit-learn", "pillow"),
+)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is written.
+
+    source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
+    image's tags, for training splits. "predicted": those that it predicts itself, for all others;
+    tags are not looked at. "tags_at_test_time": the tags of a test split, as the official
+    proposals of COCO's validation images were made; detectors that use them know at test time what
+    is in the image. prompts, proposals: for SAM. search: for selective search. clue_side: long side
+    of the stored maps.
+    """
+
+    source: Literal["sam", "selective_search"] = "sam"
+    labels: Literal["tags", "predicted", "tags_at_test_time"] = "tags"
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    proposals: ProposalSettings = field(default_factory=ProposalSettings)
+    search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
+    clue_side: int = 96
+
+    @classmethod
+    def preset(cls, name: PresetName, **changes) -> "ExportSettings":
+        """Settings by name: for SAM ViT-H, `sam_mini` (mini) or `sam_mini_lite` (light).
+
+        What a preset asks of the clue network: `bridge.proposals.presets.clue_network`.
+        """
+        preset = PRESETS[name]
+        return cls(prompts=preset.prompts, proposals=preset.proposals, **changes)
+
+    @property
+    def by_tags(self) -> bool:
+        """Whether tags are looked at."""
+        return self.labels != "predicted"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What one call did. written, skipped: images. complete: the split now has its manifest."""
+
+    written: int
+    skipped: int
+    seconds: float
+    complete: bool
+
+
+def export_split(
+    split: TagSplit,
+    clue_network: ClueNetwork | None,
+    sam: Sam | None,
+    settings: ExportSettings,
+    root: str | Path,
+    clue_root: str | Path,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+    workers: int | None = None,
+) -> ExportReport:
+    """Writes proposals and clues of the images `records[i::n]`, for shard = (i, n).
+
+    `<root>/<split>/<xx>/<id>.safetensors` holds the proposals (`weaksam_jax.data.store`) and, with
+    a clue network, `<clue_root>/<split>/<xx>/<id>.safetensors` the clues: coarse, fine float16
+    `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`. An
+    image is skipped when its files are there and were made from the same settings, networks, image
+    and tags (metadata `fingerprint`). The manifest is written once every image of the split is
+    there; it is removed first when there is something to do. Without a clue network the prompts
+    are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files do not
+    depend on it. Raises `BadInput` for an unreadable image.
+    """
+    if settings.source == "sam" and sam is None:
+        raise ValueError("proposals of source 'sam' need a SAM")
+    job = _Job(split.split, clue_network, sam, settings, Path(root), Path(clue_root))
+    mine = split.records[shard[0] :: shard[1]]
+    todo = [record for record in mine if not job.is_done(record)]
+    if todo:
+        (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+    start = time.monotonic()
+    for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
+    complete = _finish(job, split)
+    seconds = time.monotonic() - start
+    return ExportReport(len(todo), len(mine) - len(todo), seconds, complete)
+
+
+class _Job:
+    """What all images of an export have in common."""
+
+    def __init__(
+        self,
+        split: str,
+        clue_network: ClueNetwork | None,
+        sam: Sam | None,
+        settings: ExportSettings,
+        root: Path,
+        clue_root: Path,
+    ):
+        self.split, self.settings, self.root, self.clue_root = split, settings, root, clue_root
+        self.sam = sam if settings.source == "sam" else None
+        self.clue_network = clue_network
+        self.networks = {
+            "sam": None if self.sam is None else weights_fingerprint(self.sam),
+            "clues": None if clue_network is None else network_fingerprint(clue_network),
+        }
+        used = asdict(settings)
+        del used["search" if settings.source == "sam" else "proposals"]
+        self.key = {"format": FORMAT, "settings": used, "networks": self.networks}
+        self.fingerprint_of_job = fingerprint(self.key)
+
+    def fingerprint(self, record: TagRecord) -> str:
+        """What the files of an image were made from."""
+        try:
+            size = record.path.stat().st_size
+        except OSError as error:
+            hint = "restore the image or take it out of the data set"
+            raise BadInput(record.path, f"cannot be read ({error.strerror})", hint) from error
+        image = [record.image_id, record.width, record.height, size, self._tags(record)]
+        return fingerprint([self.key, *image])
+
+    def is_done(self, record: TagRecord) -> bool:
+        """Whether every file of the image is there and up to date."""
+        roots = [self.root] if self.clue_network is None else [self.root, self.clue_root]
+        expected = self.fingerprint(record)
+        paths = [proposal_path(root, self.split, record.image_id) for root in roots]
+        return all(stored_metadata(path).get("fingerprint") == expected for path in paths)
+
+    def run(self, record: TagRecord) -> None:
+        """Computes and writes one image's files, the proposals last."""
+        image = load_image(record.path)
+        clues = None
+        if self.clue_network is not None:
+            clues = self.clue_network(image, self._tags(record))
+        prompts = self._prompts(clues, *image.shape[:2])
+        metadata = self._metadata(record)
+        if clues is not None:
+            self._write_clues(record, clues, prompts, metadata)
+        proposals = self._propose(record, image, prompts)
+        counts = np.bincount(proposals.source, minlength=len(SOURCES))
+        metadata["counts"] = " ".join(str(count) for count in counts)
+        write_proposals(self.root, self.split, proposals, metadata)
+
+    def _tags(self, record: TagRecord) -> tuple[int, ...] | None:
+        """The classes that the clue network is asked for."""
+        return record.tags if self.settings.by_tags else None
+
+    def _metadata(self, record: TagRecord) -> dict[str, str]:
+        """Metadata of both files of an image."""
+        return {
+            "fingerprint": self.fingerprint(record),
+            "job": self.fingerprint_of_job,
+            "labels": self.settings.labels,
+            "networks": str(self.networks),
+        }
+
+    def _propose(self, record: TagRecord, image: np.ndarray, prompts: Prompts) -> Proposals:
+        if self.sam is None:
+            return selective_search(image, self.settings.search, image_id=record.image_id)
+        settings = self.settings.proposals
+        return propose(self.sam, image, prompts, settings, image_id=record.image_id)
+
+    def _prompts(self, clues: Clues | None, height: int, width: int) -> Prompts:
+        settings = self.settings.prompts
+        if clues is not None and len(clues.class_ids):
+            return prompt_points(clues, settings, height, width)
+        side = settings.grid_side if "grid" in settings.sources else 0
+        return Prompts(dense_grid(side, height, width), np.zeros((0, 5), np.float32))
+
+    def _write_clues(
+        self, record: TagRecord, clues: Clues, prompts: Prompts, metadata: dict[str, str]
+    ) -> None:
+        side = self.settings.clue_side
+        arrays = {
+            "coarse": shrink(clues.coarse, side),
+            "fine": shrink(clues.fine, side),
+            "class_ids": clues.class_ids.astype(np.int32),
+            "class_logits": clues.class_logits.astype(np.float32),
+            "points": prompts.points.astype(np.float32),
+        }
+        write_arrays(proposal_path(self.clue_root, self.split, record.image_id), arrays, metadata)
+
+
+def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
+    """Maps `[c, h, w]` as float16 with a long side of at most `long_side` (area average)."""
+    height, width = maps.shape[1:]
+    factor = min(1.0, long_side / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in maps]
+    return np.asarray(small, np.float16).reshape(len(maps), size[1], size[0])
+
+
+def stored_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty when it is missing or not whole."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            return file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        return {}
+
+
+def _finish(job: _Job, split: TagSplit) -> bool:
+    """Writes the manifest if every image of the split is there; says whether it is.
+
+    Every process looks after its last file, so the last of them sees all files; two that end at the
+    same moment write the same bytes.
+    """
+    if not all(job.is_done(record) for record in split.records):
+        return False
+    _remove_leftovers((job.root / split.split, job.clue_root / split.split))
+    ids = [one.image_id for one in split.records]
+    write_manifest(job.root, split.split, ids, _manifest(job, split))
+    return True
+
+
+def _manifest(job: _Job, split: TagSplit) -> dict[str, Any]:
+    """What the manifest says beside the images' ids."""
+    paths = [proposal_path(job.root, split.split, one.image_id) for one in split.records]
+    counts = np.asarray([stored_metadata(path)["counts"].split() for path in paths], int)
+    means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
+    # The tags of a split whose classes are predicted are not looked at, not even counted.
+    tagged = job.settings.by_tags
+    negatives = {"negatives": sum(not one.tags for one in split.records)} if tagged else {}
+    return {
+        "dataset": split.dataset,
+        "split": split.split,
+        "labels": job.settings.labels,
+        "per_image": float(means.sum()),
+        "per_source": {name: float(mean) for name, mean in zip(SOURCES, means, strict=True)},
+        **negatives,
+        "fingerprint": job.fingerprint_of_job,
+        **job.key,
+        "versions": _versions(),
+    }
+
+
+def _remove_leftovers(folders: Iterable[Path]) -> None:
+    """Deletes the temporary files that killed processes left behind."""
+    for path in (path for folder in folders for path in folder.glob("*/.*.tmp")):
+        try:
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                path.unlink()
+        except FileNotFoundError:  # another process was faster
+            continue
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes the proposals."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

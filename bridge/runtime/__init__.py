@@ -1,0 +1,1 @@
+"""How commands and torch run here: command lines, ranks, images in parallel, torchvision."""

@@ -1,0 +1,94 @@
+"""The table of what can be converted, and the conversion of a file.
+
+A kind is one row of `KINDS` and one file beside this one. Names of arrays are those of the Flax
+modules joined by "/", layouts are Flax's: convolution kernels HWIO, depthwise kernels
+`[k, k, 1, C]`. What a file's metadata says: `bridge.weights.metadata`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bridge.weights import faster_rcnn_detectron2 as detectron2
+from bridge.weights import faster_rcnn_torchvision as torchvision
+from bridge.weights import lite0, mmdet_oicr, resnet50, vgg16, wetectron
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import atomic_path, read_arrays, write_arrays
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of published file.
+
+    about: what it is. read: (published file, options by name) -> (arrays, metadata). back: (name of
+    the arrays' file, arrays) -> content of a PyTorch checkpoint; None: there is no way back.
+    options: names of those that `read` takes. installed: whether `read(None)` finds a file that a
+    package brings.
+    """
+
+    about: str
+    read: Callable[..., tuple[Arrays, dict[str, str]]]
+    back: Callable[[str | Path, Arrays], dict[str, Any]] | None = None
+    options: frozenset[str] = frozenset()
+    installed: bool = False
+
+
+KINDS = {
+    "efficientnet_lite0": Kind(
+        "ImageNet, the installed package's", lite0.efficientnet_lite0_arrays, installed=True
+    ),
+    "vgg16": Kind("ImageNet, Caffe's or torchvision's", vgg16.vgg16_arrays),
+    "resnet50": Kind("ImageNet, torchvision's", resnet50.resnet50_arrays),
+    "resnet50_msra": Kind("ImageNet, detectron2's R-50.pkl", resnet50.resnet50_msra_arrays),
+    "wetectron": Kind(
+        "MIL detector of wetectron (MIST)", wetectron.wetectron_arrays, wetectron.wetectron_back
+    ),
+    "mmdet_oicr": Kind(
+        "MIL detector in mmdet (OICR)", mmdet_oicr.mmdet_oicr_arrays, mmdet_oicr.mmdet_oicr_back
+    ),
+    "faster_rcnn_torchvision": Kind(
+        "Faster R-CNN R50-FPN of torchvision",
+        torchvision.faster_rcnn_torchvision_arrays,
+        torchvision.faster_rcnn_torchvision_back,
+        frozenset({"epsilon", "classes"}),
+    ),
+    "faster_rcnn_detectron2": Kind(
+        "Faster R-CNN R50-FPN of detectron2",
+        detectron2.faster_rcnn_detectron2_arrays,
+        detectron2.faster_rcnn_detectron2_back,
+        frozenset({"classes"}),
+    ),
+}
+
+
+def convert(kind: str, to: str | Path, source: str | Path | None = None, **options: Any) -> Path:
+    """Writes a published file as a safetensors file of arrays and metadata; returns its path.
+
+    kind: a row of `KINDS`. source: the published file (None: an installed one). options: what the
+    file does not tell, see the kind's `read`. Raises `BadInput` when the source is missing or does
+    not fit, or an option is none of the kind's.
+    """
+    row = KINDS[kind]
+    for name in sorted(options.keys() - row.options):
+        raise BadInput(f"--{name}", f"is no option of {kind}", "leave it out")
+    if source is None and not row.installed:
+        raise BadInput("--from", "is missing", f"name the published file of {kind}")
+    write_arrays(to, *row.read(source, **options))
+    return Path(to)
+
+
+def convert_back(kind: str, to: str | Path, source: str | Path) -> Path:
+    """Writes a safetensors file of arrays as a checkpoint of a kind that has a way back.
+
+    Raises `BadInput` when the arrays are of another network.
+    """
+    content = KINDS[kind].back(source, read_arrays(source)[0])
+    with atomic_path(to) as temporary:
+        torch.save(content, temporary)
+    return Path(to)
