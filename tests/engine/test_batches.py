@@ -5,11 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weaksam_jax.data.batches import (
-    make_batches,
-    pad_boxes,
-    resize_and_pad,
-)
+from weaksam_jax.data.batches import make_batches
+from weaksam_jax.data.padding import pad_boxes, resize_and_pad
 from weaksam_jax.errors import BadInput
 
 
