@@ -13,6 +13,7 @@ import torch
 from small_detector import CHANNELS, CLASSES, HIDDEN, WIDTH, old_names, small_arrays
 from torchvision.models import resnet50
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from weaksam_jax.detectors.faster_rcnn.network import detector_params
 
 from bridge.weights.faster_rcnn_detectron2 import DETECTRON2
 from bridge.weights.faster_rcnn_torchvision import TORCHVISION
@@ -22,7 +23,6 @@ from bridge.weights.r50_fpn import to_ours, to_theirs
 from bridge.weights.resnet50 import RESNET_MSRA
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
-from weaksam_jax.detectors.faster_rcnn.network import detector_params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 

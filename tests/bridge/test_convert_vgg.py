@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from weaksam_jax.detectors.mil.network import build_model
 
 from bridge.convert import main
 from bridge.weights.checkpoints import read_checkpoint
@@ -18,7 +19,6 @@ from bridge.weights.wetectron import wetectron_arrays, wetectron_back
 from experiments.bench.torch_mil import CONVOLUTIONS, random_state
 from weaksam_jax.boxes import decode
 from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.detectors.mil.network import build_model
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 

@@ -17,10 +17,10 @@ import bridge.convert
 from experiments import detect, detect_faster_rcnn
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini_set import CLASSES, write_mini
+from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.store import proposal_path
 from weaksam_jax.detectors.faster_rcnn import network
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
