@@ -20,7 +20,11 @@ COMPILED = tuple(
     for package in ("engine", "backbones", "detectors", "ops", "losses", "data.batches")
 )
 NEUTRAL = tuple(
-    f"weaksam_jax/{name}" for name in ("__init__.py", "boxes.py", "errors.py", "files.py", "cli.py")
+    f"weaksam_jax/{name}.py"
+    for name in (
+        *("__init__", "boxes", "errors", "files", "cli"),
+        *("flags", "run_folder", "settings"),
+    )
 )
 
 

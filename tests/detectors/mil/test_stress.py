@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from configs import vary
 from tiny_mil import TINY
+from tiny_pipeline import write_run
 
 from experiments.paper.stress import Stress, spoil, stress
 from weaksam_jax.errors import BadInput
@@ -35,7 +36,7 @@ def test_faults_keep_shapes_and_types():
 def test_a_training_on_spoiled_samples_alone_stays_finite(drawn, tmp_path, method):
     model = {"method": method, "dtype": "bfloat16"}
     config = vary(TINY, model=model, optim={"steps": 30})
-    found = stress(Stress(drawn[2].parent, tmp_path, share=1.0, config=config))
+    found = stress(Stress(write_run(drawn[2].parent, "mini"), tmp_path, share=1.0, config=config))
     assert found["steps"] == 30 and 0 < found["largest_weight"] < 100
 
 
@@ -45,4 +46,4 @@ def test_a_loss_that_is_not_finite_names_its_images(drawn, tmp_path, monkeypatch
     monkeypatch.setattr("experiments.paper.stress.spoil", broken)
     config = vary(TINY, optim={"steps": 2})
     with pytest.raises(BadInput, match=r"is nan at step 1 \(images [0-9]+, [0-9]+\)"):
-        stress(Stress(drawn[2].parent, tmp_path, share=1.0, config=config))
+        stress(Stress(write_run(drawn[2].parent, "mini"), tmp_path, share=1.0, config=config))
