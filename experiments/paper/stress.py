@@ -14,23 +14,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import MilConfig, mil_preset
 from experiments.pipeline.run import Run, open_run
-from weaksam_jax.detectors import train_detector
-from weaksam_jax.detectors.mil import MilDetector, MilSamples
-from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.engine.step import Params
-from weaksam_jax.engine.weights import flatten
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
 from weaksam_jax.settings import change
 
 HUGE = 1e4
+LONG = {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000}
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,7 @@ class Stress:
     share: float = 0.25
     """Of the samples are spoiled."""
     seed: int = 0
-    config: MilConfig = field(
-        default_factory=lambda: change(
-            mil_preset("mini"),
-            {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000},
-        )
-    )
+    settings: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
     """Of the detector; its training as a classifier of tags is left out."""
 
 
@@ -77,37 +67,34 @@ def spoil(sample: dict, kind: int, rng: np.random.Generator) -> dict:
 
 def stress(options: Stress) -> dict:
     """Trains; returns the steps, the seconds and the largest weight."""
+    import jax
+
     start = time.perf_counter()
     params = train_spoiled(options, open_run(options.run))
-    largest = max(float(np.abs(leaf).max()) for leaf in flatten(params).values())
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
     seconds = round(time.perf_counter() - start, 1)
-    steps = options.config.optim.steps
-    return {"steps": steps, "seconds": seconds, "largest_weight": largest}
+    return {"steps": options.settings.optim.steps, "seconds": seconds, "largest_weight": largest}
 
 
-def train_spoiled(options: Stress, opened: Run) -> Params:
-    """The parameters of a MIL detector trained on samples of which a share is spoiled."""
-    split = opened.data.splits["train"]
-    samples = SpoiledSamples(options.share, split, opened.proposals, options.config)
-    detector, mesh = MilDetector(options.config, split.classes), data_mesh()
-    folder = options.out / "stress"
+def train_spoiled(options: Stress, opened: Run) -> dict:
+    """The parameters after a training whose samples are spoiled now and then."""
+    from weaksam_jax.detectors import train_detector
+    from weaksam_jax.detectors.mil import MilDetector, MilSamples
+    from weaksam_jax.engine.mesh import data_mesh
+
+    class Spoiled(MilSamples):
+        def __call__(self, index: int, drawn: tuple[int, int], rng: np.random.Generator) -> dict:
+            sample = super().__call__(index, drawn, rng)
+            if rng.random() >= options.share:
+                return sample
+            return spoil(sample, int(rng.integers(7)), rng)
+
+    split, mesh = opened.data.splits["train"], data_mesh()
+    samples = Spoiled(split, opened.proposals, options.settings)
+    detector, folder = MilDetector(options.settings, split.classes), options.out / "stress"
     return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
-
-
-class SpoiledSamples(MilSamples):
-    """`MilSamples` of which a share is spoiled at random."""
-
-    def __init__(self, share: float, *samples):
-        super().__init__(*samples)
-        self.share = share
-
-    def __call__(self, index: int, drawn: Any, rng: np.random.Generator) -> dict:
-        sample = super().__call__(index, drawn, rng)
-        if rng.random() >= self.share:
-            return sample
-        return spoil(sample, int(rng.integers(7)), rng)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
