@@ -19,7 +19,7 @@ from weaksam_jax.errors import BadInput, did_you_mean
 
 Kind = TypeVar("Kind")
 FLAT = tyro.conf.arg(name="")
-_MORE = "--help-all shows every setting. --PART none leaves out a part of settings that may be."
+_MORE = "--help-all shows every setting."
 
 
 def parse(

@@ -13,7 +13,7 @@ from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.views import ImageViews
-from weaksam_jax.detectors import Detector, Weights, detect_split, read_weights, train_detector
+from weaksam_jax.detectors import Detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.faster_rcnn.config import FasterRcnnConfig
 from weaksam_jax.detectors.mil import MilDetector, MilSamples
@@ -22,8 +22,10 @@ from weaksam_jax.detectors.mil import train_mil as _train_mil
 from weaksam_jax.detectors.mil.config import MilConfig
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.engine.predict import tag_factors
+from weaksam_jax.engine.predict import detect_split, tag_factors
 from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.train import train_detector
+from weaksam_jax.engine.weights import Weights, read_weights
 from weaksam_jax.errors import BadInput
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change

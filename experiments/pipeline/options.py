@@ -34,13 +34,12 @@ class PipelineOptions:
     retrain: Literal["faster_rcnn", "none"] = "faster_rcnn"
     """The detector that is retrained on the pseudo boxes."""
     segment: Literal["none"] = "none"
-    """The instance segmenter trained on the pseudo masks (later issues)."""
+    """The instance segmenter trained on the pseudo masks; there is none yet."""
     preset: Literal["auto", "mini", "light", "voc07", "voc12", "coco14"] = "auto"
     """mini: small networks for the mini set; light: photographs on a CPU; voc07, voc12, coco14: the
     paper's networks and schedules, for GPUs, from published weights [mini or light by the data]."""
     config: Path | None = None
-    """A JSON of these flags and settings, such as settings.json of another run; flags override
-    it."""
+    """A JSON of flags and settings, such as settings.json of another run; flags override it."""
     seed: int = 0
     """Of every training."""
     settings: Annotated[PipelineConfig, FLAT] = field(default_factory=mini)

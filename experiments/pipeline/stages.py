@@ -18,7 +18,7 @@ from experiments.pipeline.run import Run, new_run
 from experiments.pipeline.runner import Runner, Stage, say
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.detectors import read_weights, save_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn

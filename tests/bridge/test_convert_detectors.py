@@ -20,9 +20,8 @@ from bridge.weights.kinds import convert
 from bridge.weights.naming import conv_names
 from bridge.weights.r50_fpn import to_ours, to_theirs
 from bridge.weights.resnet50 import RESNET_MSRA
-from weaksam_jax.backbones.resnet import ResNet50
-from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
-from weaksam_jax.detectors.faster_rcnn.network import detector_params
+from weaksam_jax.detectors import load_detector
+from weaksam_jax.engine.weights import Weights, fill
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
@@ -67,14 +66,14 @@ def test_torchvisions_detector_fills_ours(torchvision_detector, tmp_path):
     theirs, path = torchvision_detector, tmp_path / "detector.pth"
     state = theirs.state_dict()
     torch.save(state, path)
-    arrays, metadata = read_arrays(
+    _, metadata = read_arrays(
         convert("faster_rcnn_torchvision", tmp_path / "detector.safetensors", path)
     )
     model = {"backbone": "resnet50", "aligned": False, "round_anchors": True}
     sizes = {"backbone_width": 64, "channels": 256, "fc_width": 1024}
     check_metadata(metadata, {**model, **sizes})
     assert metadata["num_classes"] == "20" and "classes" not in metadata
-    params = detector_params(FasterRCNN(ResNet50(), 20), (64, 64), arrays)
+    _, params = load_detector(tmp_path / "detector.safetensors")
     count = sum(x.size for x in jax.tree.leaves(params))
     background = 4 * 1024 + 4  # its deltas
     assert count == sum(x.numel() for x in theirs.parameters()) - background
@@ -197,7 +196,7 @@ def test_msras_pickle(tmp_path):
 
 @pytest.mark.parametrize("ending", ["pkl", "pth"])
 def test_detectron2_checkpoints(tmp_path, ending):
-    model, arrays = small_arrays()
+    detector, arrays = small_arrays()
     tensors = to_theirs(arrays, DETECTRON2)
     for ours, theirs in DETECTRON2_NAMES.items():
         np.testing.assert_array_equal(tensors[theirs], plain(arrays[ours]))
@@ -225,7 +224,7 @@ def test_detectron2_checkpoints(tmp_path, ending):
     sizes = {"backbone_width": WIDTH, "channels": CHANNELS, "fc_width": HIDDEN}
     check_metadata(metadata, {**stated, **sizes})
     assert metadata["num_classes"] == str(CLASSES)
-    params = detector_params(model, (64, 64), found)
+    params = fill(detector.shapes(), Weights(path, found, {}))
     np.testing.assert_array_equal(params["fpn"]["output3"]["bias"], arrays["fpn/output3/bias"])
     write(tensors | {"pixel_std": np.float32([57.375, 57.12, 58.395]).reshape(3, 1, 1)})
     with pytest.raises(BadInput, match="pixel_std"):
@@ -262,12 +261,12 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 
 
 def test_arrays_that_do_not_fit_the_detector_are_named():
-    model, arrays = small_arrays()
-    with pytest.raises(BadInput, match=r"f\.safetensors: box_head/box/bias is missing"):
-        detector_params(model.clone(classes=CLASSES + 1), (64, 64), arrays, "f.safetensors")
+    detector, arrays = small_arrays()
+    with pytest.raises(BadInput, match=r"f\.safetensors: box_head/box/bias has the shape"):
+        fill(small_arrays(CLASSES + 1)[0].shapes(), Weights("f.safetensors", arrays, {}))
     extra = arrays | {"extra/kernel": np.zeros(1)}
-    with pytest.raises(BadInput, match=r"f\.safetensors: extra/kernel is not of this detector"):
-        detector_params(model, (64, 64), extra, "f.safetensors")
+    with pytest.raises(BadInput, match=r"f\.safetensors: has an unknown tensor extra/kernel"):
+        fill(detector.shapes(), Weights("f.safetensors", extra, {}))
 
 
 class Touch:

@@ -5,7 +5,6 @@ That the converted networks compute the same is in tests/detectors/mil and tests
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -17,8 +16,8 @@ from bridge.weights.vgg16 import vgg16_arrays
 from bridge.weights.wetectron import wetectron_arrays, wetectron_back
 from experiments.bench.torch_mil import CONVOLUTIONS, random_state
 from weaksam_jax.boxes import decode
-from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.detectors.mil.network import build_model
+from weaksam_jax.detectors import Weights, stated_detector
+from weaksam_jax.engine.weights import flatten
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
@@ -193,17 +192,8 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
     assert (stated["width"], stated["pool_size"]) == (4096, 7)
     assert stated["pixels"] == ("mist" if mist else "torchvision")  # 80 classes: COCO
     assert metadata["num_classes"] == str(classes)
-    settings = WsodSettings(
-        method="mist" if mist else "oicr", backbone="vgg16", width=4096, pooling="max",
-        pool_size=7, evidence=0.0, pretrain_steps=0, tag_weight=0.0,
-        rectify_last=stated["rectify_last"], background=stated["background"],
-    )  # fmt: skip
-    model = build_model(settings, classes)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    given = np.ones((1, 8, 8), bool), np.zeros((1, 3, 4)), np.zeros((1, 3, classes))
-    params = jax.eval_shape(model.init, jax.random.key(0), image, *given)["params"]
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    wanted = {"/".join(e.key for e in path): leaf.shape for path, leaf in paths}
+    detector = stated_detector(Weights("published", arrays, metadata))
+    wanted = {name: leaf.shape for name, leaf in flatten(detector.shapes()).items()}
     assert {name: value.shape for name, value in arrays.items()} == wanted
 
 

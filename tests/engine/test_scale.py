@@ -173,21 +173,21 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_work(inputs, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_road_by_two_processes_is_the_road_by_one(tmp_path):
+def test_the_pipeline_by_two_processes_is_the_pipeline_by_one(tmp_path):
     """Two processes of two devices against one of four: the same parts of every batch."""
     data = tiny_pipeline.write_tiny(tmp_path / "data")
     one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
 
-    def travel(out, count, devices):
+    def run_pipeline(out, count, devices):
         arguments = ["-m", "experiments.custom", *tiny_pipeline.flags(data, out)]
         processes.run(arguments, count, devices, cache, timeout=800)
 
-    travel(one, 1, 4)
+    run_pipeline(one, 1, 4)
     shutil.copytree(one, two)
     (two / "stages" / "wsod.json").unlink()
     shutil.rmtree(two / "wsod")
     (two / "log.jsonl").unlink()
-    travel(two, 2, 2)
+    run_pipeline(two, 2, 2)
     logs = []
     for out in (one, two):
         lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())

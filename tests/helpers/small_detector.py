@@ -1,26 +1,26 @@
 """A narrow Faster R-CNN of ours with random weights, and torchvision's old names."""
 
-import jax
+from dataclasses import replace
+
 import numpy as np
 
-from weaksam_jax.backbones.resnet import ResNet50
-from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.recipes import r50_fpn
+from weaksam_jax.engine.weights import flatten
 
 WIDTH, CHANNELS, CLASSES, HIDDEN = 2, 3, 4, 5
 
 
 def small_arrays(classes=CLASSES):
     """A detector of ours with random weights, names joined by "/"."""
-    model = FasterRCNN(ResNet50(WIDTH), classes, channels=CHANNELS, fc_width=HIDDEN)
-    inputs = np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 1, 4), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    model = replace(r50_fpn(), backbone_width=WIDTH, channels=CHANNELS, fc_width=HIDDEN)
+    detector = FasterRcnn(FasterRcnnConfig(model=model), classes)
     rng = np.random.default_rng(0)
-    flat = jax.tree_util.tree_leaves_with_path(shapes)
     arrays = {
-        "/".join(entry.key for entry in path): rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        for path, x in flat
+        name: rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
+        for name, x in flatten(detector.shapes()).items()
     }
-    return model, arrays
+    return detector, arrays
 
 
 def old_names(tensors):

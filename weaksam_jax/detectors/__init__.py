@@ -118,7 +118,8 @@ def stated_detector(weights: Weights) -> Detector:
 
 def save_detector(path: str | Path, detector: Detector, params: Params) -> None:
     """Writes a detector with all that `load_detector` needs, atomically."""
-    save_params(path, params, metadata_of(detector))
+    metadata = metadata_of(detector)
+    save_params(path, params, metadata)
 
 
 def metadata_of(detector: Detector) -> dict[str, str]:

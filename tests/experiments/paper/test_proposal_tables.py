@@ -329,7 +329,7 @@ def test_table_in_markdown():
     ]  # fmt: skip
     head = {"dataset": "d", "split": "s", "images": 3, "difficult": True}
     assert text({"rows": rows, **head}).splitlines() == [
-        "| proposals | boxes an image | recall 0.50 | seconds an image |",
+        "| proposals | boxes per image | recall 0.50 | seconds per image |",
         "|---|---|---|---|",
         "| a | 12.3 | 50.0 | – |",
         "| b: grid | 5.0 | 100.0 | 0.12 |",

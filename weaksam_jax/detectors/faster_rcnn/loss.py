@@ -121,9 +121,9 @@ def faster_rcnn_loss(
     (height, width) within the padded size; `boxes` `[B, G, 4]`; `labels` int `[B, G]`; `valid` bool
     `[B, G]`. rng: image i samples its anchors with `split(rng, B)[i]` and its RoIs with
     `fold_in(split(rng, B)[i], 1)`. step: int scalar; dropping is active from `config.drop.start`.
-    axis_name: the mesh axis over which the RoIs are counted. Returns (loss, metrics): the terms, and
-    with drop the dropped shares of foreground and background RoIs. No gradient flows through the
-    proposals.
+    axis_name: the mesh axis over which the RoIs are counted. Returns (loss, metrics): the terms,
+    and with drop the dropped shares of foreground and background RoIs. No gradient flows through
+    the proposals.
     """
     images = batch["image"].shape[0]
     levels, logits, deltas, anchors = _propose(network, params, batch["image"])
@@ -187,7 +187,7 @@ def _score_rois(network, params, proposed, *, keys, batch, config: LossConfig) -
 
     def sample_one(key, logits, deltas, size, boxes, valid, labels):
         proposals, _, proposal_valid = select_proposals(
-            logits, deltas, anchors, size, config.pre_nms, config.post_nms
+            logits, deltas, anchors, size, pre_nms=config.pre_nms, post_nms=config.post_nms
         )
         candidates = jnp.concatenate([proposals, boxes])  # the objects themselves are candidates
         usable = jnp.concatenate([proposal_valid, valid])

@@ -30,7 +30,9 @@ def detect(
     anchors = network.anchors(levels)
 
     def propose(logits, deltas, size):
-        return select_proposals(logits, deltas, anchors, size, config.pre_nms, config.post_nms)
+        return select_proposals(
+            logits, deltas, anchors, size, pre_nms=config.pre_nms, post_nms=config.post_nms
+        )
 
     boxes, _, valid = jax.vmap(propose)(logits, deltas, size)
     class_logits, class_deltas = network.apply(variables, levels, boxes, method="classify")
@@ -64,9 +66,9 @@ def select_detections(
         decoded,
         scores,
         valid,
-        config.score_threshold,
-        config.nms,
-        config.max_detections,
-        boxes.shape[0],
+        score_threshold=config.score_threshold,
+        iou_threshold=config.nms,
+        max_output=config.max_detections,
+        pre_nms_top_k=boxes.shape[0],
     )
     return Detections(*found)
