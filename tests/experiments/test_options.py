@@ -128,3 +128,14 @@ def test_wrong_flags_end_in_one_line(capsys, flags, message):
 def test_data_must_be_given_for_ones_own_photos():
     with pytest.raises(BadInput, match="--data: is missing"):
         options()
+
+
+def test_the_retrainers_are_those_of_the_table_of_detectors():
+    from typing import get_args, get_type_hints
+
+    from weaksam_jax.detectors import RETRAINERS
+
+    assert set(get_args(get_type_hints(PipelineOptions)["retrain"])) == {*RETRAINERS, "none"}
+    for kind, row in RETRAINERS.items():
+        assert detectors.retrainer(detectors.retrain_preset(kind, "mini"), 2).kind == kind
+        assert {"mini", "light", *detectors.PAPER} <= row.presets.keys()

@@ -15,6 +15,7 @@ from weaksam_jax.detectors.faster_rcnn.config import STATED, FasterRcnnConfig
 from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
 from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
 from weaksam_jax.detectors.faster_rcnn.predict import detect
+from weaksam_jax.detectors.faster_rcnn.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
@@ -37,6 +38,8 @@ class FasterRcnn:
 
     kind = "faster_rcnn"
     Config = FasterRcnnConfig
+    presets = PRESETS
+    learns_from = "boxes"
 
     def __post_init__(self):
         """`BadInput` for losses that micro-batches would change: those divided by the RoIs kept in

@@ -18,6 +18,7 @@ from weaksam_jax.detectors.mil.config import STATED, MilConfig
 from weaksam_jax.detectors.mil.drop_block import ConcreteDropBlock
 from weaksam_jax.detectors.mil.loss import mil_loss, wsddn_scores
 from weaksam_jax.detectors.mil.model import MIN_FRAME, MilNetwork, Pool
+from weaksam_jax.detectors.mil.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.predict import Detections, Found, Predictor
@@ -43,6 +44,8 @@ class MilDetector:
 
     kind = "mil"
     Config = MilConfig
+    presets = PRESETS
+    learns_from = "tags"
 
     def __post_init__(self):
         """`BadInput` for evidence from class maps that are not there, or that RoI features of so
