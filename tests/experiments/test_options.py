@@ -8,8 +8,9 @@ from tiny_pipeline import options
 
 from experiments import coco14, custom, detect, evaluate, pgt, predict, voc07, voc12
 from experiments.paper import ablation, drop_figures, mil_methods, proposals, stress
+from experiments.pipeline import detectors
 from experiments.pipeline.config import light, mini, published
-from experiments.pipeline.options import read_settings, settings_json
+from experiments.pipeline.options import PipelineOptions, read_settings, settings_json
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import write_json

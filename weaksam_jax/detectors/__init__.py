@@ -44,7 +44,7 @@ class Detector(Protocol):
     dataclass with the parts `.model .loss .optim .data .test`; classes: names, or their number.
 
     Every batch has `image` uint8 RGB `[B, H, W, 3]` (zero-padded at right and bottom) and `size`
-    `[B, 2]`, (height, width); one to learn boxes from also `boxes` `[B, G, 4]`, `labels` and `valid`
+    `[B, 2]`, (height, width); to learn boxes also `boxes` `[B, G, 4]`, `labels` and `valid`
     `[B, G]`; the MIL detector's proposals, prior and tags (`MilDetector`).
     """
 
