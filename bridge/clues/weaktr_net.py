@@ -229,8 +229,8 @@ class WeakTr(nn.Module):
         logits are those of these classes only.
 
         Memory: every layer's attention `[B, heads, N, N]` is kept once until the fusion weights are
-        known, so heads * depth * N^2 * 4 bytes a view (0.31 GB at 450 x 600 pixels, 20 classes and
-        the published size), and one layer's more while it works.
+        known, so heads * depth * N^2 * 4 bytes per view (0.31 GB at 450 x 600 pixels, 20 classes
+        and the published size), and one layer's more while it works.
         """
         count = self.config.classes
         patches, (height, width) = self._embed(images)

@@ -113,21 +113,8 @@ def import_official(
     key = {"imported": file_fingerprint(path), "source": source}
     job = fingerprint(key)
     for record, own in zip(split.records, boxes, strict=True):
-        count = len(own)
-        proposals = Proposals(
-            record.image_id,
-            record.height,
-            record.width,
-            boxes=own,
-            source=np.full(count, SOURCES.index(source), np.uint8),
-            prompt=np.full(count, -1, np.int32),
-            token=np.zeros(count, np.uint8),
-            predicted_iou=np.zeros(count, np.float32),
-            stability=np.zeros(count, np.float32),
-            masks=None,
-        )
         metadata = {"job": job, "fingerprint": fingerprint([job, record.image_id])}
-        write_proposals(root, split.split, proposals, metadata)
+        write_proposals(root, split.split, _proposals(record, own, source), metadata)
     total = sum(map(len, boxes))
     mean = total / max(len(boxes), 1)
     manifest = {
@@ -140,6 +127,23 @@ def import_official(
     }
     write_manifest(root, split.split, [one.image_id for one in split.records], manifest)
     return total
+
+
+def _proposals(record: TagRecord, boxes: np.ndarray, source: Source) -> Proposals:
+    """An image's proposals of which only the boxes `[n, 4]` are known."""
+    count = len(boxes)
+    return Proposals(
+        record.image_id,
+        record.height,
+        record.width,
+        boxes=boxes,
+        source=np.full(count, SOURCES.index(source), np.uint8),
+        prompt=np.full(count, -1, np.int32),
+        token=np.zeros(count, np.uint8),
+        predicted_iou=np.zeros(count, np.float32),
+        stability=np.zeros(count, np.float32),
+        masks=None,
+    )
 
 
 def export_official(

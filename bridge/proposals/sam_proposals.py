@@ -54,7 +54,7 @@ def _decode_all(
     """
     singles = [(point[None], GRID, -1) for point in prompts.grid]
     singles += [(p[None, :2], int(p[4]), index) for index, p in enumerate(prompts.points)]
-    batches = defaultdict(list, {1: singles})  # points a prompt -> [(coordinates, source, index)]
+    batches = defaultdict(list, {1: singles})  # points per prompt -> [(coordinates, source, index)]
     for _, source, members in prompts.groups:
         batches[len(members)].append((prompts.points[members, :2], source, -1))
     parts, logits = [_empty()], []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -159,62 +160,96 @@ def make_pools(options: argparse.Namespace, size: int, step: int) -> list[Pool]:
     return pools
 
 
-def train(options: argparse.Namespace) -> None:
-    """Spend one stretch of the budget; see the module's text."""
-    torch.set_num_threads(options.threads)
+@dataclass
+class Training:
+    """What a run changes, and its checkpoint. spent: seconds of the budget."""
+
+    sam: Sam
+    optimizer: torch.optim.Optimizer
+    checkpoint: Path
+    average: Average = field(default_factory=Average)
+    step: int = 0
+    spent: float = 0.0
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        state = {"model": self.sam.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"average": self.average.tensors, "step": self.step, "spent": self.spent}
+        with atomic_path(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self) -> None:
+        """Goes on from the checkpoint, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.sam.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.tensors, self.average.steps = state["average"], state["step"]
+        self.step, self.spent = state["step"], state["spent"]
+
+    def advance(self, batch: Batch, lr: float, thin: int, bf16: bool) -> dict[str, float]:
+        """One step; its figures."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, figures = loss_of(self.sam, batch, thin)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.sam.state_dict())
+        self.step += 1
+        return figures
+
+
+def start(options: argparse.Namespace) -> Training:
+    """A fresh run, or the one whose checkpoint lies in `options.out`."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    encoder, size, stride = VARIANTS[options.name]
-    thin = 2 if stride == 2 else 1
     torch.manual_seed(options.seed)
-    sam = build_sam_mini(encoder, size, stride).train()
+    sam = build_sam_mini(*VARIANTS[options.name]).train()
     optimizer = torch.optim.AdamW(sam.parameters(), lr=options.lr, betas=BETAS, weight_decay=0.02)
     if options.start:
         copy_fitting(sam, Path(options.start))
-    average, step, spent = Average(), 0, 0.0
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        sam.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.tensors, average.steps = state["average"], state["step"]
-        step, spent = state["step"], state["spent"]
-    rng = np.random.default_rng([options.seed, step])
-    pools = make_pools(options, size, step)
+    run = Training(sam, optimizer, out / "checkpoint.pt")
+    run.restore()
+    return run
+
+
+def train(options: argparse.Namespace) -> None:
+    """Spend one stretch of the budget; see the module's text."""
+    torch.set_num_threads(options.threads)
+    _, size, stride = VARIANTS[options.name]
+    thin = 2 if stride == 2 else 1
+    run = start(options)
+    rng = np.random.default_rng([options.seed, run.step])
+    pools = make_pools(options, size, run.step)
     shares = [1.0] if len(pools) == 1 else [1 - options.photo_share, options.photo_share]
-
-    def save() -> None:
-        state = {"model": sam.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        with atomic_path(checkpoint) as temporary:
-            torch.save(state | {"average": average.tensors, "spent": spent}, temporary)
-
-    begun, before, saved, seen = time.monotonic(), spent, spent, []
-    while spent < 60 * options.minutes and spent - before < 60 * options.stretch:
+    begun, before, saved, seen = time.monotonic(), run.spent, run.spent, []
+    while run.spent < 60 * options.minutes and run.spent - before < 60 * options.stretch:
         source = rng.choice(len(pools), size=options.batch_size, p=shares)
         examples = [pools[i].take(rng) for i in source]
         batch = collate(rng, examples, stride, thin, rotate=options.rotate)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(spent / (60 * options.minutes), step, options.lr)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss, figures = loss_of(sam, batch, thin)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        optimizer.step()
-        average.update(sam.state_dict())
-        step, spent = step + 1, before + time.monotonic() - begun
+        lr = lr_at(run.spent / (60 * options.minutes), run.step, options.lr)
+        figures = run.advance(batch, lr, thin, options.bf16)
+        run.spent = before + time.monotonic() - begun
         seen.append(list(figures.values()))
-        if step % 25 == 0:
-            means = np.mean(seen[-25:], axis=0)
-            text = "  ".join(f"{k} {v:.3f}" for k, v in zip(figures, means, strict=True))
-            print(f"step {step}  {spent / 60:.1f} min  {text}", flush=True)
-        if spent - saved > SAVE_EVERY:
-            save()
-            saved = spent
+        if run.step % 25 == 0:
+            show(run, dict(zip(figures, np.mean(seen[-25:], axis=0), strict=True)))
+        if run.spent - saved > SAVE_EVERY:
+            run.save()
+            saved = run.spent
+    run.save()
+    out = Path(options.out)
+    save_weights(run.average.tensors, out / f"{options.name}.safetensors")
+    print(f"step {run.step}, {run.spent / 60:.1f} of {options.minutes} min spent: {out}")
 
-    save()
-    save_weights(average.tensors, out / f"{options.name}.safetensors")
-    print(f"step {step}, {spent / 60:.1f} of {options.minutes} min spent: {out}")
+
+def show(run: Training, means: dict[str, float]) -> None:
+    """Prints a line of progress."""
+    text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+    print(f"step {run.step}  {run.spent / 60:.1f} min  {text}", flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""One door to all clue networks: what is in a file, whose classes it knows, and what comes out."""
+"""Loading any clue network: what is in a file, whose classes it knows, and what comes out."""
 
 import dataclasses
 import json
@@ -84,12 +84,12 @@ def test_kinds_are_told_apart_by_their_keys(tmp_path, photo):
     weaktr = load_clues(written(tmp_path, "weaktr.pth", "v3"), NAMES, settings=USE)
     assert weaktr.config.fusion == "v3" and weaktr.config.last_layers is None
     uniform = dataclasses.replace(USE, fusion="uniform")
-    released = load_clues(tmp_path / "weaktr.pth", NAMES, settings=uniform)
-    assert released.config.fusion == "uniform" and released.config.last_layers is None
+    official = load_clues(tmp_path / "weaktr.pth", NAMES, settings=uniform)
+    assert official.config.fusion == "uniform" and official.config.last_layers is None
     mctformer = load_clues(written(tmp_path, "mct.pth", "uniform"), NAMES, settings=USE)
     assert mctformer.config.fusion == "uniform" and mctformer.config.last_layers == 2
     assert load_clues(tmp_path / "weaktr.pth", NAMES).tta_scales == (1.0, 0.8, 1.2)
-    prints = {network_fingerprint(one) for one in (weaktr, released, mctformer)}
+    prints = {network_fingerprint(one) for one in (weaktr, official, mctformer)}
     assert len(prints) == 3
     # a WeakTr of ours without fusion weights has MCTformer's keys
     settings = dataclasses.replace(WeakTrSettings.mini(), fusion="uniform")

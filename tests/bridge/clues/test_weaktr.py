@@ -1,4 +1,4 @@
-"""WeakTr against a second, step-by-step form written from the notes; checkpoints; views."""
+"""WeakTr against a second, step-by-step form written from the description; checkpoints; views."""
 
 import dataclasses
 import tracemalloc
@@ -133,7 +133,7 @@ def test_reach_is_kept_by_the_file(tmp_path):
 
 
 def test_random_v1_weights_equal_the_plain_mean(tmp_path):
-    """At the published size, with PyTorch's default start: what the released WeakSAM computes."""
+    """At the published size, with PyTorch's default start: what the official code computes."""
     for fusion in ("v3", "v1"):
         torch.save(published_state(fusion=fusion), tmp_path / f"{fusion}.pth")
     image = torch.randn(1, 3, 160, 200, generator=torch.Generator().manual_seed(2))
@@ -202,7 +202,7 @@ def small_model(seed=0):
 
 
 def test_views_equal_one_at_a_time():
-    """Scales and mirrored twins, one view at a time and at odd size, as the notes describe."""
+    """Scales and mirrored twins, one view at a time and at odd size."""
     model, rng = small_model(), np.random.default_rng(0)
     image = rng.integers(0, 256, (61, 83, 3), dtype=np.uint8)
     clues = WeakTrClues(model, cross_layers=(1, 3))(image, (3, 1))

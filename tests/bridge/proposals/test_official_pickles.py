@@ -1,4 +1,4 @@
-"""Released proposal pickles: read without running them, boxes converted, images matched."""
+"""Proposal pickles of the official code: nothing is run, boxes converted, images matched."""
 
 import io
 import os
@@ -157,7 +157,7 @@ def test_written_pickles_need_no_numpy_2(split, tmp_path):
     assert data[1] == 3  # the protocol that old environments read
 
 
-def test_fractions_are_truncated_as_released(split, tmp_path):
+def test_fractions_are_truncated_as_in_the_official_code(split, tmp_path):
     import_official(write(tmp_path / "a.pkl", mist(inclusive())), split, tmp_path / "s")
     old = read_proposals(tmp_path / "s", "trainval", 17)
     boxes = np.asarray([[3.9, 0, 20.7, 5.2], [4.0, 2, 4.5, 2.5]], np.float32)

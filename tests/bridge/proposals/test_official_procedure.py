@@ -1,4 +1,4 @@
-"""Boxes against segment_anything as WeakSAM's released code uses it; ViT-B at 1024 is slow."""
+"""Boxes against segment_anything as WeakSAM's official code uses it; ViT-B at 1024 is slow."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def exclusive(boxes):
     return boxes[boxes.any(1)] + np.asarray([0, 0, 1, 1])
 
 
-def test_released_thresholds_give_the_boxes_of_the_automatic_mask_generator(sam, image):
+def test_official_thresholds_give_the_boxes_of_the_automatic_mask_generator(sam, image):
     from segment_anything import SamAutomaticMaskGenerator
 
     generator = SamAutomaticMaskGenerator(
@@ -77,23 +77,23 @@ def test_released_thresholds_give_the_boxes_of_the_automatic_mask_generator(sam,
     np.testing.assert_array_equal(found.boxes, expected + np.asarray([0, 0, 1, 1]))
 
 
-def test_the_released_procedure_finds_the_same_boxes_with_more_encodings(sam, image):
+def test_the_official_procedure_finds_the_same_boxes_with_more_encodings(sam, image):
     """Grid, single points, class-wise prompts and thinned cross points: all of section 3."""
     prompts = bench_sam.random_prompts(1, HEIGHT, WIDTH, 4, (4, 3, 8))
     before = sam.image_encoder.asked
-    released = bench_sam.official_procedure(sam, image, prompts)
+    official = bench_sam.official_procedure(sam, image, prompts)
     middle = sam.image_encoder.asked
     found = propose(sam, image, prompts, ProposalSettings())
     assert (middle - before, sam.image_encoder.asked - middle) == (6, 1)
     unthinned = propose(sam, image, prompts, ProposalSettings(cross_nms=None))
     assert len(unthinned) > len(found)
-    for source, boxes in enumerate(released):
+    for source, boxes in enumerate(official):
         expected = exclusive(boxes)
         assert len(expected), source
         np.testing.assert_array_equal(found.boxes[found.source == source], expected)
-    text = bench_sam.equal_boxes(found, released)
-    assert "DIFFERENT" not in text and f"cross {len(exclusive(released[CROSS]))} equal" in text
-    other = [*released[:CROSS], released[CROSS] + 1]
+    text = bench_sam.equal_boxes(found, official)
+    assert "DIFFERENT" not in text and f"cross {len(exclusive(official[CROSS]))} equal" in text
+    other = [*official[:CROSS], official[CROSS] + 1]
     assert "cross" in bench_sam.equal_boxes(found, other).split("DIFFERENT")[0]
 
 

@@ -11,7 +11,7 @@ from bridge.proposals.peaks import peak_points
 
 
 def loop_peaks(one, kernel, threshold, max_peaks):
-    """Algorithm 1 with the released code's order: 2-D windows, 25 best, delete near points."""
+    """Algorithm 1 with the official code's order: 2-D windows, 25 best, delete near points."""
     height, width = one.shape
     half = (kernel - 1) // 2
     peaks = []

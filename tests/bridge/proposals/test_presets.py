@@ -85,7 +85,7 @@ def test_every_preset_can_be_used(name):
     ],
 )
 def test_presets_of_data_sets(name, kernels, divisor, layers, fusion):
-    """The table of section 4 of the notes on clues and proposals, row by row."""
+    """The table of docs/provenance/proposals.md, section 4, row by row."""
     preset = PRESETS[name]
     prompts, proposals = preset.prompts, preset.proposals
     assert (prompts.kernel_coarse, prompts.kernel_fine, prompts.kernel_cross) == kernels
@@ -210,7 +210,7 @@ def test_tags_of_a_test_split_are_used_only_by_the_option_that_says_so(
     assert "tags_at_test_time takes the tags of a test split" in said
 
 
-def test_classes_of_difficult_objects_are_asked_for_as_released(tmp_path):
+def test_classes_of_difficult_objects_are_asked_for_as_in_the_official_code(tmp_path):
     """And VOC2012's test split, whose annotations nobody has, is asked for predictions."""
     root = tmp_path / "VOC2012"
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -243,7 +243,7 @@ def test_classes_of_difficult_objects_are_asked_for_as_released(tmp_path):
 
 
 def test_absent_classes_have_no_maps_and_nothing_is_nan(coco, weights, tmp_path):
-    """Released code keeps a map of every class; those of absent ones became 0/0 in half floats."""
+    """The official code keeps a map of every class; of absent ones 0/0 in half floats."""
     network = clue_network(weights, "light", open_tags(coco, "train"))
     assert isinstance(network, LiteCam)
     for image in (np.zeros((32, 40, 3), np.uint8), blocky_image(0, 32, 40)):

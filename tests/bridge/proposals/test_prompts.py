@@ -123,10 +123,10 @@ def test_maps_at_half_resolution_give_points_of_the_image():
 
 
 def test_presets():
-    paper, release = PromptSettings.paper(), PromptSettings.official()
+    paper, official = PromptSettings.paper(), PromptSettings.official()
     assert (paper.kernel_coarse, paper.kernel_fine, paper.kernel_cross) == (129, 129, 129)
-    assert (release.kernel_coarse, release.kernel_fine, release.kernel_cross) == (17, 17, 129)
-    assert (paper.cross_divisor, release.cross_divisor) == (5, None)
+    assert (official.kernel_coarse, official.kernel_fine, official.kernel_cross) == (17, 17, 129)
+    assert (paper.cross_divisor, official.cross_divisor) == (5, None)
 
 
 def test_minmax():
