@@ -14,8 +14,10 @@ def main(argv: list[str] | None = None) -> None:
     """Prints each command's name and what it does."""
     print(__doc__)
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        print(f"  python -m bridge.{path.stem:16} {about.splitlines()[0]}")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(getattr(node, "name", None) == "main" for node in tree.body):
+            about = ast.get_docstring(tree).splitlines()[0]
+            print(f"  python -m bridge.{path.stem:16} {about}")
     arguments = sys.argv[1:] if argv is None else argv
     if arguments not in ([], ["-h"], ["--help"]):
         raise BadInput("python -m bridge", f"has no {arguments[0]}", "give one of those above")

@@ -10,8 +10,10 @@ import tyro
 
 from weaksam_jax.errors import BadInput
 
-_FRAME = re.compile(r"^[│╭╰] ?|\s*[│╮╯]$")
-_DETAIL = re.compile(r"^ {8,}")  # the help of an option
+# What tyro prints: lines in a frame (of blanks on a terminal without UTF-8), rules between parts.
+_FRAME = re.compile(r"^[│╭╰ ] ?|\s*[│╮╯]?$")
+_LEFT_OUT = re.compile(r"^ {8,}|^ *[─-]{5,}|^$")  # the help of an option, a rule, an empty line
+_END = re.compile("For full helptext|Argument helptext")
 
 
 def run_command(
@@ -35,7 +37,7 @@ def run_command(
     except SystemExit as end:
         if not end.code:
             raise
-        raise BadInput(prog, _first_part(printed.getvalue()), f"see {prog} --help") from None
+        raise BadInput(prog, _said(printed.getvalue()), f"see {prog} --help") from None
     call()
 
 
@@ -49,9 +51,7 @@ def _postponed(command: Callable[..., None]) -> Callable[..., Callable[[], None]
     return bind
 
 
-def _first_part(text: str) -> str:
-    """What the parser's box says, without its frame, the help of options and what follows."""
-    lines = [_FRAME.sub("", line) for line in text.splitlines()[1:]]  # behind the title
-    rule = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
-    said = [line.strip() for line in lines[:rule] if line and not _DETAIL.match(line)]
-    return " ".join(said).rstrip(".")
+def _said(text: str) -> str:
+    """What the parser's box says, without its title, its frame and the help of options."""
+    lines = [_FRAME.sub("", line) for line in _END.split(text)[0].splitlines()[1:]]
+    return " ".join(line.strip() for line in lines if not _LEFT_OUT.match(line)).rstrip(".")

@@ -57,6 +57,7 @@ def mil_metadata(arrays: Arrays, code: Mapping[str, Any], source: str | Path) ->
     rows, width = arrays["fc6/kernel"].shape
     model = {
         "backbone": "vgg16",
+        "backbone_width": arrays["backbone/conv1_1/bias"].size,
         **code,
         "pool_size": round((rows / channels) ** 0.5),
         "width": width,

@@ -84,7 +84,7 @@ def _losses(detector: FasterRcnn, params: Params, batch: Batch, key: jax.Array) 
     pixels = BACKBONES[detector.config.model.backbone].pixels
     image = network_input(batch["image"], batch["size"], pixels)
     batch, config = batch | {"image": image}, detector.config.loss
-    return sampled_roi_losses(detector.network, params, batch, key, config=config)
+    return sampled_roi_losses(detector.network, params, batch, rng=key, config=config)
 
 
 def batches(samples, size: int) -> Iterator[Batch]:

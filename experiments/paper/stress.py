@@ -39,7 +39,7 @@ class Stress:
     share: float = 0.25
     """Of the samples are spoiled."""
     seed: int = 0
-    settings: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
+    config: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
     """Of the detector; its training as a classifier of tags is left out."""
 
 
@@ -75,7 +75,7 @@ def stress(options: Stress) -> dict:
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
     seconds = round(time.perf_counter() - start, 1)
-    return {"steps": options.settings.optim.steps, "seconds": seconds, "largest_weight": largest}
+    return {"steps": options.config.optim.steps, "seconds": seconds, "largest_weight": largest}
 
 
 def train_spoiled(options: Stress, opened: Run) -> dict:
@@ -92,8 +92,8 @@ def train_spoiled(options: Stress, opened: Run) -> dict:
             return spoil(sample, int(rng.integers(7)), rng)
 
     split, mesh = opened.data.splits["train"], data_mesh()
-    samples = Spoiled(split, opened.proposals, options.settings)
-    detector, folder = MilDetector(options.settings, split.classes), options.out / "stress"
+    samples = Spoiled(split, opened.proposals, options.config)
+    detector, folder = MilDetector(options.config, split.classes), options.out / "stress"
     return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
 
 

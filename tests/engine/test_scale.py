@@ -146,8 +146,8 @@ def test_retraining_in_micro_batches_is_the_mean_of_them():
     def half(params, part, place):
         part["image"] = network_input(part["image"], part["size"], "mini")
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), place)
-        arguments = detector.network, params, part, key, jnp.int32(0)
-        return faster_rcnn_loss(*arguments, config=SMALL_RCNN.loss)[0]
+        how = {"rng": key, "step": jnp.int32(0), "config": SMALL_RCNN.loss}
+        return faster_rcnn_loss(detector.network, params, part, **how)[0]
 
     parts = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2)]
     losses, grads = zip(*(half(params, part, i) for i, part in enumerate(parts)), strict=True)

@@ -1,26 +1,29 @@
-"""A narrow Faster R-CNN of ours with random weights, and torchvision's old names."""
+"""Random arrays of a narrow Faster R-CNN of ours, and torchvision's old names."""
 
-from dataclasses import replace
-
+import flax.traverse_util
 import numpy as np
 
-from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
-from weaksam_jax.detectors.faster_rcnn.recipes import r50_fpn
-from weaksam_jax.engine.weights import flatten
+from weaksam_jax.detectors.faster_rcnn.config import FasterRcnnConfig, ModelConfig
+from weaksam_jax.detectors.faster_rcnn.detector import FasterRcnn
 
 WIDTH, CHANNELS, CLASSES, HIDDEN = 2, 3, 4, 5
 
 
 def small_arrays(classes=CLASSES):
-    """A detector of ours with random weights, names joined by "/"."""
-    model = replace(r50_fpn(), backbone_width=WIDTH, channels=CHANNELS, fc_width=HIDDEN)
-    detector = FasterRcnn(FasterRcnnConfig(model=model), classes)
+    """Names joined by "/" -> float32 arrays, of an R50-FPN of `WIDTH`, `CHANNELS`, `HIDDEN`."""
+    model = ModelConfig(
+        backbone="resnet50",
+        backbone_width=WIDTH,
+        strides=(4, 8, 16, 32, 64),
+        anchor_sizes=((32,), (64,), (128,), (256,), (512,)),
+        channels=CHANNELS,
+        extra_levels=1,
+        fc_width=HIDDEN,
+    )
+    shapes = FasterRcnn(FasterRcnnConfig(model=model), classes).shapes()
     rng = np.random.default_rng(0)
-    arrays = {
-        name: rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        for name, x in flatten(detector.shapes()).items()
-    }
-    return detector, arrays
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    return {name: rng.uniform(0.5, 1.5, one.shape).astype(np.float32) for name, one in flat.items()}
 
 
 def old_names(tensors):

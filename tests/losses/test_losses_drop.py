@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
-from weaksam_jax.detectors.faster_rcnn.loss import dropped_sums, roi_objective
+from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, dropped_sums, roi_objective
 from weaksam_jax.losses.drop import query_drop, roi_drop
 
 
@@ -66,7 +66,8 @@ def test_objective_and_its_gradient_are_equation_2(normaliser):
     drop = DropConfig(4.0, 1.0, start=10, normaliser=normaliser)
 
     def total(cls_loss, reg_loss, step):
-        terms, metrics = roi_objective(cls_loss, reg_loss, foreground, valid, step=step, drop=drop)
+        rois = RoiLosses(cls_loss, reg_loss, foreground, valid)
+        terms, metrics = roi_objective(rois, step=step, drop=drop)
         return terms["cls"] + terms["box"], metrics
 
     keep = loop_keep(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, "either", True)
@@ -87,7 +88,7 @@ def test_objective_and_its_gradient_are_equation_2(normaliser):
 
 def test_no_drop_config_means_no_drop_and_no_shares():
     rois = random_rois(2)
-    terms, metrics = roi_objective(*rois, step=jnp.int32(10**6), drop=None)
+    terms, metrics = roi_objective(RoiLosses(*rois), step=jnp.int32(10**6), drop=None)
     cls_loss, _, _, valid = rois
     np.testing.assert_allclose(terms["cls"], cls_loss[valid].mean(), rtol=1e-6)
     assert "dropped_foreground" not in metrics
@@ -95,8 +96,8 @@ def test_no_drop_config_means_no_drop_and_no_shares():
 
 def test_a_loss_that_is_not_finite_is_not_hidden_by_dropping():
     one = jnp.ones(2)
-    losses = one.at[0].set(jnp.nan), one
-    sums = dropped_sums(*losses, one > 0, one > 0, active=jnp.bool_(True), drop=DropConfig())
+    rois = RoiLosses(one.at[0].set(jnp.nan), one, one > 0, one > 0)
+    sums = dropped_sums(rois, active=jnp.bool_(True), drop=DropConfig())
     assert jnp.isnan(sums["cls"])
 
 

@@ -1,6 +1,6 @@
 """The published network, slowly: random checkpoints in its layout, and its forward pass in loops.
 
-Written from the notes on WeakTr (10-clues-and-proposals.md, section 1), not from `bridge`.
+Written from docs/provenance/proposals.md, section 1, not from `bridge`.
 """
 
 import torch

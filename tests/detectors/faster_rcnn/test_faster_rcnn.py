@@ -152,7 +152,7 @@ def test_detections_equal_torchvision():
     valid = np.arange(60) < 50
     config = replace(TEST, score_threshold=0.2, max_detections=25)
     size = jnp.array([72.0, 66.0])
-    ours = select_detections(logits, deltas, boxes, valid, size, config=config)
+    ours = select_detections(logits, deltas, boxes, valid=valid, size=size, config=config)
     heads = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.25, (10.0, 10.0, 5.0, 5.0), 0.2, 0.5, 25)
     first = np.concatenate([logits[:, -1:], logits[:, :-1]], 1)[:50]  # background first
     theirs_deltas = np.concatenate([np.zeros((60, 1, 4), np.float32), deltas], 1)[:50]
@@ -254,7 +254,7 @@ def test_loss_equals_a_loop(drop):
     )  # fmt: skip
     loss, metrics = jax.jit(
         lambda params: faster_rcnn_loss(
-            model, params, batch, jax.random.key(0), jnp.int32(3), config=config
+            model, params, batch, rng=jax.random.key(0), step=jnp.int32(3), config=config
         )
     )(params)
     objectness, box = loop_rpn_terms(
@@ -284,7 +284,7 @@ def test_gradient_reaches_every_parameter_but_not_the_rpn_through_proposals():
 
     def term(params, names):
         _, metrics = faster_rcnn_loss(
-            model, params, batch, jax.random.key(0), jnp.int32(0), config=config
+            model, params, batch, rng=jax.random.key(0), step=jnp.int32(0), config=config
         )
         return jnp.stack([sum(metrics[name] for name in group) for group in names])
 
@@ -302,7 +302,7 @@ def test_images_of_a_batch_and_their_padding_do_not_touch_each_other():
     config = replace(TEST, pre_nms=50, post_nms=30, score_threshold=0.05)
 
     def run(images, sizes):
-        return jax.jit(lambda i, s: detect(model, params, i, s, config=config))(images, sizes)
+        return jax.jit(lambda i, s: detect(model, params, i, size=s, config=config))(images, sizes)
 
     both = run(batch["image"], batch["size"])
     alone = run(batch["image"][1:], batch["size"][1:])

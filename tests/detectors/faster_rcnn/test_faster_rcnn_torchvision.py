@@ -144,7 +144,7 @@ def test_proposals_scores_and_detections_equal_torchvisions(chosen):
         levels, boxes, logits, valid = proposals(model, params, batch)
         variables = {"params": params}
         head = model.apply(variables, levels, boxes, method="classify")
-        found = detect(model, params, batch["image"], batch["size"], config=TEST)
+        found = detect(model, params, batch["image"], size=batch["size"], config=TEST)
         return levels, boxes, logits, valid, head, found
 
     levels, boxes, logits, valid, head, found = run(params, batch)
@@ -246,7 +246,7 @@ def test_losses_and_all_gradients_equal_torchvisions(case):
 
         def loss(params):
             held = freeze(params, DETECTOR.frozen)
-            return faster_rcnn_loss(model, held, batch, KEY, jnp.int32(0), config=config)
+            return faster_rcnn_loss(model, held, batch, rng=KEY, step=jnp.int32(0), config=config)
 
         return jax.value_and_grad(loss, has_aux=True)(params), levels, boxes, valid
 
@@ -315,7 +315,7 @@ def test_images_of_every_shape_in_two_padded_sizes_compile_twice(case):
 
     @jax.jit
     def detect_shapes(params, images, sizes):
-        return detect(model, params, images, sizes, config=config)
+        return detect(model, params, images, size=sizes, config=config)
 
     with count_compilations("detect_shapes") as lines:
         for padded in padded_sizes * 3:

@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from weaksam_jax.detectors.faster_rcnn.config import LossConfig
 from weaksam_jax.detectors.faster_rcnn.loss import roi_losses, rpn_losses
-from weaksam_jax.detectors.faster_rcnn.targets import sample_anchors, sample_rois
+from weaksam_jax.detectors.faster_rcnn.targets import Objects, sample_anchors, sample_rois
 from weaksam_jax.losses.smooth_l1 import smooth_l1
 
 CLASSES, COUNT = 4, 30
@@ -44,7 +44,7 @@ def test_roi_losses_and_gradients_equal_torch():
     logits, deltas, labels, boxes, targets = random_rois()
 
     def total(logits, deltas):
-        cls_loss, reg_loss = roi_losses(logits, deltas, labels, boxes, targets)
+        cls_loss, reg_loss = roi_losses(logits, deltas, labels, boxes=boxes, targets=targets)
         return jnp.mean(cls_loss) + 3 * jnp.sum(reg_loss) / COUNT
 
     value, grads = jax.value_and_grad(total, (0, 1))(jnp.asarray(logits), jnp.asarray(deltas))
@@ -66,7 +66,7 @@ def test_roi_losses_and_gradients_equal_torch():
 
 def test_background_has_no_box_loss():
     logits, deltas, labels, boxes, targets = random_rois(1)
-    _, reg_loss = roi_losses(logits, deltas, labels, boxes, targets)
+    _, reg_loss = roi_losses(logits, deltas, labels, boxes=boxes, targets=targets)
     np.testing.assert_array_equal(np.asarray(reg_loss) > 0, labels < CLASSES)
 
 
@@ -78,7 +78,8 @@ def test_rpn_losses_and_gradients_equal_torch():
     foreground, valid = rng.random(COUNT) < 0.4, rng.random(COUNT) < 0.8
 
     def total(logits, deltas):
-        objectness, box = rpn_losses(logits, deltas, anchors, targets, foreground, valid)
+        assigned = {"targets": targets, "foreground": foreground, "valid": valid}
+        objectness, box = rpn_losses(logits, deltas, anchors, **assigned)
         return objectness + 2 * box
 
     value, grads = jax.value_and_grad(total, (0, 1))(jnp.asarray(logits), jnp.asarray(deltas))
@@ -118,8 +119,9 @@ def test_sampled_anchors_carry_their_object():
     between = np.tile(np.float32([[0, 0, 20, 40]]), (10, 1))  # IoU 0.5: neither
     anchors = np.concatenate([near, random_boxes(rng, 60) + 200, between]).astype(np.float32)
     config = LossConfig(rpn_batch=40)
+    labels = np.zeros(3, np.int32)
     index, boxes, foreground, kept = sample_anchors(
-        jax.random.key(0), anchors, objects, valid, config=config
+        jax.random.key(0), anchors, Objects(objects, labels, valid), config=config
     )
     assert bool(kept.all()) and int(foreground.sum()) == 20 and len(set(index.tolist())) == 40
     for anchor, box, one in zip(anchors[np.asarray(index)], boxes, foreground, strict=True):
@@ -133,10 +135,9 @@ def test_the_official_matcher_keeps_three_rois_per_object():
     counts = {}
     for top_k in (None, 3):
         config = LossConfig(roi_batch=40, roi_foreground=1.0, roi_top_k=top_k)
-        ones = np.ones(40, bool), truth, np.ones(2, bool), np.array([1, 2])
-        _, _, label, _ = sample_rois(
-            jax.random.key(0), candidates, *ones, classes=CLASSES, config=config
-        )
+        objects = Objects(truth, np.array([1, 2]), np.ones(2, bool))
+        options = {"usable": np.ones(40, bool), "classes": CLASSES, "config": config}
+        _, _, label, _ = sample_rois(jax.random.key(0), candidates, objects, **options)
         counts[top_k] = [int((label == c).sum()) for c in (1, 2, CLASSES)]
     assert counts[3] == [3, 3, 34] and counts[None][2] == 0
 
@@ -153,10 +154,8 @@ def test_sampled_rois_carry_the_box_and_label_of_their_object():
     rois, boxes, label, kept = sample_rois(
         jax.random.key(0),
         candidates,
-        usable,
-        objects,
-        valid,
-        labels,
+        Objects(objects, labels, valid),
+        usable=usable,
         classes=CLASSES,
         config=config,
     )

@@ -15,7 +15,7 @@ from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.batches import make_batches
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
-from weaksam_jax.detectors.faster_rcnn.loss import roi_objective
+from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, roi_objective
 from weaksam_jax.engine.mesh import AXIS, data_mesh, put_batch
 from weaksam_jax.engine.step import count_compilations, create_state, make_train_step
 from weaksam_jax.engine.train import frozen_loss
@@ -40,7 +40,7 @@ def test_shares_are_of_all_rois_and_not_means_of_the_devices_shares():
     args = cls, np.where(foreground, reg, 0), foreground, valid
 
     def one(*args):
-        return roi_objective(*args, step=jnp.asarray(0), drop=drop, axis_name=AXIS)
+        return roi_objective(RoiLosses(*args), step=jnp.asarray(0), drop=drop, axis_name=AXIS)
 
     terms, metrics = jax.vmap(one, axis_name=AXIS)(*args)
     kept = valid & (args[0] <= 3) & (args[1] <= 3)

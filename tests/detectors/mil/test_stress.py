@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from configs import vary
 from tiny_mil import TINY
+from tiny_pipeline import write_run
 
 from experiments.paper.stress import Stress, spoil, stress
-from experiments.pipeline.options import PipelineOptions, settings_json
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import write_json
-from weaksam_jax.run_folder import RunFolder
 
 
 def test_faults_keep_shapes_and_types():
@@ -37,17 +35,14 @@ def test_faults_keep_shapes_and_types():
 @pytest.fixture
 def run(drawn):
     """A run folder whose proposals are those of the drawn images."""
-    root = drawn[2].parent
-    data = drawn[0].records[0].path.parents[1]
-    write_json(RunFolder(root).settings, settings_json(PipelineOptions(str(data), root)))
-    return root
+    return write_run(drawn[2].parent, "mini")
 
 
 @pytest.mark.parametrize("method", ["mist", "oicr"])
 def test_a_training_on_spoiled_samples_alone_stays_finite(run, tmp_path, method):
     model = {"method": method, "dtype": "bfloat16"}
     config = vary(TINY, model=model, optim={"steps": 30})
-    found = stress(Stress(run, tmp_path, share=1.0, settings=config))
+    found = stress(Stress(run, tmp_path, share=1.0, config=config))
     assert found["steps"] == 30 and 0 < found["largest_weight"] < 100
 
 
@@ -57,4 +52,4 @@ def test_a_loss_that_is_not_finite_names_its_images(run, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.paper.stress.spoil", broken)
     config = vary(TINY, optim={"steps": 2})
     with pytest.raises(BadInput, match=r"is nan at step 1 \(images [0-9]+, [0-9]+\)"):
-        stress(Stress(run, tmp_path, share=1.0, settings=config))
+        stress(Stress(run, tmp_path, share=1.0, config=config))

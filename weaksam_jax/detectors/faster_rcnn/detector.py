@@ -80,14 +80,13 @@ class FasterRcnn:
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """The four losses with RoI drop from its step on; see `faster_rcnn_loss`."""
         batch = {**batch, "image": self._input(batch)}
-        return faster_rcnn_loss(
-            self.network, params, batch, rng, step, config=self.config.loss, axis_name=AXIS
-        )
+        how = {"config": self.config.loss, "axis_name": AXIS}
+        return faster_rcnn_loss(self.network, params, batch, rng=rng, step=step, **how)
 
     def predict(self, params: Params, batch: dict) -> Detections:
         """Detections of one view, in pixels of the input, cut to the image."""
         size = jnp.asarray(batch["size"], jnp.float32)
-        return detect(self.network, params, self._input(batch), size, config=self.config.test)
+        return detect(self.network, params, self._input(batch), size=size, config=self.config.test)
 
     def predictor(self, params: Params) -> Predictor:
         """The union of all views through one NMS."""

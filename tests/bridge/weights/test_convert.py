@@ -20,7 +20,7 @@ from bridge.weights.faster_rcnn_torchvision import TORCHVISION
 from bridge.weights.r50_fpn import BATCH_NORM_EPSILON, to_theirs
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays
+from weaksam_jax.files import read_arrays, write_arrays
 
 STEM = {
     "resnet50_msra": "conv1_w",
@@ -67,7 +67,7 @@ def frozen_norm(tensors, name, epsilon):
     ],
 )
 def test_epsilon_of_torchvisions_norms(tmp_path, classes, old, flag, epsilon):
-    tensors = to_theirs(small_arrays(classes)[1], TORCHVISION)
+    tensors = to_theirs(small_arrays(classes), TORCHVISION)
     name = "backbone.body.layer1.0.bn2"
     for part, value in (("running_var", 2e-5), ("running_mean", 3e-3)):
         tensors[f"{name}.{part}"] = np.full_like(tensors[f"{name}.{part}"], value)
@@ -95,7 +95,7 @@ def test_names_of_the_classes(tmp_path):
     path, to = tmp_path / "d.pth", tmp_path / "d.safetensors"
 
     def classes(count, *names, naming=TORCHVISION, library="torchvision"):
-        tensors = to_theirs(small_arrays(count)[1], naming)
+        tensors = to_theirs(small_arrays(count), naming)
         torch.save({n: torch.tensor(v) for n, v in tensors.items()}, path)
         flags = ("--classes", ",".join(names)) if names else ()
         command = [f"faster_rcnn_{library}", "--from", str(path), "--to", str(to), *flags]
@@ -118,3 +118,36 @@ def test_options_of_other_networks_are_refused(tmp_path):
     for flag in (("--epsilon", "0"), ("--classes", "cat")):
         with pytest.raises(BadInput, match=f"{flag[0]}: is no option of resnet50"):
             bridge.convert.main([*command, *flag])
+
+
+@pytest.mark.parametrize(
+    ("library", "naming", "key"),
+    [("torchvision", TORCHVISION, None), ("detectron2", DETECTRON2, "model")],
+)
+def test_a_detector_goes_back(tmp_path, capsys, library, naming, key):
+    kind, tensors = f"faster_rcnn_{library}", to_theirs(small_arrays(), naming)
+    first, arrays, back = (tmp_path / name for name in ("a.pth", "a.safetensors", "b.pth"))
+    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, first)
+    bridge.convert.main([kind, "--from", str(first), "--to", str(arrays)])
+    bridge.convert.main([kind, "--from", str(arrays), "--to", str(back)])
+    found = torch.load(back, weights_only=True)
+    found = found if key is None else found[key]
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+    own, metadata = read_arrays(arrays)
+    for change, told in (
+        ({"mask_head/kernel": np.zeros(1, np.float32)}, "has mask_head/kernel, for which"),
+        ({"rpn/conv/bias": None}, "is no Faster R-CNN R50-FPN"),
+    ):
+        changed = {name: value for name, value in {**own, **change}.items() if value is not None}
+        write_arrays(arrays, changed, metadata)
+        assert (
+            entry_point(bridge.convert.main, [kind, "--from", str(arrays), "--to", str(back)]) == 2
+        )
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {arrays}: {told}")
+    with pytest.raises(BadInput, match="--classes: is no option of the way back"):
+        bridge.convert.main([kind, "--from", "a", "--to", "b.pth", "--classes", "cat"])
+    with pytest.raises(BadInput, match="--from: is missing"):
+        bridge.convert.main([kind, "--to", "b.pth"])

@@ -48,10 +48,13 @@ def stored(sam, image, clues, tmp_path_factory):
     return read_proposals(root, "train", 12)
 
 
-def assert_same_bits(found, expected):
+def assert_same_bits(found, expected, but=()):
+    """but: fields that may differ in the last bits."""
     for field in fields(expected):
         one, other = getattr(found, field.name), getattr(expected, field.name)
-        if isinstance(other, np.ndarray):
+        if field.name in but:
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+        elif isinstance(other, np.ndarray):
             assert one.dtype == other.dtype and one.tobytes() == other.tobytes(), field.name
         elif field.name not in ("masks", "decoded"):
             assert one == other, field.name
@@ -61,7 +64,8 @@ def assert_same_bits(found, expected):
 def test_rows_of_table_4(stored, sam, image, clues, sources):
     direct = propose(sam, image, prompts_of(clues, sources), BASE, image_id=12)
     assert set(direct.source) == {SOURCES.index(one) for one in sources}
-    assert_same_bits(rederive(stored, BASE, sources), direct)
+    # Fewer prompts are other batches, and a matrix product of another size may round otherwise.
+    assert_same_bits(rederive(stored, BASE, sources), direct, but=("predicted_iou",))
 
 
 CHANGES = {
