@@ -19,8 +19,9 @@ detection that was stopped goes on with the same command; a finished one is made
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -30,7 +31,6 @@ from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.detectors import read_weights, stated_detector
 from weaksam_jax.detectors.faster_rcnn.config import TestConfig
-from weaksam_jax.detectors.mil.config import TestConfig as MilTestConfig
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.flags import parse, peek
 from weaksam_jax.settings import to_plain
@@ -56,7 +56,7 @@ class Detect:
     """Stored clues, for a config with clue_evidence, clue_power or tag_power (light)."""
     voc_files: Path | None = None
     """Folder for comp4_det_<split>_<class>.txt, the files of the VOC evaluation server."""
-    test: TestConfig | MilTestConfig = field(default_factory=TestConfig)
+    test: Any = field(default_factory=TestConfig)
     """Settings that only test reads; the defaults are those that the file states."""
 
 
@@ -66,10 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_options(argv: Sequence[str]) -> Detect:
     """Reads the flags; the defaults of `--test.*` are those that the file of --weights states."""
-    weights, start = peek(argv, "weights"), dict.fromkeys(("weights", "data", "out"), tyro.MISSING)
-    if weights is not None and Path(weights).exists():
-        start["test"] = stated_detector(read_weights(weights)).config.test
-    return parse(Detect, argv, __doc__, "detect", Detect(**start))
+    weights, missing = (
+        peek(argv, "weights"),
+        dict.fromkeys(("weights", "data", "out"), tyro.MISSING),
+    )
+    test = stated_detector(read_weights(weights)).config.test if weights else TestConfig()
+    own = [("test", type(test), field(default=test))]
+    kind = make_dataclass("Detect", own, bases=(Detect,), frozen=True)
+    return parse(kind, argv, __doc__, "detect", kind(**missing))
 
 
 def detect(options: Detect) -> list[dict]:
