@@ -13,7 +13,7 @@ from weaksam_jax.losses.drop import query_drop, roi_drop
 
 
 def loop_keep(cls_loss, reg_loss, foreground, valid, tau_cls, tau_reg, rule, drop_background):
-    """Equation 1, a RoI at a time."""
+    """Equation 1, one RoI at a time."""
     keep = []
     for c, r, fg, ok in zip(cls_loss, reg_loss, foreground, valid, strict=True):
         r = r if fg else 0.0

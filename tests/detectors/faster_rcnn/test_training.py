@@ -17,9 +17,9 @@ from weaksam_jax.detectors import (
     save_detector,
     train_detector,
 )
+from weaksam_jax.detectors.mil import MilConfig, MilDetector
 from weaksam_jax.engine import train as training
 from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.engine.weights import save_params
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -71,9 +71,8 @@ def test_frozen_parts_stay_as_the_weights_that_training_starts_from(rectangles, 
     detector = small(optim=optim, loss={"drop": None})
     batch = {"image": np.zeros((1, 64, 64, 3), np.uint8)}
     stem = detector.init(jax.random.key(7), batch)["backbone"]["stem"]
-    path = tmp_path / "mini.safetensors"
-    save_params(path, {"stem": stem}, {"backbone": "mini_cnn"})
-    weights = read_weights(path)
+    save_detector(tmp_path / "mil.safetensors", MilDetector(MilConfig(), 2), {"backbone": stem})
+    weights = read_weights(tmp_path / "mil.safetensors")
     params = train(rectangles, detector, tmp_path / "a", seed=0, weights=weights)
     jax.tree.map(np.testing.assert_array_equal, params["backbone"]["stem"], jax.device_get(stem))
     fresh = detector.init(jax.random.split(jax.random.key(0))[0], batch, weights)

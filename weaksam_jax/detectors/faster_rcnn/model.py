@@ -22,7 +22,7 @@ from weaksam_jax.ops.roi import roi_align_pyramid
 
 class RPNHead(nn.Module):
     """Pyramid levels `[B, H_l, W_l, C]` -> (objectness logits `[B, H_l * W_l * A]`, deltas
-    `[B, H_l * W_l * A, 4]`) a level; anchors ordered as in `weaksam_jax.ops.anchors`. Computes in
+    `[B, H_l * W_l * A, 4]`) per level; anchors ordered as in `weaksam_jax.ops.anchors`. Computes in
     `dtype`, returns float32."""
 
     anchors_per_cell: int = 3
