@@ -32,8 +32,9 @@ TESTS = (
 )
 # Those of PyTorch's side, and the whole pipeline as its own process.
 TORCH_TESTS = (
-    *("tests/bridge/test_sam_mini.py", "tests/bridge/test_masks.py", "tests/bridge/test_export.py"),
-    *("tests/bridge/test_selective_search.py", "tests/experiments/test_end_to_end.py"),
+    *("tests/bridge/sam/test_sam_mini.py", "tests/bridge/sam/test_pseudo_masks.py"),
+    *("tests/bridge/proposals/test_export.py", "tests/bridge/proposals/test_selective_search.py"),
+    "tests/experiments/test_end_to_end.py",
 )
 TORCH_PACKAGES = (*TORCH, "segment-anything", "mobilesam-mirror")
 

@@ -96,8 +96,7 @@ def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
     export_split(split, network, sam, settings, *folders, progress=False, workers=1)
     stored = given("ours", tmp_path, split)
     assert stored.settings == settings.proposals
-    rows = dict(groups_of(stored))
-    assert list(rows) == [
+    assert list(rows := dict(groups_of(stored))) == [
         *("grid", "fine", "coarse", "cross"),
         *("grid + fine", "grid + fine + coarse", "grid + fine + coarse + cross"),
     ]
@@ -154,16 +153,13 @@ def test_recall_with_and_without_difficult_objects(tiny_data, tmp_path, capsys):
     """A store of the truth's own boxes, of difficult objects alone or of the others alone."""
     split, truth = open_tags(tiny_data, "trainval"), open_truth(tiny_data, "trainval")
     # Make one object of every image difficult, in a copy of the annotations.
-
     data = shutil.copytree(tiny_data, tmp_path / "VOC2007")
-    hard = 0
     for record in truth.records:
         path = data / "Annotations" / f"{record.file_name.split('.')[0]}.xml"
         body = path.read_text().replace("<difficult>1</difficult>", "<difficult>0</difficult>")
         assert "<difficult>0</difficult>" in body
         path.write_text(body.replace("<difficult>0</difficult>", "<difficult>1</difficult>", 1))
-        hard += 1
-    total = sum(len(record.boxes) for record in truth.records)
+    total, hard = sum(len(record.boxes) for record in truth.records), len(truth.records)
     size = lambda record: (record.height, record.width)  # noqa: E731
     easy_boxes = [
         proposals_of(r.image_id, r.boxes[1:], ["grid"] * (len(r.boxes) - 1), size(r))
