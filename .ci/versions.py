@@ -27,13 +27,14 @@ TESTS = (
     *("tests/detectors/test_detectors.py", "tests/detectors/mil/test_mil_train.py"),
     *("tests/detectors/mil/test_mil_detect.py", "tests/detectors/mil/test_mining.py"),
     *("tests/detectors/faster_rcnn/test_faster_rcnn_torchvision.py", "tests/evaluate"),
-    *("tests/detectors/faster_rcnn/test_retrain.py", "tests/examples", "tests/report"),
+    *("tests/detectors/faster_rcnn/test_training.py", "tests/examples", "tests/report"),
     *("tests/test_flags.py", "tests/test_settings.py", "tests/test_pgt.py", "tests/test_packs.py"),
 )
 # Those of PyTorch's side, and the whole pipeline as its own process.
 TORCH_TESTS = (
-    *("tests/bridge/test_sam_mini.py", "tests/bridge/test_masks.py", "tests/bridge/test_export.py"),
-    *("tests/bridge/test_selective_search.py", "tests/experiments/test_end_to_end.py"),
+    *("tests/bridge/sam/test_sam_mini.py", "tests/bridge/sam/test_pseudo_masks.py"),
+    *("tests/bridge/proposals/test_export.py", "tests/bridge/proposals/test_selective_search.py"),
+    "tests/experiments/test_end_to_end.py",
 )
 TORCH_PACKAGES = (*TORCH, "segment-anything", "mobilesam-mirror")
 
@@ -60,7 +61,10 @@ def install(python: Path, wanted: list[str]) -> None:
 
 
 def test_files(names: Iterable[str]) -> list[Path]:
-    paths = (ROOT / name for name in names)
+    """The files that folders and files of the repository stand for."""
+    paths = [ROOT / name for name in names]
+    if missing := [path for path in paths if not path.exists()]:
+        raise FileNotFoundError(missing)
     return [file for p in paths for file in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
 
 

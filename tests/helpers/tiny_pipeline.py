@@ -25,8 +25,8 @@ SMALL = {
     "pgt": "score-threshold=0",
     "retrain": "optim.steps=4 optim.warmup=1 optim.batch-size=4 model.channels=16 "
     "model.fc-width=16 test.batch-size=4 optim.checkpoint-every=2 data.scales.0=96,96 "
-    "test.tta-scales.0=96,96 test.max-detections=10 test.score-threshold=0 "
-    "test.pre-nms=50 test.post-nms=20 loss.pre-nms=50 loss.post-nms=20 loss.rpn-batch=16 loss.roi-batch=16",
+    "test.tta-scales.0=96,96 test.max-detections=10 test.score-threshold=0 test.pre-nms=50 "
+    "test.post-nms=20 loss.pre-nms=50 loss.post-nms=20 loss.rpn-batch=16 loss.roi-batch=16",
 }
 # What must be the same bits, whatever interrupted the run.
 RESULTS = (

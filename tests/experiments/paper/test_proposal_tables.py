@@ -154,16 +154,13 @@ def test_recall_with_and_without_difficult_objects(tiny_data, tmp_path, capsys):
     """A store of the truth's own boxes, of difficult objects alone or of the others alone."""
     split, truth = open_tags(tiny_data, "trainval"), open_truth(tiny_data, "trainval")
     # Make one object of every image difficult, in a copy of the annotations.
-
     data = shutil.copytree(tiny_data, tmp_path / "VOC2007")
-    hard = 0
     for record in truth.records:
         path = data / "Annotations" / f"{record.file_name.split('.')[0]}.xml"
         body = path.read_text().replace("<difficult>1</difficult>", "<difficult>0</difficult>")
         assert "<difficult>0</difficult>" in body
         path.write_text(body.replace("<difficult>0</difficult>", "<difficult>1</difficult>", 1))
-        hard += 1
-    total = sum(len(record.boxes) for record in truth.records)
+    total, hard = sum(len(record.boxes) for record in truth.records), len(truth.records)
     size = lambda record: (record.height, record.width)  # noqa: E731
     easy_boxes = [
         proposals_of(r.image_id, r.boxes[1:], ["grid"] * (len(r.boxes) - 1), size(r))
