@@ -1,10 +1,10 @@
-# Two commands a newcomer needs: `make voc07` runs the whole road, `make test` runs the suite.
+# Two commands a newcomer needs: `make voc07` runs the whole pipeline, `make test` runs the suite.
 PYTHON ?= python3
 BIN := .venv/bin
 # Flags for the main job, e.g. make voc07 ARGS="--data /path/to/VOCdevkit --out runs/mine"
 ARGS ?=
 
-.PHONY: voc07 test lint clean
+.PHONY: voc07 test test-oldest test-newest lint docs clean
 
 voc07: .venv/installed
 	$(BIN)/python -m experiments.voc07 $(ARGS)
@@ -12,10 +12,22 @@ voc07: .venv/installed
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest
 
+# The core of the suite with every lower bound of pyproject.toml (Python 3.11), and the JAX side with
+# the newest packages that the bounds allow, e.g. make test-newest PYTHON=python3.13.
+test-oldest:
+	$(PYTHON) .ci/versions.py oldest
+
+test-newest:
+	$(PYTHON) .ci/versions.py newest --without-torch
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/boundaries.py
+
+# The site of docs/ in build/site; a test of `make test` builds it as well.
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # torch first and by its exact version, so that pip cannot choose a newer build with CUDA packages.
 .venv/installed: pyproject.toml
@@ -26,7 +38,7 @@ lint: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[light,clip,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[light,clip,dev,docs]"
 	touch $@
 
 clean:

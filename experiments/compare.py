@@ -15,10 +15,12 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from weaksam_jax.cli import entry_point
+from experiments.pipeline.commands import run
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
+from weaksam_jax.flags import parse
 from weaksam_jax.report.tables import KNOWN, flatten
+from weaksam_jax.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,15 @@ class Compare:
     """Figures of several runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run directories."""
+    """Run folders."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(
-        Compare, args=argv, description=__doc__, prog="python -m experiments.compare"
-    )
+    options = parse(Compare, argv, __doc__, "compare")
     if not options.runs:
-        raise BadInput("--help", "no run was given", "name at least one run directory")
-    metrics = [read_json(run / "metrics.json") for run in options.runs]
-    print(table([run.name for run in options.runs], metrics))
+        raise BadInput("the command line", "no run was given", "name at least one run folder")
+    metrics = [read_json(RunFolder(one).metrics) for one in options.runs]
+    print(table([one.name for one in options.runs], metrics))
 
 
 def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
@@ -65,4 +65,4 @@ def _row(name: str, found: Sequence[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(run("compare"))

@@ -3,15 +3,13 @@
     python -m experiments.detect --weights runs/voc07/retrain/params.safetensors \\
         --data /path/to/VOCdevkit/VOC2007 --split test --out found
     python -m experiments.detect --weights runs/photos/wsod/params.safetensors --data PATH \\
-        --proposals runs/photos/proposals --clues runs/photos/clues \\
-        --frozen-backbone runs/photos/backbone/lite0.safetensors --out found
-    python -m experiments.detect --weights published.safetensors --preset voc07_faster_rcnn \\
-        --data PATH --out found
+        --proposals runs/photos/proposals --clues runs/photos/clues --out found
 
---weights: a detector trained here, whose file states its config, or a published one that
-bridge.convert has made, with the --preset of the settings that it was trained with; what such a
-file states of itself is followed. Detections of classes that the data does not have are left out.
---proposals, for MIL: a store of any origin, such as proposals/ of a run, or of bridge.export.
+--weights: a detector trained here, or a published one that bridge.convert has made; the file says
+what it is and how it was trained. Settings that only test reads may be changed: --test.nms,
+--test.no-tta-flip and so on (--help-all shows those of this file). Detections of classes that the
+data does not have are left out. --proposals, for MIL: a store of any origin, such as proposals/ of
+a run, or of bridge.export.
 
 Writes OUT/detections.json (COCO results), OUT/settings.json, and where the data set has boxes
 OUT/metrics.json, whose figures are printed too: AP50 by both rules of VOC, COCO AP, and CorLoc
@@ -21,21 +19,20 @@ detection that was stopped goes on with the same command; a finished one is made
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import tyro
 
-from experiments.pipeline import detectors
 from experiments.pipeline.commands import run
-from experiments.pipeline.detectors import FASTER_RCNN_PRESETS, MIL_PRESETS, Config
-from experiments.pipeline.stored import StoredDetector, as_file_states, find
+from experiments.pipeline.stored import StoredDetector, find, open_stored
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.errors import BadInput, did_you_mean
+from weaksam_jax.detectors import read_weights, stated_detector
+from weaksam_jax.detectors.faster_rcnn.config import TestConfig
 from weaksam_jax.files import file_fingerprint, write_json
-from weaksam_jax.flags import FLAT, parse, peek
+from weaksam_jax.flags import parse, peek
 from weaksam_jax.settings import to_plain
 
 JOURNAL = "unfinished.jsonl"
@@ -55,17 +52,12 @@ class Detect:
     """The proposal store of a MIL detector; it must hold the split."""
     split: str | None = None
     """The images to detect on [the data set's test split]."""
-    preset: str | None = None
-    """Settings that the detector was trained with, where its file does not state them; a wrong name
-    lists those there are."""
     clues: Path | None = None
-    """Stored clues, for settings with clue_evidence, clue_power or tag_power (light)."""
-    frozen_backbone: Path | None = None
-    """Weights of a frozen backbone (light: backbone/lite0.safetensors of a run)."""
+    """Stored clues, for a config with clue_evidence, clue_power or tag_power (light)."""
     voc_files: Path | None = None
     """Folder for comp4_det_<split>_<class>.txt, the files of the VOC evaluation server."""
-    settings: Annotated[Config, FLAT] = field(default_factory=lambda: MIL_PRESETS["mini"]())
-    """Settings of the detector; those that only test reads may be chosen freely."""
+    test: Any = field(default_factory=TestConfig)
+    """Settings that only test reads; the defaults are those that the file states."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,46 +65,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_options(argv: Sequence[str]) -> Detect:
-    """Reads the flags; the settings' defaults are those of the preset, or of the file."""
-    missing = dict.fromkeys(("weights", "data", "out"), tyro.MISSING)
-    settings = _settings(peek(argv, "weights"), peek(argv, "preset"), argv)
-    return parse(Detect, argv, __doc__, "detect", Detect(**missing, settings=settings))
-
-
-def _settings(weights: str | None, preset: str | None, argv: Sequence[str]) -> Config:
-    known = MIL_PRESETS | FASTER_RCNN_PRESETS
-    if preset is None and (weights is None or {"-h", "--help", "--help-all"} & set(argv)):
-        return known["mini"]()
-    if preset is None and (stated := detectors.stated_config(weights)) is not None:
-        return stated
-    if preset not in known:
-        names = ", ".join(known)
-        if preset is None:
-            hint = f"choose from {names}"
-            raise BadInput("--preset", f"is missing: {weights} does not state its config", hint)
-        hint = did_you_mean(preset, known, f"choose from {names}")
-        raise BadInput("--preset", f"{preset} is no preset", hint)
-    return known[preset]()
+    """Reads the flags; the defaults of `--test.*` are those that the file of --weights states."""
+    weights, missing = (
+        peek(argv, "weights"),
+        dict.fromkeys(("weights", "data", "out"), tyro.MISSING),
+    )
+    test = stated_detector(read_weights(weights)).config.test if weights else TestConfig()
+    own = [("test", type(test), field(default=test))]
+    kind = make_dataclass("Detect", own, bases=(Detect,), frozen=True)
+    return parse(kind, argv, __doc__, "detect", kind(**missing))
 
 
 def detect(options: Detect) -> list[dict]:
     """Detects, writes the results and prints the figures; returns COCO results."""
     options = replace(options, split=options.split or split_names(options.data)["test"])
     split = open_tags(options.data, options.split)
-    stores = options.proposals, options.clues, options.frozen_backbone
-    detector = as_file_states(StoredDetector(options.weights, options.settings, *stores))
-    options = replace(options, settings=detector.config)
-    write_json(options.out / "settings.json", describe(options), indent=1)
-    found = find(detector, split, options.out / JOURNAL)
+    stores = {"proposals": options.proposals, "clues": options.clues}
+    stored = open_stored(options.weights, options.test, **stores)
+    write_json(options.out / "settings.json", describe(options, stored), indent=1)
+    found = find(stored, split, options.out / JOURNAL)
     write_json(options.out / "detections.json", found)
     (options.out / JOURNAL).unlink()
     report(options, split, found)
     return found
 
 
-def describe(options: Detect) -> dict:
-    """settings.json: every flag and setting as plain values, and what the weights were."""
-    return to_plain(options) | {"weights_fingerprint": file_fingerprint(options.weights)}
+def describe(options: Detect, stored: StoredDetector) -> dict:
+    """settings.json: every flag, the detector's config, and what the weights were."""
+    made_by = {"weights_fingerprint": file_fingerprint(options.weights)}
+    return to_plain(options) | {"config": to_plain(stored.detector.config)} | made_by
 
 
 def report(options: Detect, split: TagSplit, found: list[dict]) -> None:

@@ -1,5 +1,6 @@
-"""A metric of stored detections, masks or proposals against a data set's truth, or files for the
-VOC server, which has the truth of the test sets.
+"""A metric of stored detections, masks or proposals against a data set's truth.
+
+Or files for the VOC server, which has the truth of the test sets.
 
     python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \
         --data /path/to/VOCdevkit/VOC2007 --metric voc07
@@ -20,11 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
 from experiments.pipeline import metrics as measure
+from experiments.pipeline.commands import run
 from experiments.pipeline.runner import summary
-from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.detections import as_arrays, naming, read_detections
 from weaksam_jax.data.records import TruthSplit
@@ -39,6 +39,7 @@ from weaksam_jax.evaluate import (
     write_comp4,
 )
 from weaksam_jax.files import write_json
+from weaksam_jax.flags import parse
 
 Metric = Literal["voc07", "voc12", "coco", "corloc", "voc-segm", "coco-segm", "recall"]
 
@@ -64,9 +65,7 @@ class Evaluate:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = tyro.cli(
-        Evaluate, args=argv, description=__doc__, prog="python -m experiments.evaluate"
-    )
+    options = parse(Evaluate, argv, __doc__, "evaluate")
     if options.metric is None and options.voc_files is None:
         raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
     if options.voc_files is not None:
@@ -170,4 +169,4 @@ def table(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(run("evaluate"))

@@ -3,40 +3,39 @@
     python -m experiments.pgt --detections runs/voc07/wsod/detections_train.json \\
         --data /path/to/VOCdevkit/VOC2007 --out pgt.json
     python -m experiments.pgt --detections bbox.json --data VOC2012 --out voc_2012_trainval.json \\
-        --settings.rule official --format voc-dict
+        --rule official --format voc-dict
 
 --detections: COCO results; image ids may also be the names of image files, with their suffix or
 without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths count the last pixel
 (+1) and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
 nothing but tags is read from the data set to make pseudo boxes.
 
---settings.rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
+--rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
 boxes around it go; docs/results.md compares the two), official and official_voc (what the official
 script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes
-whose boxes may lie in one another, unless --settings.* says otherwise), top_k. --format: coco (an
-annotation file that pycocotools loads) or voc-dict, which the released VOC loaders read:
+whose boxes may lie in one another, unless flags say otherwise), top_k. --format: coco (an
+annotation file that pycocotools loads) or voc-dict, which the official VOC loaders read:
 {"<id>": [{image_id, category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every
 image.
 
-Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes an image and a tag,
-tags without a box and the spread of scores, and where the data set has boxes precision and recall
-at IoU .5 (and .7, in the file), objects of which only a part was found and objects missed, in all
-and by class. <out>.png shows pseudo boxes of a few images, which tags alone have chosen; true boxes
-are dashed.
+Prints a quality sheet and writes it beside the output (<out>.sheet.json): boxes per image and per
+tag, tags without a box and the spread of scores, and where the data set has boxes precision and
+recall at IoU .5 (and .7, in the file), objects of which only a part was found and objects missed,
+in all and by class. <out>.png shows pseudo boxes of a few images, which tags alone have chosen;
+true boxes are dashed.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 
+from experiments.pipeline.commands import run
 from weaksam_jax.boxes import from_xywh
-from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.detections import as_arrays, label_of, naming, read_detections
 from weaksam_jax.data.formats.voc import voc_image_id
@@ -45,10 +44,12 @@ from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
+from weaksam_jax.flags import FLAT, parse
 from weaksam_jax.pgt import PgtSettings, make_pgt
 from weaksam_jax.report.choose import showcase
 from weaksam_jax.report.contact_sheet import contact_sheet
 from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge, save_png
+from weaksam_jax.settings import to_plain
 
 SHOWN, COLUMNS = 12, 4  # images in the picture
 
@@ -67,19 +68,19 @@ class Pgt:
     """The split that was detected on [the data set's training split]."""
     format: Literal["coco", "voc-dict"] = "coco"
     """Layout of the output."""
-    settings: PgtSettings = field(default_factory=PgtSettings)
+    settings: Annotated[PgtSettings, FLAT] = field(default_factory=PgtSettings)
     """Which detections become pseudo boxes."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(Pgt, args=argv, description=__doc__, prog="python -m experiments.pgt")
+    options = parse(Pgt, argv, __doc__, "pgt")
     out, sheet_path, picture_path = outputs(options)
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
     found = with_image_ids(read_detections(options.detections, scores=True), train)
     with naming(options.detections):
         made = make_pgt(found, train, options.settings)
-    sheet = {"rule": asdict(options.settings.resolved()), "tags": tag_sheet(made, train)}
+    sheet = {"rule": to_plain(options.settings.resolved()), "tags": tag_sheet(made, train)}
     if truth is not None:
         tight = pgt_quality(made, truth, iou=0.7)
         shares = {"precision70": tight["precision50"], "recall70": tight["recall50"]}
@@ -128,7 +129,7 @@ def with_image_ids(found: Sequence[Mapping], train: TagSplit) -> list[Mapping]:
 
 
 def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
-    """Pseudo ground truth as the released VOC loaders read it; ids without their underscore."""
+    """Pseudo ground truth as the official VOC loaders read it; ids without their underscore."""
     class_of = label_of(train)
     entries: dict[str, list[dict]] = {str(record.image_id): [] for record in train.records}
     for one in made["annotations"]:
@@ -194,7 +195,7 @@ def picture(made: Mapping, train: TagSplit, truth: TruthSplit | None) -> np.ndar
 
 def table(sheet: Mapping) -> str:
     """The sheet as text: a row for all classes together and one for each."""
-    head = f"{'class':16} {'tags':>6} {'boxes':>6} {'an image':>8} {'a tag':>6} {'no box':>6}"
+    head = f"{'class':16} {'tags':>6} {'boxes':>6} {'per image':>9} {'per tag':>7} {'no box':>6}"
     head += f" {'score 5-50-95 %':>16}"
     truth = sheet.get("truth")
     if truth:
@@ -205,8 +206,8 @@ def table(sheet: Mapping) -> str:
         rows.append((name, own, truth and truth["per_class"].get(name)))
     for name, own, judged in rows:
         spread = "-" if own["score"] is None else "-".join(f"{one:.2f}" for one in own["score"])
-        line = f"{name:16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_image']:8.2f}"
-        line += f" {own['boxes_per_tag']:6.2f} {own['without_box']:6} {spread:>16}"
+        line = f"{name:16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_image']:9.2f}"
+        line += f" {own['boxes_per_tag']:7.2f} {own['without_box']:6} {spread:>16}"
         if judged:
             line += f" {100 * judged['precision50']:6.1f} {100 * judged['recall50']:6.1f}"
             line += f" {judged['part_only']:6} {judged['missed']:6}"
@@ -215,4 +216,4 @@ def table(sheet: Mapping) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(run("pgt"))

@@ -16,7 +16,7 @@ from experiments.pipeline.commands import run
 
 
 def main(argv: list[str] | None = None) -> None:
-    from experiments.pipeline.jobs import main_job
+    from experiments.pipeline.launch import main_job
 
     main_job("voc07", __doc__, argv)
 

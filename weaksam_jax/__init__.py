@@ -10,6 +10,7 @@ Importing this package, `weaksam_jax.boxes`, `weaksam_jax.errors`, `weaksam_jax.
 
 from typing import Any
 
+__version__ = "0.1.0"  # the one place; pyproject.toml and the run's figures take it from here
 __all__ = ["PhotoDetections", "PhotoDetector", "load", "load_detector", "save_detector"]
 _HOMES = {"load_detector": "detectors", "save_detector": "detectors"}  # the others: photos
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass, replace
+from itertools import zip_longest
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
@@ -19,7 +20,7 @@ from weaksam_jax.errors import BadInput, did_you_mean
 
 Kind = TypeVar("Kind")
 FLAT = tyro.conf.arg(name="")
-_MORE = "--help-all shows every setting. --PART none leaves out a part of settings that may be."
+_MORE = "--help-all shows every setting."
 
 
 def parse(
@@ -55,7 +56,7 @@ def program(name: str) -> str:
 def peek(argv: Sequence[str], name: str) -> str | None:
     """The value of a flag before anything is parsed; None when it is not given."""
     found = None
-    for token, after in zip(argv, [*argv[1:], None], strict=True):
+    for token, after in zip_longest(argv, argv[1:]):
         flag, _, value = token.partition("=")
         if _plain(flag) == name:
             found = value if "=" in token else after
@@ -179,11 +180,12 @@ def _tyro(kind, argv: Sequence[str], doc: str, prog: str, default):
 
 
 def _one_line(said: str) -> str:
-    """The first part of tyro's message without its frame."""
-    lines = [line.strip("│╭╮╰╯─ \t") for line in said.splitlines()[1:]]
+    """The first part of tyro's message without its title and frame (lines, or ASCII)."""
     first = []
-    for line in lines:
-        if not line and first:
+    for line in said.splitlines()[1:]:
+        text = line.strip("│|╭╮╰╯+ \t")
+        rule = not text.strip("─-")
+        if rule and first:
             break
-        first += [line] if line else []
+        first += [] if rule else [text]
     return " ".join(first).replace(" .", ".").rstrip(".:") or "cannot be read"

@@ -6,12 +6,12 @@ is its own Python form, for its compiled operators are missing on CPU-only torch
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from experiments.bench.entry import Case, Entry, random_image
+from weaksam_jax.settings import change
 
 CLASSES, OBJECTS = 20, 5
 
@@ -48,30 +48,29 @@ def torchvision_model(rois: int):
     )
 
 
-def our_parts(model, size: tuple[int, int], rois: int):
-    """(settings, model, parameters) with torchvision's weights and conventions."""
-    import flax.traverse_util
-    from weaksam_jax.detectors.faster_rcnn.network import build_model
-
+def our_detector(model, rois: int):
+    """(detector, parameters) with torchvision's weights and conventions."""
     from bridge.weights.faster_rcnn_torchvision import TORCHVISION
-    from bridge.weights.r50_fpn import BATCH_NORM_EPSILON, to_ours
-    from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings
+    from bridge.weights.r50_fpn import to_ours
+    from weaksam_jax.detectors.faster_rcnn import FasterRcnn
     from weaksam_jax.detectors.faster_rcnn.recipes import voc07
+    from weaksam_jax.engine.weights import unflatten
 
-    settings = replace(
+    config = change(
         voc07(),
-        backbone="resnet50",
-        aligned=False,
-        round_anchors=True,
-        scales=((size,),),
-        batch=1,
-        drop=None,
-        detection=DetectionSettings(roi_batch=rois, smooth_l1_beta=1 / 9),
+        {
+            "model.backbone": "resnet50",
+            "model.aligned": False,
+            "model.round_anchors": True,
+            "loss.roi_batch": rois,
+            "loss.smooth_l1_beta": 1 / 9,
+            "loss.drop": None,
+            "optim.batch_size": 1,
+            "test.score_threshold": 0.0,
+        },
     )
     state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    arrays = to_ours(state, TORCHVISION, "torchvision", BATCH_NORM_EPSILON)
-    params = flax.traverse_util.unflatten_dict(arrays, sep="/")
-    return settings, build_model(settings, CLASSES), params
+    return FasterRcnn(config, CLASSES), unflatten(to_ours(state, TORCHVISION, "torchvision"))
 
 
 def objects(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,10 +88,10 @@ def step_case(rois: int = 512, size: tuple[int, int] = (480, 640)) -> Case:
     def case() -> Entry:
         model = torchvision_model(rois).train()
         model.transform.min_size = (min(size),)
-        settings, network, params = our_parts(model, size, rois)
+        detector, params = our_detector(model, rois)
         image, targets = random_image(0, *size), objects(size)
-        ours = our_step(settings, network, params, image, targets)
-        theirs = torchvision_step(model, settings.learning_rate, image, targets)
+        ours = our_step(detector, params, image, targets)
+        theirs = torchvision_step(model, detector.config.optim.lr, image, targets)
         first = ours(), theirs()  # compiles; every timed call is a later step
 
         def agree(*_) -> str:
@@ -104,15 +103,15 @@ def step_case(rois: int = 512, size: tuple[int, int] = (480, 640)) -> Case:
     return case
 
 
-def our_step(settings, network, params, image: np.ndarray, targets) -> Callable[[], float]:
+def our_step(detector, params, image: np.ndarray, targets) -> Callable[[], float]:
     """A training step of ours that returns its loss."""
     import jax
-    from weaksam_jax.detectors.faster_rcnn.train import make_optimizer, make_step
 
     from weaksam_jax.engine.mesh import data_mesh, put_batch
-    from weaksam_jax.engine.step import create_state
+    from weaksam_jax.engine.step import create_state, make_train_step
+    from weaksam_jax.engine.train import frozen_loss
 
-    tx, mesh = make_optimizer(settings, params), data_mesh()
+    tx, mesh = detector.optimizer(), data_mesh()
     state = [create_state(params, tx, jax.random.key(0), mesh)]
     boxes, labels = targets
     batch = {
@@ -122,7 +121,7 @@ def our_step(settings, network, params, image: np.ndarray, targets) -> Callable[
         "labels": labels[None],
         "valid": np.ones((1, OBJECTS), bool),
     }
-    batch, step = put_batch(batch, mesh), make_step(network, settings, tx, mesh)
+    batch, step = put_batch(batch, mesh), make_train_step(frozen_loss(detector), tx, mesh)
 
     def ours() -> float:
         state[0], metrics = step(state[0], batch)
@@ -152,21 +151,14 @@ def torchvision_step(model, lr: float, image: np.ndarray, targets) -> Callable[[
 def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
     """One inference with 1000 proposals and 100 detections."""
     import jax
-    from weaksam_jax.detectors.faster_rcnn.network import normalise
-
-    from weaksam_jax.detectors.faster_rcnn.model import detect
 
     model = torchvision_model(512).eval()
-    settings, network, params = our_parts(model, size, 512)
-    image, sizes = random_image(0, *size), np.asarray([size], np.float32)
+    detector, params = our_detector(model, 512)
+    image = random_image(0, *size)
+    batch = {"image": image[None], "size": np.asarray([size], np.float32)}
     shown = torch.from_numpy(image).permute(2, 0, 1) / 255
 
-    @jax.jit
-    def run(params, images, sizes):
-        scaled = normalise(images, sizes, settings.backbone)
-        return detect(network, params, scaled, sizes, score_threshold=0.0)
-
-    on_device = jax.device_put((params, image[None], sizes))
+    run, on_device = jax.jit(detector.predict), jax.device_put((params, batch))
 
     def theirs():
         with torch.no_grad():
@@ -174,7 +166,7 @@ def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
         return found["boxes"].numpy(), found["scores"].numpy()
 
     def agree(ours, other) -> str:
-        boxes, scores = (np.asarray(part[0]) for part in ours[:2])
+        boxes, scores = np.asarray(ours.boxes[0]), np.asarray(ours.scores[0])
         count = min(len(other[1]), len(scores))
         worst = np.abs(boxes[:count] - other[0][:count]).max()
         apart = np.abs(scores[:count] - other[1][:count]).max()

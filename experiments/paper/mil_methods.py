@@ -1,29 +1,29 @@
 """MIL methods side by side on the same proposals: WSDDN, OICR and MIST, several seeds each.
 
-    python -m experiments.paper.mil_methods --data mini --runs runs/mini-0 runs/mini-1 runs/mini-2 \\
+    python -m experiments.paper.mil_methods --runs runs/mini-0 runs/mini-1 runs/mini-2 \\
         --out runs/mil-methods
 
-A seed's proposals and clues are those of its run (`--runs`, one a seed; its number is the seed of
-the training, too). Everything else is the preset's. Writes OUT/table.json (all runs, with command
-and commit) and OUT/table.md, and prints the table; finished trainings are not repeated, unless
-their proposals have changed.
+Seed i takes the proposals and clues of the i-th run (the first again when there are fewer).
+Everything else is the mini preset's. Writes OUT/table.json (every cell, with command and commit)
+and OUT/table.md, and prints the table; finished trainings are not repeated, unless their proposals
+have changed.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
-from experiments.paper.seed_tables import markdown, run_cells
+from experiments.paper.seed_tables import SeedRuns, Table, markdown, open_runs, run_cells
+from experiments.pipeline import detectors
 from experiments.pipeline import metrics as measure
-from experiments.pipeline.config import mini
-from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import dataset_fingerprint, open_tags, open_truth, split_names
-from weaksam_jax.detectors.mil.config import WsodSettings
-from weaksam_jax.errors import BadInput
+from experiments.pipeline.commands import run
+from experiments.pipeline.detectors import MilConfig, MilInputs, mil_preset
+from weaksam_jax.detectors.mil import MilDetector
+from weaksam_jax.errors import BadFile
 from weaksam_jax.files import file_fingerprint
+from weaksam_jax.flags import parse
+from weaksam_jax.settings import change
 
 FIGURES = ("corloc", "ap50")  # percent, on the training and the test split
 
@@ -32,72 +32,68 @@ FIGURES = ("corloc", "ap50")  # percent, on the training and the test split
 class MilMethods:
     """Trains the MIL detector by several methods on the proposals of finished runs."""
 
-    data: str
-    """mini (the set that the first run wrote), or a data set with truth."""
     runs: tuple[Path, ...]
-    """Run directories with proposals, one a seed, in the order 0, 1, 2, ..."""
+    """Runs with proposals, on a data set with truth."""
     out: Path
     """Folder of the trainings and of the table."""
+    data: str | None = None
+    """The data set, if it has moved; mini: the set that the first run wrote [the first run's]."""
+    seeds: tuple[int, ...] | None = None
+    """Of the trainings [0, 1, ..., one for each run]."""
     methods: tuple[str, ...] = ("wsddn", "oicr", "mist")
     """In the order of the table's rows."""
-    settings: WsodSettings = field(default_factory=lambda: mini().wsod)
-    """Settings of every training, but for the method."""
+    config: MilConfig = field(default_factory=lambda: mil_preset("mini"))
+    """Of every detector, but for its method."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(
-        MilMethods, args=argv, description=__doc__, prog="python -m experiments.paper.mil_methods"
-    )
-    print(markdown(compare(options), FIGURES))
+    print(markdown(compare(parse(MilMethods, argv, __doc__, "paper.mil_methods")), FIGURES))
 
 
 def compare(options: MilMethods) -> list[dict]:
-    """One dictionary a training: method, seed and the figures of `measure.wsod`."""
-    from weaksam_jax.detectors.mil.detect import detect_wsod
-    from weaksam_jax.detectors.mil.train import train_wsod
-    from weaksam_jax.engine.mesh import data_mesh
+    """One dictionary per training: method, seed and the figures of `measure.wsod`."""
+    runs = open_runs(options.runs, options.seeds, options.data)
+    runs.first.data.truth("train")
+    methods = {name: change(options.config, {"model.method": name}) for name in options.methods}
+    cells = Cells(runs, methods)
+    table = Table("table", FIGURES, methods, runs.seeds, options.out)
+    return run_cells(table, cells.work, cells.inputs)
 
-    if not options.runs:
-        raise BadInput("--runs", "is missing", "name at least one finished run")
-    data = options.runs[0] / "data" / "VOC2007" if options.data == "mini" else options.data
-    names = split_names(data)
-    splits = {role: open_tags(data, name) for role, name in names.items()}
-    truths = {role: open_truth(data, name) for role, name in names.items()}
-    if None in truths.values():
-        raise BadInput(data, "has no boxes to measure with", "give a data set with truth")
 
-    def work(method: str, seed: int, folder: Path) -> dict:
-        settings, run = methods[method], options.runs[seed]
-        roots = run / "proposals", run / "clues"
-        params = train_wsod(
-            splits["train"], roots[0], settings, folder, data_mesh(), seed, None, roots[1]
-        )
+@dataclass(frozen=True)
+class Cells:
+    """The work of every cell; see `experiments.paper.seed_tables.run_cells`."""
+
+    runs: SeedRuns
+    methods: dict[str, MilConfig]
+
+    def inputs(self, seed: int) -> list[str]:
+        """Fingerprints of what a cell reads."""
+        names = self.runs.first.data.names.values()
+        stores = [self.runs.of(seed).proposals / name for name in names]
+        return [*self.runs.images(), *map(store_fingerprint, stores)]
+
+    def work(self, name: str, seed: int, folder: Path) -> dict:
+        """Trains, detects on both splits and measures."""
+        run, data = self.runs.of(seed), self.runs.first.data
+        train, inputs = data.splits["train"], MilInputs(run.proposals, run.clues)
+        detector = MilDetector(self.methods[name], train.classes)
+        params = detectors.train_mil(detector, train, inputs, folder=folder, seed=seed)
         found = {
-            role: detect_wsod(params, split, roots[0], settings, folder, clues_root=roots[1])
-            for role, split in splits.items()
+            role: detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
+            for role, split in data.splits.items()
         }
-        return measure.wsod(found, splits, truths, roots[1])["wsod"]
-
-    images = [dataset_fingerprint(data, name) for name in names.values()]
-
-    def inputs(seed: int) -> list[str]:
-        stores = [options.runs[seed] / "proposals" / name for name in names.values()]
-        return [*images, *map(store_fingerprint, stores)]
-
-    methods = {name: replace(options.settings, method=name) for name in options.methods}
-    return run_cells(methods, range(len(options.runs)), options.out, work, FIGURES, inputs)
+        figures = measure.wsod(found, data.splits, data.truths, run.clues, run.config.ap50)
+        return figures["wsod"]
 
 
 def store_fingerprint(store: Path) -> str:
     """Of the manifest of a split's proposals, which holds those of its networks and settings."""
     path = store / "manifest.json"
     if not path.exists():
-        raise BadInput(path, "does not exist", "finish the run's stage proposals")
+        raise BadFile(path, "does not exist", "finish the run's stage proposals")
     return file_fingerprint(path)
 
 
 if __name__ == "__main__":
-    from weaksam_jax.engine.compilation_cache import enable_compilation_cache
-
-    enable_compilation_cache()
-    sys.exit(entry_point(main))
+    sys.exit(run("paper.mil_methods"))

@@ -1,4 +1,4 @@
-"""The proposals that `experiments.paper.proposals` compares: stores given, and stores made for it."""
+"""The proposals that `experiments.paper.proposals` compares: stores given, and made for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +19,7 @@ class Stored:
     """The proposals of the chosen images, in their order.
 
     settings: those that the proposals were made with, for `rederive`; None: not every image has its
-    decoded masks. seconds: of generation, an image; None: not measured. made_with: what the table
+    decoded masks. seconds: of generation, per image; None: not measured. made_with: what the table
     says of the store.
     """
 
@@ -36,7 +36,7 @@ class Stored:
         return tuple(name for name, count in zip(SOURCES, counts, strict=True) if count)
 
     def of(self, sources: Sequence[str]) -> list[Proposals]:
-        """The proposals that SAM prompted by these sources alone gives, an entry an image.
+        """The proposals that SAM prompted by these sources alone gives, one entry per image.
 
         Without `settings`: those of the stored ones that are of these sources.
         """
@@ -48,7 +48,7 @@ class Stored:
         return [one.select(np.isin(one.source, wanted)) for one in self.proposals]
 
     def boxes(self, sources: Sequence[str]) -> list[np.ndarray]:
-        """Boxes `[n, 4]` an image of `of(sources)`."""
+        """Boxes `[n, 4]` of each image of `of(sources)`."""
         return [one.boxes for one in self.of(sources)]
 
 
@@ -104,7 +104,7 @@ def searched(split: TagSplit, root: Path) -> Stored:
 
 
 def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None:
-    """Exports what is missing; returns the seconds an image of all calls that wrote some.
+    """Exports what is missing; returns the seconds per image of all calls that wrote some.
 
     Reading photos and writing files count, loading the networks does not.
     """

@@ -3,7 +3,8 @@
     python -m experiments.paper.proposals --table 4 --data VOC2007 --clues lite_cam.safetensors \\
         --sam sam_mini_lite --images 40
     python -m experiments.paper.proposals --table 8 --data VOC2007 --stores weaktr=A mctformer=B
-    python -m experiments.paper.proposals --figure photos --data VOC2007 --stores ours=runs/lite/proposals
+    python -m experiments.paper.proposals --figure photos --data VOC2007 \\
+        --stores ours=runs/lite/proposals
 
 Tables and the figure are numbered as in the paper. --table 4: every source of prompts alone and
 added one to the other (grid, + fine, + coarse, + cross), beside selective search. --table 6: number
@@ -17,7 +18,7 @@ decoded masks that were kept; so it is for a given store that was exported with 
 another one the rows are parts of one whole: settings that act on all sources together (least side,
 near duplicates, most boxes) were applied before.
 
-Recall counts an object as found when a box has that IoU with it, one box an object. Difficult
+Recall counts an object as found when a box has that IoU with it, one box per object. Difficult
 objects count, as in the paper's tables and in `experiments.evaluate --metric recall`; with
 --no-difficult they do not.
 """
@@ -29,19 +30,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
 from bridge.proposals.presets import PRESETS, PresetName, preset_of_sam
 from experiments.paper import proposal_stores
 from experiments.paper.proposal_stores import Stored
 from experiments.pipeline import metrics as measure
-from weaksam_jax.cli import entry_point
+from experiments.pipeline.commands import run
 from weaksam_jax.data.datasets import is_training, open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import SOURCES
 from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import proposal_recall
 from weaksam_jax.files import write_json
+from weaksam_jax.flags import parse
 
 # The order in which the paper's Table 4 adds them.
 ORDER = ("grid", "fine", "coarse", "cross")
@@ -78,12 +79,7 @@ class ProposalsOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(
-        ProposalsOptions,
-        args=argv,
-        description=__doc__,
-        prog="python -m experiments.paper.proposals",
-    )
+    options = parse(ProposalsOptions, argv, __doc__, "paper.proposals")
     if options.table is None and options.figure is None:
         raise BadInput("--table", "is missing", "give --table 4, 6 or 8, or --figure")
     images = 4 if options.figure == "photos" and options.images is None else options.images
@@ -202,7 +198,7 @@ def groups_of(stored: Stored) -> list[tuple[str, tuple[str, ...]]]:
 def measured(
     stored: Stored, name: str, sources: Sequence[str], truth: TruthSplit | None, difficult: bool
 ) -> dict:
-    """One row: boxes an image, and recall where there is a truth."""
+    """One row: boxes per image, and recall where there is a truth."""
     boxes = stored.boxes(sources)
     row = {"store": stored.name, "name": name or stored.name}
     row["per_image"] = float(np.mean([len(own) for own in boxes]))
@@ -217,8 +213,8 @@ def text(result: dict) -> str:
     several = len({row["store"] for row in rows}) > 1
     recalls = list(next((row["recall"] for row in rows if "recall" in row), {}))
     timed = any("seconds_per_image" in row for row in rows)
-    heads = ["proposals", "boxes an image", *(f"recall {one}" for one in recalls)]
-    heads += ["seconds an image"] * timed
+    heads = ["proposals", "boxes per image", *(f"recall {one}" for one in recalls)]
+    heads += ["seconds per image"] * timed
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         same = row["name"] == row["store"] or not several
@@ -234,4 +230,4 @@ def text(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(run("paper.proposals"))

@@ -1,63 +1,119 @@
 """Tables of several methods and seeds: every cell is a training, run once and resumed."""
 
-import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from experiments.paper.verdicts import spread
+from experiments.pipeline.run import Run, open_run
 from experiments.pipeline.runner import say
+from weaksam_jax.data.datasets import dataset_fingerprint
+from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json, write_text
+from weaksam_jax.settings import to_plain
 
 Cell = Callable[[str, int, Path], dict]
 
 
+@dataclass(frozen=True)
+class SeedRuns:
+    """Finished runs on one data set, for several seeds: seed i takes the i-th run (the first again
+    when there are fewer)."""
+
+    runs: tuple[Run, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    def of(self, seed: int) -> Run:
+        """The run that this seed takes."""
+        return self.runs[self.seeds.index(seed) % len(self.runs)]
+
+    def images(self) -> list[str]:
+        """Fingerprints of the images and tags of both splits."""
+        data = self.first.data
+        return [dataset_fingerprint(data.path, name) for name in data.names.values()]
+
+
+def open_runs(roots: Sequence[Path], seeds: Sequence[int] | None, data: str | None) -> SeedRuns:
+    """The runs with the data set of the first; seeds None: 0, 1, ... one for each.
+
+    Raises `BadInput` for no run, no seed, a seed named twice, and a data set without boxes.
+    """
+    if not roots:
+        raise BadInput("--runs", "is missing", "name at least one finished run")
+    seeds = tuple(range(len(roots)) if seeds is None else seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        problem = "names a seed twice" if seeds else "is empty"
+        raise BadInput("--seeds", problem, "a verdict needs different trainings: give 0 1 2, say")
+    first = open_run(roots[0], data)
+    others = (open_run(root, str(first.data.path)) for root in roots[1:])
+    first.data.truth("test")
+    return SeedRuns((first, *others), seeds)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of methods and seeds: OUT/<name>.json and .md.
+
+    figures: names of what is shown, the last with each seed's own. methods: name -> settings (a
+    dataclass), in the order of the rows.
+    """
+
+    name: str
+    figures: tuple[str, ...]
+    methods: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    out: Path
+
+
 def run_cells(
-    methods: dict[str, Any],
-    seeds: Sequence[int],
-    out: Path,
-    work: Cell,
-    figures: Sequence[str],
-    inputs: Callable[[int], Any] = lambda seed: None,
-    name: str = "table",
+    table: Table, work: Cell, inputs: Callable[[int], Any] = lambda seed: None
 ) -> list[dict]:
-    """One dictionary a cell: method, seed, what `work(method, seed, folder)` gave, seconds, the
+    """One dictionary per cell: method, seed, what `work(method, seed, folder)` gave, seconds, the
     commit of the code, its settings and inputs.
 
-    methods: name -> settings (a dataclass). inputs(seed): what else decides a cell, as JSON
-    (fingerprints of the files it reads). A cell that has finished in `out` with the same settings,
-    seed and inputs is not run again, under whatever method's name; one that was stopped finds its
-    folder as it left it, but empty when they have changed. Writes OUT/<name>.json (with command and
-    commit) and OUT/<name>.md.
+    inputs(seed): what else decides a cell, as JSON (fingerprints of the files it reads). A cell
+    that has finished in `out` with the same settings, seed and inputs is not run again, under
+    whatever method's name; one that was stopped finds its folder as it left it, but empty when they
+    have changed. Writes the table, its JSON with command and commit.
     """
-    rows, cells = [], [(method, seed) for method in methods for seed in seeds]
+    rows, cells = [], [(method, seed) for method in table.methods for seed in table.seeds]
     for number, (method, seed) in enumerate(cells, 1):
-        folder = out / f"{method.replace(' ', '_')}-{seed}"
-        wanted, given = plain(methods[method]), inputs(seed)
-        job = {"seed": seed, "settings": wanted, "inputs": given}
-        if (row := _finished(out, job)) is None:
-            say(f"cell {number} of {len(cells)}: {method}, seed {seed}: training in {folder}")
-            open_folder(folder, job)
-            begin = time.monotonic()
-            found = work(method, seed, folder)
-            row = {"method": method, "seed": seed, **found}
-            # Of a cell that was stopped, only those since it went on.
-            row["seconds"] = round(time.monotonic() - begin, 1)
-            row |= {"commit": commit(), **job}
-            write_json(folder / "row.json", row, indent=1)
-            say(f"  {figures[-1]} {row[figures[-1]]:.1f} after {row['seconds']:.0f} s")
+        job = {"seed": seed, "settings": to_plain(table.methods[method]), "inputs": inputs(seed)}
+        row = _finished(table.out, job)
+        if row is None:
+            say(f"cell {number} of {len(cells)}: {method}, seed {seed}")
+            row = _run_cell(method, job, table.out, work)
+            last = table.figures[-1]
+            say(f"  {last} {row[last]:.1f} after {row['seconds']:.0f} s")
         rows.append(row | {"method": method})
-    note = {"command": " ".join(sys.argv), "commit": commit(), "rows": rows}
-    write_json(out / f"{name}.json", note, indent=1)
-    write_text(out / f"{name}.md", markdown(rows, figures) + "\n")
+    write_json(table.out / f"{table.name}.json", {**provenance(), "rows": rows}, indent=1)
+    write_text(table.out / f"{table.name}.md", markdown(rows, table.figures) + "\n")
     return rows
+
+
+def _run_cell(method: str, job: dict, out: Path, work: Cell) -> dict:
+    """The row of a cell that has not finished yet."""
+    seed, folder = job["seed"], out / f"{method.replace(' ', '_')}-{job['seed']}"
+    say(f"  training in {folder}")
+    open_folder(folder, job)
+    begin = time.monotonic()
+    row = {"method": method, "seed": seed, **work(method, seed, folder)}
+    # Of a cell that was stopped, only those since it went on.
+    row["seconds"] = round(time.monotonic() - begin, 1)
+    row |= {"commit": commit(), **job}
+    write_json(folder / "row.json", row, indent=1)
+    return row
 
 
 def _finished(out: Path, job: dict) -> dict | None:
@@ -67,7 +123,7 @@ def _finished(out: Path, job: dict) -> dict | None:
 
 
 def open_folder(folder: Path, job: Any) -> None:
-    """Empties `folder` unless this job (anything JSON-able) was begun in it.
+    """Empties `folder` unless this job (JSON values) was begun in it.
 
     So a training goes on from its own checkpoints, and never from those of other settings.
     """
@@ -78,9 +134,9 @@ def open_folder(folder: Path, job: Any) -> None:
 
 
 def markdown(rows: Sequence[dict], figures: Sequence[str]) -> str:
-    """A row a method: mean and deviation of each figure over its seeds, the last of each, and the
-    mean minutes of a cell and the code's commit (dashes for tables that were made without)."""
-    heads = ["method", *figures, f"{figures[-1]} of each seed", "minutes a cell", "commit"]
+    """A row per method: mean and deviation of each figure over its seeds, the last of each, and the
+    mean minutes per cell and the code's commit (dashes for tables that were made without)."""
+    heads = ["method", *figures, f"{figures[-1]} of each seed", "minutes per cell", "commit"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -93,56 +149,9 @@ def markdown(rows: Sequence[dict], figures: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several values, the deviation of the sample."""
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
-
-
-def verdict(name: str, changed: Sequence[float], before: Sequence[float]) -> str:
-    """A sentence on the differences of paired seeds: more than noise when the 95 % interval of
-    their mean (Student's t) leaves 0 out."""
-    differences = np.asarray(changed) - np.asarray(before)
-    mean, count = float(differences.mean()), len(differences)
-    if count < 2:
-        return f"{name}: {mean:+.1f} with one seed, which says nothing about noise"
-    half = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
-    word = "within the noise of seeds"
-    if abs(mean) > half:
-        word = "helps" if mean > 0 else "harms"
-    pooled = _pooled([changed, before])
-    return (
-        f"{name}: {mean:+.1f}, 95 % interval {mean - half:+.1f} to {mean + half:+.1f} "
-        f"({count} paired seeds; deviation of seeds {pooled:.1f}): {word}"
-    )
-
-
-def spread_verdict(name: str, values: Mapping[str, Sequence[float]]) -> str:
-    """A sentence on the best and the worst of several methods, picked after the fact, by Tukey's
-    range test, which allows for the picking. values: method -> figures, as many seeds each."""
-    means = {method: float(np.mean(own)) for method, own in values.items()}
-    best, worst = max(means, key=means.get), min(means, key=means.get)
-    text = f"{name}: best {best} ({means[best]:.1f}), worst {worst} ({means[worst]:.1f})"
-    count, methods = len(values[best]), len(values)
-    if count < 2:
-        return f"{text} with one seed, which says nothing about noise"
-    noise = _pooled(list(values.values())) / np.sqrt(count)
-    width = means[best] - means[worst]
-    p = 1.0 if width == 0 else 0.0
-    if noise > 0:
-        p = float(stats.studentized_range.sf(width / noise, methods, methods * (count - 1)))
-    word = "more than" if p < 0.05 else "within"
-    return f"{text}, {word} the noise of {count} seeds (Tukey p = {p:.2f})"
-
-
-def _pooled(values: Sequence[Sequence[float]]) -> float:
-    """The deviation of seeds within a method."""
-    return float(np.sqrt(np.mean([np.var(own, ddof=1) for own in values])))
-
-
-def plain(settings: Any) -> dict:
-    """Settings as JSON gives them back."""
-    return json.loads(json.dumps(asdict(settings)))
+def provenance() -> dict[str, str]:
+    """What a file of figures says of how it was made: command and commit."""
+    return {"command": " ".join(sys.argv), "commit": commit()}
 
 
 def commit() -> str:

@@ -1,7 +1,9 @@
-"""A long training on inputs that should break it: `python -m experiments.paper.stress --run RUN`.
+"""A long training on inputs that should break it.
+
+    python -m experiments.paper.stress --run runs/mini-0 --out runs/stress
 
 Trains the mini preset's MIL detector with bfloat16 convolutions and fully connected layers on the
-training images and proposals of a finished mini run, and spoils a share of the samples: no valid
+training images and proposals of a finished run, and spoils a share of the samples: no valid
 proposal; a prior of +-1e4 in the detection stream's logits; every proposal one pixel or the same
 box; a white, black or noisy image; all tags or none. The training ends in finite weights, or (exit
 status 2) at the first loss that is not finite, naming the step and its images.
@@ -14,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from weaksam_jax.cli import entry_point
-from weaksam_jax.data.datasets import open_tags, split_names
-from weaksam_jax.data.records import TagSplit
-from weaksam_jax.detectors.mil.config import MilConfig, mini
+from experiments.pipeline.commands import run
+from experiments.pipeline.detectors import MilConfig, mil_preset
+from experiments.pipeline.run import Run, open_run
 from weaksam_jax.errors import BadInput
+from weaksam_jax.flags import parse
 from weaksam_jax.settings import change
 
 HUGE = 1e4
@@ -32,13 +33,13 @@ class Stress:
     """Trains on spoiled samples."""
 
     run: Path
-    """A run on the mini set with finished proposals."""
+    """A run with finished proposals."""
     out: Path
     """Folder of checkpoints and log."""
     share: float = 0.25
     """Of the samples are spoiled."""
     seed: int = 0
-    config: MilConfig = field(default_factory=lambda: change(mini(), LONG))
+    config: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
     """Of the detector; its training as a classifier of tags is left out."""
 
 
@@ -69,7 +70,7 @@ def stress(options: Stress) -> dict:
     import jax
 
     start = time.perf_counter()
-    params = train_spoiled(options)
+    params = train_spoiled(options, open_run(options.run))
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
@@ -77,24 +78,11 @@ def stress(options: Stress) -> dict:
     return {"steps": options.config.optim.steps, "seconds": seconds, "largest_weight": largest}
 
 
-def train_spoiled(options: Stress) -> dict:
-    """The parameters of a MIL detector trained on samples of which a share is spoiled."""
-
+def train_spoiled(options: Stress, opened: Run) -> dict:
+    """The parameters after a training whose samples are spoiled now and then."""
     from weaksam_jax.detectors import train_detector
-    from weaksam_jax.detectors.mil import MilDetector
+    from weaksam_jax.detectors.mil import MilDetector, MilSamples
     from weaksam_jax.engine.mesh import data_mesh
-
-    data = options.run / "data" / "VOC2007"
-    split = open_tags(data, split_names(data)["train"])
-    detector = MilDetector(options.config, split.classes)
-    samples = spoiled_samples(split, options)
-    mesh, folder = data_mesh(), options.out / "stress"
-    return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
-
-
-def spoiled_samples(split: TagSplit, options: Stress):
-    """The training samples of the split, a share of them spoiled."""
-    from weaksam_jax.detectors.mil import MilSamples
 
     class Spoiled(MilSamples):
         def __call__(self, index: int, drawn: tuple[int, int], rng: np.random.Generator) -> dict:
@@ -103,18 +91,15 @@ def spoiled_samples(split: TagSplit, options: Stress):
                 return sample
             return spoil(sample, int(rng.integers(7)), rng)
 
-    return Spoiled(split, options.run / "proposals", options.config)
+    split, mesh = opened.data.splits["train"], data_mesh()
+    samples = Spoiled(split, opened.proposals, options.config)
+    detector, folder = MilDetector(options.config, split.classes), options.out / "stress"
+    return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = tyro.cli(
-        Stress, args=argv, description=__doc__, prog="python -m experiments.paper.stress"
-    )
-    print(stress(options))
+    print(stress(parse(Stress, argv, __doc__, "paper.stress")))
 
 
 if __name__ == "__main__":
-    from weaksam_jax.engine.compilation_cache import enable_compilation_cache
-
-    enable_compilation_cache()
-    sys.exit(entry_point(main))
+    sys.exit(run("paper.stress"))

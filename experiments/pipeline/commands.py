@@ -1,6 +1,7 @@
 """The commands by name: `weaksam NAME` is `python -m experiments.NAME` (or `python -m bridge...`).
 
-A command is a module with `main(argv)` and an `if __name__ == "__main__"` block; the first sentence of its text is what the list says of it. So a new command is one file.
+A command is a module with `main(argv)` and an `if __name__ == "__main__"` block; the first sentence
+of its text is what the list says of it. So a new command is one file.
 """
 
 import ast

@@ -46,7 +46,9 @@ class PipelineConfig:
     """The MIL detector."""
     pgt: PgtSettings = field(default_factory=PgtSettings)
     """Pseudo boxes."""
-    retrain: RetrainConfig = field(default_factory=lambda: detectors.retrain_preset("mini"))
+    retrain: RetrainConfig = field(
+        default_factory=lambda: detectors.retrain_preset("faster_rcnn", "mini")
+    )
     """The retrained detector."""
     masks: MaskSettings = field(default_factory=MaskSettings)
     """Pseudo masks."""
@@ -68,29 +70,34 @@ class PipelineConfig:
         return Path(self.clues)
 
 
-def mini() -> PipelineConfig:
+def mini(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConfig:
     """The embedded mini set: everything small and from scratch, minutes on two cores.
 
     tau_s of the pseudo boxes is not the paper's 0.3: a low-scored box of a group swallows the
     better ones inside it (Algorithm 2's overlap test), so that both precision and recall rise with
     tau_s up to 0.7 (docs/results.md).
     """
-    return replace(PipelineConfig(), pgt=PgtSettings(score_threshold=0.8))
+    return replace(
+        PipelineConfig(),
+        wsod=detectors.mil_preset("mini", method),
+        pgt=PgtSettings(score_threshold=0.8),
+        retrain=detectors.retrain_preset(retrain, "mini"),
+    )
 
 
-def light() -> PipelineConfig:
+def light(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConfig:
     """Photographs on a CPU: ImageNet features of EfficientNet-Lite0 (extra `light`)."""
     return replace(
         PipelineConfig(),
         clues="lite_cam",
         sam="sam_mini_lite",
         export=ExportSettings.preset("light"),
-        wsod=detectors.mil_preset("light"),
-        retrain=detectors.retrain_preset("light"),
+        wsod=detectors.mil_preset("light", method),
+        retrain=detectors.retrain_preset(retrain, "light"),
     )
 
 
-def published(data: str, method: Method = "mist") -> PipelineConfig:
+def published(data: str, method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConfig:
     """The paper's networks, schedules and sizes for "voc07", "voc12" or "coco14", for GPUs or TPUs.
 
     They start from published weights in the folder `weights` (`WEIGHTS` says which, and how to make
@@ -106,7 +113,9 @@ def published(data: str, method: Method = "mist") -> PipelineConfig:
         wsod=change(
             detectors.mil_preset(data, method), {"optim.init": "weights/vgg16.safetensors"}
         ),
-        retrain=change(detectors.retrain_preset(data), {"optim.init": "weights/R-50.safetensors"}),
+        retrain=change(
+            detectors.retrain_preset(retrain, data), {"optim.init": "weights/R-50.safetensors"}
+        ),
     )
 
 
@@ -122,9 +131,10 @@ WEIGHTS = {
     "R-50.safetensors": "python -m bridge.convert resnet50_msra --from R-50.pkl "
     "--to weights/R-50.safetensors",
 }
-PRESETS: dict[str, Callable[[Method], PipelineConfig]] = {
-    "mini": lambda method: mini(),
-    "light": lambda method: light(),
+# (method of the MIL detector, kind of the retrained one) -> config
+PRESETS: dict[str, Callable[[Method, str], PipelineConfig]] = {
+    "mini": mini,
+    "light": light,
     **{name: partial(published, name) for name in detectors.PAPER},
 }
 

@@ -3,46 +3,50 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Union
 
 import numpy as np
 
-import weaksam_jax.detectors.faster_rcnn.recipes as faster_rcnn_recipes
-import weaksam_jax.detectors.mil.recipes as mil_recipes
 from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.views import ImageViews
-from weaksam_jax.detectors import Detector, Weights, detect_split, read_weights, train_detector
-from weaksam_jax.detectors.faster_rcnn import FasterRcnn
-from weaksam_jax.detectors.faster_rcnn.config import FasterRcnnConfig
+from weaksam_jax.detectors import RETRAINERS, Detector
 from weaksam_jax.detectors.mil import MilDetector, MilSamples
 from weaksam_jax.detectors.mil import detect_mil as _detect_mil
 from weaksam_jax.detectors.mil import train_mil as _train_mil
 from weaksam_jax.detectors.mil.config import MilConfig
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.mesh import data_mesh
-from weaksam_jax.engine.predict import tag_factors
+from weaksam_jax.engine.predict import detect_split, tag_factors
 from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.train import train_detector
+from weaksam_jax.engine.weights import Weights, read_weights
 from weaksam_jax.errors import BadInput
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
 
 Method = Literal["mist", "oicr"]
-RetrainConfig = FasterRcnnConfig
+RetrainConfig = Union[tuple(one.Config for one in RETRAINERS.values())]  # noqa: UP007
 PAPER = ("voc07", "voc12", "coco14")
 
 
 def mil_preset(name: str, method: Method = "mist") -> MilConfig:
     """mini, light or one of the paper's (`PAPER`); method: "mist" or "oicr"."""
     if name in PAPER:
-        return mil_recipes.PRESETS[f"{name}_{method}"]()
-    return change(mil_recipes.PRESETS[name](), {"model.method": method})
+        return MilDetector.presets[f"{name}_{method}"]()
+    return change(MilDetector.presets[name](), {"model.method": method})
 
 
-def retrain_preset(name: str) -> RetrainConfig:
-    """mini, light or one of the paper's (`PAPER`)."""
-    return faster_rcnn_recipes.PRESETS[name]()
+def retrain_preset(kind: str, name: str) -> RetrainConfig:
+    """mini, light or one of the paper's (`PAPER`), for a row of `RETRAINERS`."""
+    return RETRAINERS[kind].presets[name]()
+
+
+def retrainer(config: RetrainConfig, classes: tuple[str, ...] | int) -> Detector:
+    """The detector of a config of one of the `RETRAINERS`."""
+    (kind,) = (one for one in RETRAINERS.values() if one.Config is type(config))
+    return kind(config, classes)
 
 
 def check_init(config: MilConfig | RetrainConfig, stage: str) -> None:
@@ -126,7 +130,7 @@ def retrain_start(folder: RunFolder, config: RetrainConfig) -> Weights | None:
 
 
 def train_retrainer(
-    detector: FasterRcnn,
+    detector: Detector,
     pgt: Mapping,
     split: TagSplit,
     *,
@@ -147,7 +151,7 @@ def train_retrainer(
 
 
 def detect_retrainer(
-    detector: FasterRcnn,
+    detector: Detector,
     params: Params,
     split: TagSplit,
     *,

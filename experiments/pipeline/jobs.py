@@ -1,8 +1,7 @@
-"""The main jobs: one pipeline, and where each finds its data set."""
+"""The main jobs: where each finds its data set, and how it measures."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +58,3 @@ JOBS = {
     "coco14": Job("coco14", find_coco14, ap50="coco"),
     "custom": Job("custom"),
 }
-
-
-def main_job(name: str, doc: str, argv: Sequence[str] | None) -> None:
-    """Runs the pipeline of a main job with these flags."""
-    from experiments.pipeline.options import parse_options
-    from experiments.pipeline.stages import run_pipeline
-    from weaksam_jax.engine.distributed import start
-
-    options = parse_options(sys.argv[1:] if argv is None else argv, doc, JOBS[name])
-    start()
-    run_pipeline(options)

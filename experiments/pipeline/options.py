@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from experiments.pipeline.config import PRESETS, PipelineConfig, mini
 from experiments.pipeline.jobs import Job
+from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
@@ -31,16 +32,15 @@ class PipelineOptions:
     """sam, selective_search, or the folder of a proposal store made by bridge.export."""
     wsod: Literal["mist", "oicr"] = "mist"
     """How the MIL detector mines pseudo boxes."""
-    retrain: Literal["faster_rcnn", "none"] = "faster_rcnn"
+    retrain: Literal[(*RETRAINERS, "none")] = "faster_rcnn"
     """The detector that is retrained on the pseudo boxes."""
     segment: Literal["none"] = "none"
-    """The instance segmenter trained on the pseudo masks (later issues)."""
+    """The instance segmenter trained on the pseudo masks; there is none yet."""
     preset: Literal["auto", "mini", "light", "voc07", "voc12", "coco14"] = "auto"
     """mini: small networks for the mini set; light: photographs on a CPU; voc07, voc12, coco14: the
     paper's networks and schedules, for GPUs, from published weights [mini or light by the data]."""
     config: Path | None = None
-    """A JSON of these flags and settings, such as settings.json of another run; flags override
-    it."""
+    """A JSON of flags and settings, such as settings.json of another run; flags override it."""
     seed: int = 0
     """Of every training."""
     settings: Annotated[PipelineConfig, FLAT] = field(default_factory=mini)
@@ -94,7 +94,9 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     """What the flags start from: the preset with the values of --config."""
     flag = peek(argv, "wsod")
     method = "oicr" if (flag or values.get("wsod")) == "oicr" else "mist"
-    config = replace(PRESETS.get(preset, PRESETS["mini"])(method), ap50=job.ap50)
+    kind = peek(argv, "retrain") or values.get("retrain")
+    kind = kind if kind in RETRAINERS else "faster_rcnn"
+    config = replace(PRESETS.get(preset, PRESETS["mini"])(method, kind), ap50=job.ap50)
     config = _with_rule(config, _inner(values, "settings", "pgt", "rule"))
     start = PipelineOptions(wsod=method, settings=config)
     start = from_plain(PipelineOptions, values, peek(argv, "config") or "", start)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weaksam_jax import __version__
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json, write_text
@@ -162,8 +163,8 @@ def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("weaksam-jax", "jax", "flax", "optax", "orbax-checkpoint", "torch", "numpy"):
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "weaksam-jax": __version__}
+    for name in ("jax", "flax", "optax", "orbax-checkpoint", "torch", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

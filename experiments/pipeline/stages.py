@@ -18,10 +18,9 @@ from experiments.pipeline.run import Run, new_run
 from experiments.pipeline.runner import Runner, Stage, say
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
-from weaksam_jax.data.mini_set.write import write_mini
+from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import read_manifest
-from weaksam_jax.detectors import read_weights, save_detector
-from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors import Detector, read_weights, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
@@ -42,7 +41,9 @@ def run_pipeline(options: PipelineOptions) -> dict:
     stages = wanted or usual_stages(run)
     check_weights(run.config, stages)
     if "retrain" in stages:
-        detectors.check_start(FasterRcnn(run.config.retrain, 2))  # what does not fit: at once
+        detectors.check_start(
+            detectors.retrainer(run.config.retrain, 2)
+        )  # what does not fit: at once
     run_on_leader(lambda: prepare(run))
     metrics = Runner(run.folder, run.seed).run(graph(run), wanted)
     page = run.folder.report
@@ -278,7 +279,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
     if config.model.backbone == "lite0":
         _lite0(run)
     split = run.data.splits["train"]
-    detector = FasterRcnn(config, split.classes)
+    detector = detectors.retrainer(config, split.classes)
     params = detectors.train_retrainer(
         detector,
         read_json(run.folder.pseudo_boxes()),
@@ -290,7 +291,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
     return run_on_leader(lambda: _finish_retrain(run, name, detector, params))
 
 
-def _finish_retrain(run: Run, name: str, detector: FasterRcnn, params: dict) -> dict:
+def _finish_retrain(run: Run, name: str, detector: Detector, params: dict) -> dict:
     """Writes the detector and its detections on the test split."""
     save_detector(run.folder.weights(name), detector, params)
     found = detect_retrained(run, detector, params)
@@ -298,7 +299,7 @@ def _finish_retrain(run: Run, name: str, detector: FasterRcnn, params: dict) -> 
     return measure.detector(name, found, run.data.truths["test"], run.config.ap50)
 
 
-def detect_retrained(run: Run, detector: FasterRcnn, params: dict) -> list[dict]:
+def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:
     """COCO results of a retrained detector on the run's test split."""
     from experiments.pipeline.clues import stored_logits
 

@@ -1,12 +1,13 @@
 """Lite0 against the published PyTorch package with the same weights."""
 
-import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 import torch
 
-from weaksam_jax.backbones import lite0
+from weaksam_jax.backbones import BACKBONES, lite0
+from weaksam_jax.backbones.pixels import PIXELS
+from weaksam_jax.engine.weights import unflatten
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,11 @@ def published():
 def test_features_equal_the_published_network(published):
     from bridge.weights.lite0 import efficientnet_lite0_arrays
 
-    params = flax.traverse_util.unflatten_dict(efficientnet_lite0_arrays()[0], sep="/")
+    params = unflatten(efficientnet_lite0_arrays()[0])
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (2, 96, 160, 3), dtype=np.uint8)
-    ours = jax.jit(lite0.Lite0(head=True).apply)({"params": params}, lite0.lite0_input(image))
+    run = jax.jit(lite0.Lite0(head=True).apply)
+    ours = run({"params": params}, PIXELS["lite0"](image))
     with torch.no_grad():
         x = (torch.tensor(image).permute(0, 3, 1, 2).float() - 127) / 128
         expected_head = published.extract_features(x)
@@ -45,6 +47,9 @@ def test_strides_and_channels_of_fresh_weights():
     maps, _ = jax.eval_shape(lite0.Lite0().init_with_output, jax.random.key(0), image)
     expected = [(1, 64 // s, 96 // s, c) for s, c in zip((8, 16, 32), (40, 112, 320), strict=True)]
     assert [one.shape for one in maps] == expected
+    single = BACKBONES["lite0"].single()
+    maps, _ = jax.eval_shape(single.init_with_output, jax.random.key(0), image)
+    assert [one.shape for one in maps] == [expected[1], (1, 2, 3, 1280)]
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])

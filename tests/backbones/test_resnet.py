@@ -1,8 +1,7 @@
 """ResNet-50 against torchvision's blocks with the same weights, values and gradients."""
 
-import dataclasses
+from dataclasses import replace
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,21 +11,28 @@ from small_torchvision import SmallResNet, numpy_state, randomise
 
 from bridge.weights.r50_fpn import to_ours
 from bridge.weights.resnet50 import RESNET_TORCHVISION
-from weaksam_jax.backbones.resnet import STRIDES, ResNet50, is_constant, resnet_input
-from weaksam_jax.detectors.faster_rcnn import recipes
-from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
-from weaksam_jax.detectors.faster_rcnn.network import build_model, normalise
-from weaksam_jax.detectors.faster_rcnn.train import make_optimizer
+from weaksam_jax.backbones import BACKBONES, is_frozen
+from weaksam_jax.backbones.resnet import ResNet50
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn, recipes
+from weaksam_jax.detectors.faster_rcnn.detector import build_network
+from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
+from weaksam_jax.engine.optimizer import freeze
+from weaksam_jax.engine.weights import flatten, unflatten
 
 WIDTH = 4
+STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 
 def both(**options):
     """The PyTorch network and ours with its weights."""
     network = randomise(SmallResNet(WIDTH, **options))
     arrays = to_ours(numpy_state(network), RESNET_TORCHVISION, "test")
-    model = ResNet50(WIDTH, frozen_stages=0, **options)
-    return network, model, flax.traverse_util.unflatten_dict(arrays, sep="/")
+    return network, ResNet50(WIDTH, **options), unflatten(arrays)
+
+
+def held(params, frozen=()):
+    """Parameters of the backbone as a detector's training holds them."""
+    return freeze({"backbone": params}, lambda path: is_frozen(path, frozen))["backbone"]
 
 
 def random_images(height, width):
@@ -47,13 +53,13 @@ def test_maps_and_gradients_equal_torchvision(stride_in_1x1, dilate_last, size):
     @jax.jit
     def run(params):
         def total(params):
-            maps = model.apply({"params": params}, images)
+            maps = model.apply({"params": held(params)}, images)
             return sum(jnp.sum(m * w) for m, w in zip(maps, weights, strict=True)), maps
 
         return jax.grad(total, has_aux=True)(params)
 
     gradient, maps = run(params)
-    strides = (4, 8, 16, 16) if dilate_last else STRIDES
+    strides = (4, 8, 16, 16) if dilate_last else BACKBONES["resnet50"].strides
     for ours, theirs, stride in zip(maps, expected, strides, strict=True):
         assert ours.shape[1:3] == tuple(-(-side // stride) for side in size)
         theirs = theirs.detach().permute(0, 2, 3, 1)
@@ -64,32 +70,34 @@ def test_maps_and_gradients_equal_torchvision(stride_in_1x1, dilate_last, size):
         for x, w in zip(expected, weights, strict=True)
     ).backward()
     wanted = to_ours(numpy_state(network, gradients=True), RESNET_TORCHVISION, "test")
-    gradient = flax.traverse_util.flatten_dict(gradient, sep="/")
-    for name, value in gradient.items():
+    for name, value in flatten(gradient).items():
         if "norm" in name:
             assert not np.asarray(value).any()  # constants
         else:
             np.testing.assert_allclose(value, wanted[name], atol=1e-4 * np.abs(wanted[name]).max())
 
 
-@pytest.mark.parametrize("frozen", [0, 2, 5])
-def test_frozen_stages_and_norms_get_no_gradient(frozen):
-    _, _, params = both()
-    model = ResNet50(WIDTH, frozen_stages=frozen)
+@pytest.mark.parametrize(
+    ("frozen", "count"), [((), 0), (STAGES[:2], 11), (STAGES, 53), (("*",), 53)]
+)
+def test_frozen_stages_and_norms_get_no_gradient(frozen, count):
+    _, model, params = both()
 
     def total(params):
-        return sum(jnp.sum(x**2) for x in model.apply({"params": params}, random_images(32, 32)))
+        maps = model.apply({"params": held(params, frozen)}, random_images(32, 32))
+        return sum(jnp.sum(x**2) for x in maps)
 
-    gradient = flax.traverse_util.flatten_dict(jax.jit(jax.grad(total))(params))
-    still = {path for path, value in gradient.items() if not np.asarray(value).any()}
-    assert still == {path for path in gradient if is_constant(path, frozen)}
-    assert len(still) == {0: 2 * 53, 2: 2 * 53 + 11, 5: 3 * 53}[frozen]
+    gradient = flatten(jax.jit(jax.grad(total))(params))
+    still = {name for name, value in gradient.items() if not np.asarray(value).any()}
+    named = {name for name in gradient if is_frozen(["backbone", *name.split("/")], frozen)}
+    assert still == named and len(still) == 2 * 53 + count
+    assert not any(is_frozen(["rpn", *name.split("/")], frozen) for name in gradient)
 
 
-def test_frozen_stages_change_no_value():
+def test_freezing_changes_no_value():
     _, model, params = both()
     images = random_images(32, 64)
-    frozen = ResNet50(WIDTH).apply({"params": params}, images)
+    frozen = model.apply({"params": held(params, ("*",))}, images)
     for a, b in zip(frozen, model.apply({"params": params}, images), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -107,52 +115,31 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
         assert 0 < error.mean() < 0.02 * np.std(np.asarray(a))
 
 
-def test_pixels_of_both_families():
-    image = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    rgb = image.astype(np.float64)
-    bgr = rgb[..., ::-1] - [103.53, 116.28, 123.675]
-    np.testing.assert_allclose(resnet_input(image, "msra"), bgr, atol=1e-4)
-    expected = (rgb / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(resnet_input(image, "torchvision"), expected, atol=1e-5)
-
-
-def paper_settings(**changes):
-    return dataclasses.replace(recipes.voc07(), **changes)
-
-
 @pytest.mark.parametrize(("classes", "millions"), [(20, 41.45), (80, 41.75)])
 def test_retraining_builds_the_published_detector(classes, millions):
-    model = build_model(paper_settings(), classes)
-    assert model == FasterRCNN(ResNet50(stride_in_1x1=True, frozen_stages=0), classes)
-    inputs = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 1, 4))
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    config = recipes.voc07()
+    network = build_network(config, classes)
+    assert network == FasterRcnnNetwork(ResNet50(stride_in_1x1=True), classes)
+    params = FasterRcnn(config, classes).shapes()
     assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(millions * 1e6, abs=1e4)
-    half = build_model(paper_settings(dtype="bfloat16"), classes)
+    half = build_network(replace(config, model=replace(config.model, dtype="bfloat16")), classes)
     assert half.dtype == half.backbone.dtype == jnp.bfloat16
-
-
-def test_pixels_of_the_padding_are_zero():
-    images = np.random.default_rng(0).integers(0, 256, (1, 6, 8, 3), dtype=np.uint8)
-    for name, family in (("resnet50", "torchvision"), ("resnet50_msra", "msra")):
-        expected = np.array(resnet_input(images, family))
-        expected[:, 4:], expected[:, :, 5:] = 0, 0
-        np.testing.assert_array_equal(normalise(images, np.float32([[4, 5]]), name), expected)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_optimizers_pass_over_frozen_norms_and_stages(optimizer):
     """Weight decay would shrink the norms of a ResNet, which have no gradient, to nothing."""
-    network = ResNet50(1)
-    backbone = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    params = jax.tree.map(
-        lambda x: jnp.ones(x.shape), {"backbone": backbone, "rpn": {"norm": jnp.ones(1)}}
-    )
-    settings = paper_settings(optimizer=optimizer, learning_rate=0.1, warmup=0)
-    tx = make_optimizer(settings, params)
+    config = recipes.voc07()
+    optim = replace(config.optim, optimizer=optimizer, lr=0.1, warmup=0)
+    detector = FasterRcnn(replace(config, optim=optim), 2)
+    image = jnp.zeros((1, 32, 32, 3))
+    backbone = jax.eval_shape(ResNet50(1).init, jax.random.key(0), image)["params"]
+    params = {"backbone": backbone, "rpn": {"norm": jnp.ones(1)}}
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), params)
+    tx = detector.optimizer()
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    moved = {
-        path: bool(np.asarray(value).all())
-        for path, value in flax.traverse_util.flatten_dict(updates).items()
-    }
-    expected = {path: path[0] != "backbone" or not is_constant(path[1:], 2) for path in moved}
-    assert moved == expected and 0 < sum(moved.values()) < len(moved)
+    moved = {name: bool(np.asarray(value).all()) for name, value in flatten(updates).items()}
+    assert moved == {name: not detector.frozen(name.split("/")) for name in moved}
+    assert moved["rpn/norm"] and moved["backbone/res3/block0/conv1/conv/kernel"]
+    assert not any(moved[name] for name in moved if name.startswith("backbone/res2"))
+    assert not any(moved[name] for name in moved if "backbone" in name and "/norm/" in name)

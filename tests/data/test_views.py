@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weaksam_jax.data.batches import resize_and_pad
+from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord
 from weaksam_jax.data.scales import bucket_of, check_scales, padded_sizes
 from weaksam_jax.data.views import fitted_size, place_boxes, restore_boxes, views_of

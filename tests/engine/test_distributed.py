@@ -77,8 +77,8 @@ def test_a_process_that_fails_alone_leaves_nobody_waiting(tmp_path):
     assert "a disk: is broken" in ended[1][2]
 
 
-def test_a_road_is_walked_together(tmp_path):
-    first, second = processes.run([TURNS, "walks", tmp_path], count=2)
+def test_stages_are_run_together(tmp_path):
+    first, second = processes.run([TURNS, "stages", tmp_path], count=2)
     metrics = "{'a': 0, 'b': 0, 'c': 0}"
     assert first == f"['a', 'b', 'c'] [{metrics}, {metrics}]\n"
     assert second == f"['b'] [{metrics}, {metrics}]\n"

@@ -146,8 +146,8 @@ def test_retraining_in_micro_batches_is_the_mean_of_them():
     def half(params, part, place):
         part["image"] = network_input(part["image"], part["size"], "mini")
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), place)
-        arguments = detector.network, params, part, key, jnp.int32(0)
-        return faster_rcnn_loss(*arguments, config=SMALL_RCNN.loss)[0]
+        how = {"rng": key, "step": jnp.int32(0), "config": SMALL_RCNN.loss}
+        return faster_rcnn_loss(detector.network, params, part, **how)[0]
 
     parts = [{name: value[i : i + 2] for name, value in batch.items()} for i in (0, 2)]
     losses, grads = zip(*(half(params, part, i) for i, part in enumerate(parts)), strict=True)
@@ -173,21 +173,21 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_work(inputs, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_road_by_two_processes_is_the_road_by_one(tmp_path):
+def test_the_pipeline_by_two_processes_is_the_pipeline_by_one(tmp_path):
     """Two processes of two devices against one of four: the same parts of every batch."""
     data = tiny_pipeline.write_tiny(tmp_path / "data")
     one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
 
-    def travel(out, count, devices):
+    def run_pipeline(out, count, devices):
         arguments = ["-m", "experiments.custom", *tiny_pipeline.flags(data, out)]
         processes.run(arguments, count, devices, cache, timeout=800)
 
-    travel(one, 1, 4)
+    run_pipeline(one, 1, 4)
     shutil.copytree(one, two)
     (two / "stages" / "wsod.json").unlink()
     shutil.rmtree(two / "wsod")
     (two / "log.jsonl").unlink()
-    travel(two, 2, 2)
+    run_pipeline(two, 2, 2)
     logs = []
     for out in (one, two):
         lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())

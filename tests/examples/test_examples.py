@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tiny_pipeline import write_tiny
 
 from weaksam_jax.data.datasets import open_truth
 from weaksam_jax.data.detections import annotation, annotation_file
+from weaksam_jax.data.mini_set import write_mini
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
@@ -36,7 +36,7 @@ def run(name, *arguments):
 def data(tmp_path_factory):
     """(a tiny data set, a COCO file of the true boxes of its training images)."""
     folder = tmp_path_factory.mktemp("examples")
-    data = write_tiny(folder)
+    data = write_mini(folder, 1, train_images=8, test_images=4, progress=False)
     truth = open_truth(data, "trainval")
     rows = [
         annotation(record.image_id, truth.category_ids[label], box)

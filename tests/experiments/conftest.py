@@ -1,11 +1,11 @@
-"""One tiny data set and one undisturbed run of the road, for all tests here."""
+"""One tiny data set and one undisturbed run of the pipeline, for all tests here."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import pytest
-from tiny_pipeline import travel, write_tiny
+from tiny_pipeline import run_pipeline, write_tiny
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,6 @@ def tiny_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory, cache, tiny_data) -> Run:
-    """The road from begin to end; not to be changed."""
+    """The pipeline from begin to end; not to be changed."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    return Run(tiny_data, out, travel(cache, tiny_data, out))
+    return Run(tiny_data, out, run_pipeline(cache, tiny_data, out))

@@ -22,7 +22,7 @@ def fault_of(said: str) -> str:
 
 
 def fails(capsys, data: Path | str, out: Path, *more: str) -> str:
-    """Runs the road in this process; returns the error line."""
+    """Runs the pipeline in this process; returns the error line."""
     capsys.readouterr()
     assert entry_point(main, flags(data, out, *more)) == 2
     assert not list(out.rglob("*.tmp"))
@@ -100,9 +100,9 @@ def test_data_that_is_no_data_set(tmp_path, capsys, exists):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--stages", "data,walk"], "--stages: walk is no stage"),
-        (["--settings.wsod.backbone", "vgg16"], "the MIL detector: has no weights for vgg16; set"),
-        (["--settings.retrain.init", "no/r50.safetensors"], "no/r50.safetensors: does not exist"),
+        (["--stages", "data,mask"], "--stages: mask is no stage; did you mean masks?"),
+        (["--wsod.model.backbone", "vgg16"], "stage wsod: has no weights for vgg16; set"),
+        (["--retrain.optim.init", "no/r50.safetensors"], "no/r50.safetensors: does not exist"),
         (["--proposals", "nowhere"], "nowhere/trainval/manifest.json: does not exist"),
     ],
 )

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipeline import flags
+from tiny_pipeline import flags, options
 
 from bridge.clues.weaktr import WeakTr, WeakTrConfig
 from bridge.clues.weaktr_recipe import WeakTrSettings
 from experiments.pipeline import clues
-from experiments.pipeline.config import RoadSettings
-from experiments.pipeline.options import parse
-from experiments.pipeline.stages import Journey, travel
+from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.run import new_run
+from experiments.pipeline.stages import graph, run_pipeline
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.images import load_image
 from weaksam_jax.errors import BadInput
@@ -25,18 +25,19 @@ def weights(path: Path, classes: int, seed: int) -> Path:
 
 
 def keys(data: Path, *more: str) -> dict[str, list]:
-    stages = Journey(parse(flags(data, data.parent, *more), "", "")).stages()
-    return {stage.name: stage.settings for stage in stages}
+    run = new_run(options(*flags(data, data.parent, *more)))
+    return {stage.name: stage.settings for stage in graph(run)}
 
 
 def test_a_file_of_weights_is_used_as_it_is(tiny_data, tmp_path):
     train = open_tags(tiny_data, split_names(tiny_data)["train"])
     file = weights(tmp_path / "clues.pth", len(train.classes), 0)
-    more = ("--settings.clues", str(file), "--settings.clue-use.fusion", "uniform")
-    options = parse(flags(tiny_data, tmp_path / "run", *more, "--stages", "data,clues"), "", "")
-    travel(options)
+    more = ("--clues", str(file), "--clue-use.fusion", "uniform")
+    asked = options(*flags(tiny_data, tmp_path / "run", *more, "--stages", "data,clues"))
+    run_pipeline(asked)
+    run = new_run(asked)
     assert not (tmp_path / "run" / "clues" / "weaktr.safetensors").exists()  # nothing was trained
-    network = clues.load(train, options.settings, tmp_path / "run")
+    network = clues.load(run, train)
     assert network.config.fusion == "uniform" and network.config.dim == 128
     record = train.records[0]
     found = network(load_image(record.path), record.tags)
@@ -50,12 +51,12 @@ def test_a_file_of_weights_is_used_as_it_is(tiny_data, tmp_path):
     assert keys(tiny_data, *more)["clues"] != before["clues"]
     weights(file, len(train.classes) + 1, 1)
     with pytest.raises(BadInput, match=r"clues\.pth: has \d+ classes, the data set has"):
-        clues.load(train, options.settings, tmp_path / "run")
+        clues.load(run, train)
 
 
 def test_the_published_recipe(tmp_path):
-    chosen = dataclasses.replace(RoadSettings(), clues="weaktr_paper")
-    with pytest.raises(BadInput, match=r"settings\.weaktr\.init: is missing"):
+    chosen = dataclasses.replace(PipelineConfig(), clues="weaktr_paper")
+    with pytest.raises(BadInput, match=r"--weaktr\.init: is missing"):
         chosen.clue_recipe()
     init = dataclasses.replace(chosen.weaktr, init=tmp_path / "deit.pth", workers=7)
     recipe = dataclasses.replace(chosen, weaktr=init).clue_recipe()
@@ -65,4 +66,4 @@ def test_the_published_recipe(tmp_path):
 
 def test_no_such_network(tiny_data, tmp_path):
     with pytest.raises(BadInput, match=r"weaktrr: is no clue network; give weaktr, weaktr_paper"):
-        keys(tiny_data, "--settings.clues", "weaktrr")
+        keys(tiny_data, "--clues", "weaktrr")

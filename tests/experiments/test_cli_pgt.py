@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from tiny_pipeline import options, write_run
 
 from experiments.pgt import main, with_image_ids
-from experiments.pipeline.config import RoadSettings, restore
-from experiments.pipeline.options import RoadOptions
-from experiments.pipeline.options import parse as parse_road
-from experiments.pipeline.stages import Journey
+from experiments.pipeline.run import open_run
+from experiments.pipeline.stages import make_pseudo_boxes
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini_set import write_mini
@@ -22,7 +21,7 @@ from weaksam_jax.pgt import PgtSettings
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def toy(tmp_path_factory):
     """(data set, detections file): every true box, each with a smaller one, under VOC's names."""
     folder = tmp_path_factory.mktemp("pgt")
     data = write_mini(folder, 0, 6, 2, progress=False)
@@ -39,16 +38,16 @@ def world(tmp_path_factory):
     return data, path
 
 
-def run(world, out, *more):
-    flags = ["--detections", str(world[1]), "--data", str(world[0]), "--out", str(out), *more]
+def run(toy, out, *more):
+    flags = ["--detections", str(toy[1]), "--data", str(toy[0]), "--out", str(out), *more]
     return entry_point(main, flags)
 
 
-def test_the_truth_is_found_and_its_parts_fall(world, tmp_path, capsys):
-    assert run(world, tmp_path / "pgt.json") == 0
+def test_the_truth_is_found_and_its_parts_fall(toy, tmp_path, capsys):
+    assert run(toy, tmp_path / "pgt.json") == 0
     assert "missed" in capsys.readouterr().out
     sheet = json.loads((tmp_path / "pgt.sheet.json").read_text())
-    tags, truth = open_tags(world[0], "trainval"), open_truth(world[0], "trainval")
+    tags, truth = open_tags(toy[0], "trainval"), open_truth(toy[0], "trainval")
     for figure in ("recall50", "precision50", "recall70", "precision70"):
         assert sheet["truth"][figure] == 1
     assert sheet["tags"]["without_box"] == 0
@@ -61,12 +60,12 @@ def test_the_truth_is_found_and_its_parts_fall(world, tmp_path, capsys):
     assert len(loaded.imgs) == 6 and {one["score"] for one in loaded.anns.values()} == {0.9}
 
 
-def test_the_picture_shows_pseudo_boxes_where_they_are(world, tmp_path):
+def test_the_picture_shows_pseudo_boxes_where_they_are(toy, tmp_path):
     """Without a score threshold the lower box of each object is drawn, too: other pixels."""
     pictures = []
-    every = ("--settings.rule", "pgf", "--settings.score-threshold", "0", "--settings.nested")
-    for more in ((), (*every, *open_tags(world[0], "trainval").classes)):
-        assert run(world, tmp_path / "pgt.json", *more) == 0
+    every = ("--rule", "pgf", "--score-threshold", "0", "--nested")
+    for more in ((), (*every, *open_tags(toy[0], "trainval").classes)):
+        assert run(toy, tmp_path / "pgt.json", *more) == 0
         pictures.append(np.asarray(Image.open(tmp_path / "pgt.png").convert("RGB")).astype(int))
     assert pictures[0].shape == pictures[1].shape
     changed = (pictures[0] != pictures[1]).any(-1).mean()
@@ -90,12 +89,12 @@ def flags_of(text, prefix):
 
 
 @pytest.mark.parametrize("text", RULES)
-def test_the_rule_brings_its_own_thresholds(world, tmp_path, text):
+def test_the_rule_brings_its_own_thresholds(toy, tmp_path, text):
     rule, threshold, nested = RULES[text]
     if nested == ("person",):
-        nested = open_tags(world[0], "trainval").classes[:1]
+        nested = open_tags(toy[0], "trainval").classes[:1]
         text = text.replace("person", nested[0])
-    assert run(world, tmp_path / "pgt.json", *flags_of(text, "--settings.")) == 0
+    assert run(toy, tmp_path / "pgt.json", *flags_of(text, "--")) == 0
     used = json.loads((tmp_path / "pgt.sheet.json").read_text())["rule"]
     assert (used["rule"], used["score_threshold"]) == (rule, threshold)
     assert used["nested"] == list(nested)
@@ -103,37 +102,28 @@ def test_the_rule_brings_its_own_thresholds(world, tmp_path, text):
 
 @pytest.mark.parametrize("text", RULES)
 @pytest.mark.parametrize("preset", ["mini", "light", "voc07"])
-def test_on_the_road_a_presets_threshold_is_for_its_own_rule(preset, text):
+def test_in_the_pipeline_a_presets_threshold_is_for_its_own_rule(preset, text):
     """The mini preset's 0.8 is a figure of the paper's rule and not of another one."""
     rule, threshold, nested = RULES[text]
     if preset == "mini" and not text:
         threshold = 0.8
-    flags = ["--data", "mini", "--preset", preset, *flags_of(text, "--settings.pgt.")]
-    made = parse_road(flags, "", "").settings.pgt
+    flags = ["--data", "mini", "--preset", preset, *flags_of(text, "--pgt.")]
+    made = options(*flags, job="voc07").settings.pgt
     assert made == PgtSettings(rule, threshold, nested=nested)
 
 
 def test_the_mini_presets_rule_named_keeps_its_threshold():
-    made = parse_road(["--data", "mini", "--settings.pgt.rule", "paper"], "", "").settings.pgt
+    made = options("--data", "mini", "--pgt.rule", "paper").settings.pgt
     assert made == PgtSettings(score_threshold=0.8, nested=())
 
 
-def test_a_stored_run_keeps_its_values():
-    """As settings.json of runs before thresholds went by the rule has them."""
-    stored = {
-        "rule": "pgf", "score_threshold": 0.8, "overlap_threshold": 0.85, "k": 1, "nested": [],
-    }  # fmt: skip
-    kept = PgtSettings(rule="pgf", score_threshold=0.8, nested=())
-    assert restore(PgtSettings, stored).resolved() == kept
-
-
-def test_the_roads_top_1_is_one_box_whatever_k_is(world, tmp_path):
-    data, path = world
+def test_the_pipelines_top_1_is_one_box_whatever_k_is(toy, tmp_path):
+    data, path = toy
     found = with_image_ids(json.loads(path.read_text()), open_tags(data, "trainval"))
     (tmp_path / "wsod").mkdir()
     (tmp_path / "wsod" / "detections_train.json").write_text(json.dumps(found))
-    settings = RoadSettings(pgt=PgtSettings(rule="top_k", k=2))
-    Journey(RoadOptions(str(data), tmp_path, settings=settings)).run_pgt()
+    write_run(tmp_path, data, pgt=PgtSettings(rule="top_k", k=2))
+    make_pseudo_boxes(open_run(tmp_path))
     most = {}
     for name in ("pgt", "top1"):
         made = json.loads((tmp_path / "pgt" / f"{name}.json").read_text())["annotations"]
@@ -142,9 +132,9 @@ def test_the_roads_top_1_is_one_box_whatever_k_is(world, tmp_path):
     assert most["top1"].keys() == most["pgt"].keys()
 
 
-def test_voc_dict_has_every_image_and_corners(world, tmp_path):
-    assert run(world, tmp_path / "coco.json") == 0
-    assert run(world, tmp_path / "dict.json", "--format", "voc-dict") == 0
+def test_voc_dict_has_every_image_and_corners(toy, tmp_path):
+    assert run(toy, tmp_path / "coco.json") == 0
+    assert run(toy, tmp_path / "dict.json", "--format", "voc-dict") == 0
     made = json.loads((tmp_path / "dict.json").read_text())
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert set(made) == {str(image["id"]) for image in coco["images"]}
@@ -156,12 +146,12 @@ def test_voc_dict_has_every_image_and_corners(world, tmp_path):
         assert row["category_id"] == one["category_id"] - 1 and row["score"] == one["score"]
 
 
-def test_without_truth_the_sheet_has_the_tags_alone(world, tmp_path, capsys):
+def test_without_truth_the_sheet_has_the_tags_alone(toy, tmp_path, capsys):
     lines = ["file,tags,split"]
     for role, name in (("train", "trainval"), ("test", "test")):
-        for r in open_tags(world[0], name).records:
+        for r in open_tags(toy[0], name).records:
             lines.append(f"{r.file_name},{';'.join(f'c{tag}' for tag in r.tags)},{role}")
-    (tmp_path / "images").symlink_to(world[0] / "JPEGImages")
+    (tmp_path / "images").symlink_to(toy[0] / "JPEGImages")
     (tmp_path / "tags.csv").write_text("\n".join(lines) + "\n")
     train = open_tags(tmp_path, "train")
     one = train.records[0]
@@ -176,7 +166,7 @@ def test_without_truth_the_sheet_has_the_tags_alone(world, tmp_path, capsys):
     said = capsys.readouterr().out
     assert sheet["tags"]["score"] == [0.5] * 3 and "recall" not in said
     columns, everything = (line.split() for line in said.splitlines()[:2])
-    assert columns[3:5] == ["an", "image"]
+    assert columns[3:5] == ["per", "image"]
     per_image = f"{1 / len(train.records):.2f}"
     assert everything[:4] == ["all", str(tags), "1", per_image]
     assert everything[4] == f"{1 / tags:.2f}"
@@ -185,11 +175,11 @@ def test_without_truth_the_sheet_has_the_tags_alone(world, tmp_path, capsys):
     assert all(row[3] == "0.00" for row in by_class.values() if row[2] == "0")
 
 
-def test_detections_of_another_data_set_are_refused(world, tmp_path, capsys):
+def test_detections_of_another_data_set_are_refused(toy, tmp_path, capsys):
     (tmp_path / "other.json").write_text(
         json.dumps([{"image_id": "009999", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
     )
-    assert run((world[0], tmp_path / "other.json"), tmp_path / "pgt.json") == 2
+    assert run((toy[0], tmp_path / "other.json"), tmp_path / "pgt.json") == 2
     assert str(tmp_path / "other.json") in capsys.readouterr().err
     assert not (tmp_path / "pgt.json").exists()
 
@@ -218,14 +208,12 @@ CASES = [(text, one) for text, some in FAULTS.items()
 
 
 @pytest.mark.parametrize(("text", "bad"), CASES)
-def test_faulty_detections_are_one_line_that_names_file_and_entry(
-    world, tmp_path, capsys, text, bad
-):
-    good, path = json.loads(world[1].read_text())[0], tmp_path / "bad.json"
+def test_faulty_detections_are_one_line_that_names_file_and_entry(toy, tmp_path, capsys, text, bad):
+    good, path = json.loads(toy[1].read_text())[0], tmp_path / "bad.json"
     if isinstance(bad, dict) and bad.get("image_id") == "{name}":
         bad = {**bad, "image_id": good["image_id"]}
     path.write_text(json.dumps([good, bad]))
-    assert run((world[0], path), tmp_path / "pgt.json") == 2
+    assert run((toy[0], path), tmp_path / "pgt.json") == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"error: {path}: entry 1") and text in said[0]
     assert sorted(tmp_path.iterdir()) == [path]
@@ -234,54 +222,54 @@ def test_faulty_detections_are_one_line_that_names_file_and_entry(
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--settings.score-threshold", "nan"), "setting score_threshold"),
-        (("--settings.score-threshold", "1.5"), "setting score_threshold"),
-        (("--settings.overlap-threshold", "-0.5"), "setting overlap_threshold"),
-        (("--settings.rule", "top_k", "--settings.k", "0"), "setting k"),
-        (("--settings.nested", "botle"), "setting nested"),
+        (("--score-threshold", "nan"), "setting score_threshold"),
+        (("--score-threshold", "1.5"), "setting score_threshold"),
+        (("--overlap-threshold", "-0.5"), "setting overlap_threshold"),
+        (("--rule", "top_k", "--k", "0"), "setting k"),
+        (("--nested", "botle"), "setting nested"),
     ],
 )
-def test_bad_settings_are_one_line_before_anything_is_written(world, tmp_path, capsys, flags, text):
-    assert run(world, tmp_path / "pgt.json", *flags) == 2
+def test_bad_settings_are_one_line_before_anything_is_written(toy, tmp_path, capsys, flags, text):
+    assert run(toy, tmp_path / "pgt.json", *flags) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"error: {text}: ")
     assert not any(tmp_path.iterdir())
 
 
-def test_bad_settings_of_the_road_are_refused_at_once(capsys):
-    flags = ["--data", "mini", "--settings.pgt.k", "0"]
-    assert entry_point(lambda argv: parse_road(argv, "", ""), flags) == 2
+def test_bad_settings_of_the_pipeline_are_refused_at_once(capsys):
+    flags = ["--data", "mini", "--pgt.k", "0"]
+    assert entry_point(lambda argv: options(*argv), flags) == 2
     assert capsys.readouterr().err.startswith("error: setting k: ")
 
 
 @pytest.mark.parametrize("name", ["x.png", "voc.2007", "x", "folder", "folder.json", "with.json"])
-def test_an_output_that_cannot_be_is_refused(world, tmp_path, capsys, name):
+def test_an_output_that_cannot_be_is_refused(toy, tmp_path, capsys, name):
     for folder in ("folder", "folder.json", "with.png"):
         (tmp_path / folder).mkdir()
-    assert run(world, tmp_path / name) == 2
+    assert run(toy, tmp_path / name) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"error: --out: {tmp_path / name.split('.')[0]}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.json", "with.png"]
 
 
 @pytest.mark.parametrize("out", ["found.json", "../found/found.json", "found.sheet.json"])
-def test_the_input_is_not_overwritten(world, tmp_path, capsys, out):
+def test_the_input_is_not_overwritten(toy, tmp_path, capsys, out):
     folder = tmp_path / "found"
     folder.mkdir()
     path = folder / out.replace("../found/", "")
-    path.write_text(world[1].read_text())
+    path.write_text(toy[1].read_text())
     out = folder / out.replace(".sheet", "")
-    assert run((world[0], path), out) == 2
+    assert run((toy[0], path), out) == 2
     assert "--detections" in capsys.readouterr().err
-    assert path.read_text() == world[1].read_text() and list(folder.iterdir()) == [path]
+    assert path.read_text() == toy[1].read_text() and list(folder.iterdir()) == [path]
 
 
-def test_a_broken_image_leaves_no_output(world, tmp_path, capsys):
+def test_a_broken_image_leaves_no_output(toy, tmp_path, capsys):
     data, out = tmp_path / "VOC2007", tmp_path / "pgt.json"
-    shutil.copytree(world[0], data)
+    shutil.copytree(toy[0], data)
     for path in (data / "JPEGImages").iterdir():  # whole headers: the size is still read
         path.write_bytes(path.read_bytes()[:-200])
-    assert run((data, world[1]), out) == 2
+    assert run((data, toy[1]), out) == 2
     assert "image cannot be read" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [data]
 
@@ -302,19 +290,19 @@ def test_image_ids_may_be_file_names_of_any_data_set(tmp_path):
     assert [one["image_id"] for one in found] == list(wanted)  # the input stays as it is
 
 
-def test_file_names_as_image_ids_end_to_end(world, tmp_path):
+def test_file_names_as_image_ids_end_to_end(toy, tmp_path):
     """The same pseudo boxes whether images are numbers, names or file names."""
     made = []
-    records = {r.file_name: r.image_id for r in open_tags(world[0], "trainval").records}
+    records = {r.file_name: r.image_id for r in open_tags(toy[0], "trainval").records}
     for form in (
         lambda name: name,
         lambda name: name + ".jpg",
         lambda name: records[name + ".jpg"],
     ):
-        found = json.loads(world[1].read_text())
+        found = json.loads(toy[1].read_text())
         for one in found:
             one["image_id"] = form(one["image_id"])
         (tmp_path / "found.json").write_text(json.dumps(found))
-        assert run((world[0], tmp_path / "found.json"), tmp_path / "pgt.json") == 0
+        assert run((toy[0], tmp_path / "found.json"), tmp_path / "pgt.json") == 0
         made.append((tmp_path / "pgt.json").read_text())
     assert made[0] == made[1] == made[2] and len(json.loads(made[0])["annotations"])

@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from tiny_pipeline import STAGES, assert_same_results, start, travel
+from tiny_pipeline import STAGES, assert_same_results, run_pipeline, start
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("WEAKSAM_KILLS", "4"))
@@ -19,7 +19,7 @@ SEED = int(os.environ.get("WEAKSAM_KILL_SEED", "0"))
 
 
 def moments(seconds):
-    """(stage, seconds into it) of every kill, in the order of the road."""
+    """(stage, seconds into it) of every kill, in the order of the pipeline."""
     rng = random.Random(SEED)
     stages = sorted(rng.choices(STAGES[1:], k=KILLS), key=STAGES.index)
     return [(stage, rng.random() * seconds[stage]) for stage in stages]
@@ -47,7 +47,7 @@ def test_kills_at_random_moments_do_not_change_the_result(undisturbed, cache, tm
         assert status in (0, -signal.SIGKILL), said[-3000:]
         killed += status == -signal.SIGKILL
     assert killed, "every call ended before its kill"
-    travel(cache, undisturbed.data, out)
+    run_pipeline(cache, undisturbed.data, out)
     assert_same_results(undisturbed.out, out)
 
 
@@ -68,5 +68,5 @@ def test_ctrl_c_and_sigterm_end_in_one_line_and_resume(undisturbed, cache, tmp_p
         assert said.splitlines()[-1] == f"{word}; the same command resumes"
         assert "Traceback" not in said
         assert not (out / "stages" / f"{stage}.json").exists() and not list(out.rglob("*.tmp"))
-    travel(cache, undisturbed.data, out)
+    run_pipeline(cache, undisturbed.data, out)
     assert_same_results(undisturbed.out, out)

@@ -5,11 +5,11 @@ import re
 import shutil
 
 import pytest
-from tiny_pipeline import assert_same_results, travel
+from tiny_pipeline import assert_same_results, run_pipeline
 
 
 @pytest.mark.slow
-def test_boxes_and_masks_of_the_training_images_have_no_part_in_the_road(
+def test_boxes_and_masks_of_the_training_images_have_no_part_in_the_pipeline(
     undisturbed, cache, tmp_path
 ):
     data, out = tmp_path / "VOC2007", tmp_path / "run"
@@ -23,7 +23,7 @@ def test_boxes_and_masks_of_the_training_images_have_no_part_in_the_road(
         for folder in ("SegmentationObject", "SegmentationClass"):
             (data / folder / f"{name}.png").unlink()
     assert removed > 8, "there was something to leak"
-    travel(cache, data, out)
+    run_pipeline(cache, data, out)
     assert_same_results(undisturbed.out, out)
     with_truth = json.loads((undisturbed.out / "metrics.json").read_text())
     without = json.loads((out / "metrics.json").read_text())

@@ -1,42 +1,44 @@
-"""What makes the stages of the real road run again, and what they may delete."""
+"""What makes the stages of the real pipeline run again, and what they may delete."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
-from tiny_pipeline import STAGES, flags
+from tiny_pipeline import STAGES, flags, options
 
 from experiments.pipeline import stages
 from experiments.pipeline.config import mini
-from experiments.pipeline.options import RoadOptions, parse
-from experiments.pipeline.runner import Road, Stage
-from experiments.pipeline.stages import Journey
+from experiments.pipeline.options import PipelineOptions
+from experiments.pipeline.run import new_run
+from experiments.pipeline.runner import Runner, Stage
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.files import read_json, write_json
+from weaksam_jax.run_folder import RunFolder
+from weaksam_jax.settings import change
 
 CHANGES = {
     "": (),
     "--seed 1": STAGES,
-    "--settings.weaktr.lr 0.1": STAGES[1:],
-    "--settings.lite.penalty 0.1": (),
+    "--weaktr.lr 0.1": STAGES[1:],
+    "--lite.penalty 0.1": (),
     "--proposals selective_search": STAGES[2:],
-    "--settings.export.prompts.threshold 0.5": STAGES[2:],
-    "--settings.sam sam_mini_lite": STAGES[2:],
+    "--export.prompts.threshold 0.5": STAGES[2:],
+    "--sam sam_mini_lite": STAGES[2:],
     "--wsod oicr": STAGES[3:],
-    "--settings.wsod.rate 0.1": STAGES[3:],
-    "--settings.pgt.rule official": STAGES[4:],
-    "--settings.retrain.steps 5": ("retrain", "report"),
-    "none": ("retrain", "report"),  # the RoI drop switched off
-    "--settings.masks.best-of-three": ("masks", "report"),
+    "--wsod.optim.lr 0.1": STAGES[3:],
+    "--pgt.rule official": STAGES[4:],
+    "--retrain.optim.steps 5": ("retrain", "report"),
+    "--retrain.loss.drop none": ("retrain", "report"),
+    "--ap50 coco": STAGES[3:],
+    "--masks.best-of-three": ("masks", "report"),
 }
 
 
 def stage_keys(data, *more):
-    options = parse(flags(data, data.parent, *more), "", "")
-    road = Road(data.parent, options.seed)
-    for stage in Journey(options).stages():
-        road.keys[stage.name] = road.key(stage)
-    return road.keys
+    run = new_run(options(*flags(data, data.parent, *more)))
+    runner = Runner(run.folder, run.seed)
+    for stage in stages.graph(run):
+        runner.keys[stage.name] = runner.key(stage)
+    return runner.keys
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def test_another_seed_keeps_the_embedded_data_set(tiny_data, tmp_path, monkeypat
     monkeypatch.setattr(stages, "write_mini", write_mini)
     for seed in (0, 1):
         command = flags("mini", tmp_path / "run", "--stages", "data", "--seed", str(seed))
-        metrics = stages.travel(parse(command, "", ""))
+        metrics = stages.run_pipeline(options(*command))
         assert metrics["seed"] == seed and metrics["dataset"]["train_images"] == 8
 
 
@@ -80,12 +82,12 @@ def test_killed_while_old_work_is_deleted(tmp_path, monkeypatch):
     def killed(*_, **__):
         raise SystemExit
 
-    Road(tmp_path, 0).follow([stage(1)])
+    Runner(RunFolder(tmp_path), 0).run([stage(1)])
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(SystemExit):
-            Road(tmp_path, 0).follow([stage(2)])
-    Road(tmp_path, 0).follow([stage(2)])
+            Runner(RunFolder(tmp_path), 0).run([stage(2)])
+    Runner(RunFolder(tmp_path), 0).run([stage(2)])
     assert seen == [[], []]
     assert read_json(tmp_path / "stages" / "a.json")["metrics"] == {}
 
@@ -99,10 +101,10 @@ def test_a_store_made_elsewhere_needs_no_clue_network(tmp_path, proposals, tag_p
     data = write_mini(tmp_path, 0, train_images=2, test_images=1, progress=False)
     for split in ("trainval", "test"):
         write_json(tmp_path / "store" / split / "manifest.json", {"images": []})
-    settings = mini()
-    settings = replace(settings, retrain=replace(settings.retrain, tag_power=tag_power))
+    settings = change(mini(), {"retrain.test.tag_power": tag_power})
     where = "sam" if proposals == "sam" else str(tmp_path / "store")
-    options = RoadOptions(str(data), tmp_path / "run", proposals=where, settings=settings)
-    stages = {stage.name: stage for stage in Journey(options).stages()}
-    assert ("clues" in stages) == has_clues == ("clues" in Journey(options).usual())
-    assert ("clues" in stages["proposals"].reads) == (proposals == "sam")
+    asked = PipelineOptions(str(data), tmp_path / "run", proposals=where, settings=settings)
+    run = new_run(asked)
+    found = {stage.name: stage for stage in stages.graph(run)}
+    assert ("clues" in found) == has_clues == ("clues" in stages.usual_stages(run))
+    assert ("clues" in found["proposals"].reads) == (proposals == "sam")

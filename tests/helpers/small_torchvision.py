@@ -103,7 +103,7 @@ def randomise(module, seed=0):
 
 
 def small_faster_rcnn(width, channels, classes, sizes, fc_width=24, seed=0, **options):
-    """`classes` without the background; anchors of one size a level; P2..P6."""
+    """`classes` without the background; anchors of one size per level; P2..P6."""
     body = SmallResNet(width)
     layers = {f"layer{k + 1}": str(k) for k in range(4)}
     widths = [4 * width * 2**k for k in range(4)]

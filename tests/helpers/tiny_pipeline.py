@@ -1,25 +1,32 @@
-"""The whole road at its smallest: 8 + 4 images, four steps a training, as a subprocess."""
+"""The whole pipeline at its smallest: 8 + 4 images, four steps a training, as a subprocess."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from experiments.pipeline.config import mini
+from experiments.pipeline.jobs import JOBS
+from experiments.pipeline.options import PipelineOptions, parse_options, settings_json
 from weaksam_jax.data.mini_set import write_mini
+from weaksam_jax.files import write_json
+from weaksam_jax.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
 SMALL = {
     "weaktr": "epochs=2 warmup-epochs=1 batch-size=4 dim=16 heads=2 depth=2 crop=64 workers=0",
     "export": "prompts.grid-side=4 proposals.max-boxes=16 clue-side=32",
-    "wsod": "pretrain-steps=4 steps=4 warmup=1 batch=4 width=16 max-proposals=16 test-batch=4 "
-    "scales.0=96,96 checkpoint-every=2 max-detections=10",
+    "wsod": "optim.pretrain-steps=4 optim.steps=4 optim.warmup=1 optim.batch-size=4 model.width=16 "
+    "data.max-proposals=16 test.batch-size=4 data.scales.0=96,96 optim.checkpoint-every=2 "
+    "test.max-detections=10",
     # Four steps do not make scores of .3: without a threshold every class has its pseudo boxes.
     "pgt": "score-threshold=0",
-    "retrain": "steps=4 warmup=1 batch=4 channels=16 fc-width=16 test-batch=4 checkpoint-every=2 "
-    "scales.0=96,96 views.0=96,96 max-detections=10 score-threshold=0 test-pre-nms=50 "
-    "test-post-nms=20 detection.pre-nms=50 detection.post-nms=20 detection.rpn-batch=16 "
-    "detection.roi-batch=16",
+    "retrain": "optim.steps=4 optim.warmup=1 optim.batch-size=4 model.channels=16 "
+    "model.fc-width=16 test.batch-size=4 optim.checkpoint-every=2 data.scales.0=96,96 "
+    "test.tta-scales.0=96,96 test.max-detections=10 test.score-threshold=0 test.pre-nms=50 "
+    "test.post-nms=20 loss.pre-nms=50 loss.post-nms=20 loss.rpn-batch=16 loss.roi-batch=16",
 }
 # What must be the same bits, whatever interrupted the run.
 RESULTS = (
@@ -45,9 +52,14 @@ def flags(data: Path, out: Path, *more: str) -> list[str]:
     for stage, settings in SMALL.items():
         for setting in settings.split():
             name, value = setting.split("=")
-            small += [f"--settings.{stage}.{name}", *value.split(",")]
+            small += [f"--{stage}.{name}", *value.split(",")]
     head = ["--data", str(data), "--out", str(out), "--preset", "mini"]
-    return [*head, *small, "--settings.retrain.no-mirrored", *more]
+    return [*head, *small, "--retrain.test.no-tta-flip", *more]
+
+
+def options(*argv: str, job: str = "custom") -> PipelineOptions:
+    """What a main job makes of these flags."""
+    return parse_options(argv, "", JOBS[job])
 
 
 def start(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen:
@@ -63,7 +75,7 @@ def start(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Programs that XLA compiled are kept in `cache`: most of a tiny road is compiling."""
+    """Programs that XLA compiled are kept in `cache`: most of a tiny run is compiling."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -72,8 +84,8 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def travel(cache: Path, data: Path, out: Path, *more: str) -> str:
-    """Runs the road to its end; returns what it said on stderr."""
+def run_pipeline(cache: Path, data: Path, out: Path, *more: str) -> str:
+    """Runs the pipeline to its end; returns what it said on stderr."""
     process = start(cache, data, out, *more)
     _, said = process.communicate()
     assert process.returncode == 0, said[-3000:]
@@ -86,7 +98,7 @@ def stages_run(said: str) -> list[str]:
 
 
 def result_bytes(out: Path) -> dict[str, bytes]:
-    """The files of `RESULTS` in a run directory, by relative path."""
+    """The files of `RESULTS` in a run folder, by relative path."""
     found = {}
     for pattern in RESULTS:
         paths = sorted(out.glob(pattern))
@@ -100,3 +112,11 @@ def assert_same_results(one: Path, other: Path) -> None:
     a, b = result_bytes(one), result_bytes(other)
     assert a.keys() == b.keys()
     assert [name for name in a if a[name] != b[name]] == []
+
+
+def write_run(folder: Path, data: str | Path, **config) -> Path:
+    """settings.json of a run of the mini preset on `data`, some settings of it changed."""
+    settings = replace(mini(), **config)
+    options = PipelineOptions(str(data), folder, settings=settings, preset="mini")
+    write_json(RunFolder(folder).settings, settings_json(options))
+    return folder

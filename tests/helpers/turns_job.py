@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.pipeline.runner import Road, Stage
+from experiments.pipeline.runner import Runner, Stage
 from weaksam_jax.cli import Terminated, entry_point
 from weaksam_jax.engine.distributed import (
     all_reduce_max,
@@ -14,6 +14,7 @@ from weaksam_jax.engine.distributed import (
     start,
 )
 from weaksam_jax.errors import BadInput
+from weaksam_jax.run_folder import RunFolder
 
 
 def returns(folder):
@@ -38,15 +39,16 @@ def raises(folder, error=None):
     run_on_leader(work)
 
 
-def walks(folder):
-    """A road of three stages; the second is done together. Prints what ran here."""
+def stages(folder):
+    """Three stages; the second is done together. Prints what ran here."""
     ran = []
 
     def stage(name, **options):
         return Stage(name, 0, (), lambda: ran.append(name) or {name: process()[0]}, **options)
 
-    stages = stage("a"), stage("b", together=True), stage("c")
-    metrics = [Road(folder, 0).follow(stages) for _ in range(2)]  # the second repeats nothing
+    three = stage("a"), stage("b", together=True), stage("c")
+    # The second repeats nothing.
+    metrics = [Runner(RunFolder(folder), 0).run(three) for _ in range(2)]
     print(ran, [{name: one[name] for name in "abc"} for one in metrics])
 
 
@@ -62,7 +64,7 @@ def main(argv):
     start()
     cases = {
         "terminated": lambda folder: raises(folder, Terminated()),
-        **{one.__name__: one for one in (returns, raises, walks, dies)},
+        **{one.__name__: one for one in (returns, raises, stages, dies)},
     }
     cases[case](Path(folder))
 

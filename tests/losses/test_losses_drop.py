@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weaksam_jax.detectors.faster_rcnn.loss import DropSettings, dropped_sums, roi_objective
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig
+from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, dropped_sums, roi_objective
 from weaksam_jax.losses.drop import query_drop, roi_drop
 
 
 def loop_keep(cls_loss, reg_loss, foreground, valid, tau_cls, tau_reg, rule, drop_background):
-    """Equation 1, a RoI at a time."""
+    """Equation 1, one RoI at a time."""
     keep = []
     for c, r, fg, ok in zip(cls_loss, reg_loss, foreground, valid, strict=True):
         r = r if fg else 0.0
@@ -39,7 +40,7 @@ def random_rois(seed, count=200):
 @pytest.mark.parametrize("drop_background", [True, False])
 def test_roi_drop_is_equation_1(rule, drop_background):
     rois = random_rois(0)
-    keep = roi_drop(*rois, 4.0, 1.0, rule, drop_background=drop_background)
+    keep = roi_drop(*rois, 4.0, 1.0, rule=rule, drop_background=drop_background)
     expected = loop_keep(*rois, 4.0, 1.0, rule, drop_background)
     assert 0 < expected.sum() < rois[3].sum()
     np.testing.assert_array_equal(keep, expected)
@@ -50,22 +51,23 @@ def test_rules_differ_where_they_should():
     cls_loss, reg_loss = np.array([5.0, 1.0, 5.0, 5.0]), np.array([0.5, 2.0, 2.0, 9.0])
     foreground, valid = np.array([True, True, True, False]), np.ones(4, bool)
     either = roi_drop(cls_loss, reg_loss, foreground, valid, 4.0, 1.0)
-    both = roi_drop(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, "both")
+    both = roi_drop(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, rule="both")
     np.testing.assert_array_equal(either, [False, False, False, False])
     np.testing.assert_array_equal(both, [True, True, False, True])
     spared = roi_drop(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, drop_background=False)
     np.testing.assert_array_equal(spared, [False, False, False, True])
     with pytest.raises(ValueError, match="either"):
-        roi_drop(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, "or")
+        roi_drop(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, rule="or")
 
 
 @pytest.mark.parametrize("normaliser", ["n_valid", "n_kept"])
 def test_objective_and_its_gradient_are_equation_2(normaliser):
     cls_loss, reg_loss, foreground, valid = random_rois(1)
-    drop = DropSettings(4.0, 1.0, start=10, normaliser=normaliser)
+    drop = DropConfig(4.0, 1.0, start=10, normaliser=normaliser)
 
     def total(cls_loss, reg_loss, step):
-        terms, metrics = roi_objective(cls_loss, reg_loss, foreground, valid, step, drop)
+        rois = RoiLosses(cls_loss, reg_loss, foreground, valid)
+        terms, metrics = roi_objective(rois, step=step, drop=drop)
         return terms["cls"] + terms["box"], metrics
 
     keep = loop_keep(cls_loss, reg_loss, foreground, valid, 4.0, 1.0, "either", True)
@@ -84,9 +86,9 @@ def test_objective_and_its_gradient_are_equation_2(normaliser):
         np.testing.assert_allclose(metrics["dropped_background"], share, rtol=1e-5)
 
 
-def test_no_drop_settings_means_no_drop_and_no_shares():
+def test_no_drop_config_means_no_drop_and_no_shares():
     rois = random_rois(2)
-    terms, metrics = roi_objective(*rois, jnp.int32(10**6), None)
+    terms, metrics = roi_objective(RoiLosses(*rois), step=jnp.int32(10**6), drop=None)
     cls_loss, _, _, valid = rois
     np.testing.assert_allclose(terms["cls"], cls_loss[valid].mean(), rtol=1e-6)
     assert "dropped_foreground" not in metrics
@@ -94,7 +96,8 @@ def test_no_drop_settings_means_no_drop_and_no_shares():
 
 def test_a_loss_that_is_not_finite_is_not_hidden_by_dropping():
     one = jnp.ones(2)
-    sums = dropped_sums(one.at[0].set(jnp.nan), one, one > 0, one > 0, jnp.bool_(True), 4.0, 1.0)
+    rois = RoiLosses(one.at[0].set(jnp.nan), one, one > 0, one > 0)
+    sums = dropped_sums(rois, active=jnp.bool_(True), drop=DropConfig())
     assert jnp.isnan(sums["cls"])
 
 

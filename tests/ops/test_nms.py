@@ -69,8 +69,9 @@ def test_multiclass_nms_equals_the_loop_under_vmap(per_class, outputs, every_cla
     cases[0] = (cases[0][0], cases[0][1], np.zeros(count, bool))
     cases = [(b if per_class else b[:, 0], s, v) for b, s, v in cases]
     batch = [jnp.asarray(np.stack(column)) for column in zip(*cases, strict=True)]
-    settings = 0.25, 0.5, outputs, top, every_class
-    run = jax.jit(jax.vmap(lambda b, s, v: multiclass_nms(b, s, v, *settings)))
+    settings = {"score_threshold": 0.25, "iou_threshold": 0.5, "max_output": outputs}
+    settings |= {"pre_nms_top_k": top, "every_class": every_class}
+    run = jax.jit(jax.vmap(lambda b, s, v: multiclass_nms(b, s, v, **settings)))
     results = [np.asarray(x) for x in run(*batch)]
     for image, (boxes, scores, valid) in enumerate(cases):
         expected = []

@@ -183,10 +183,10 @@ class PlainDetector:
         order = torch.sort(torch.cat(scores), descending=True, stable=True).indices[:post_nms]
         return torch.cat(boxes)[order]
 
-    def detect(self, canvas, size, pre_nms, post_nms, threshold, iou, count):
-        """(scores, boxes, labels), best first, of one normalised image in the top left corner of a
-        canvas `[1, 3, H, W]` of zeros; size: its (height, width)."""
-        levels = self.pyramid(canvas)
+    def detect(self, padded, size, pre_nms, post_nms, threshold, iou, count):
+        """(scores, boxes, labels), best first, of one normalised image, zero-padded at right and
+        bottom: `[1, 3, H, W]`; size: its (height, width)."""
+        levels = self.pyramid(padded)
         proposals = self.proposals(levels, size, pre_nms, post_nms)
         logits, deltas = self.head(levels, 0, proposals)
         scores = F.softmax(logits, 1)[:, :-1]

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# A row a block: kernel, stride, expansion, output channels.
+# A row per block: kernel, stride, expansion, output channels.
 BLOCKS = (
     (3, 1, 1, 16),
     *((3, 2, 6, 24), (3, 1, 6, 24)),

@@ -7,10 +7,10 @@ import numpy as np
 
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize
-from weaksam_jax.data.batches import PaddedSize, pad_boxes
 from weaksam_jax.data.images import load_image
+from weaksam_jax.data.padding import pad_boxes
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, bucket_of, check_scales
+from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
 from weaksam_jax.errors import BadInput
 
 

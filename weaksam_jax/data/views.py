@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 
 from weaksam_jax.boxes import clip, flip
-from weaksam_jax.data.batches import PaddedSize, resize_and_pad
 from weaksam_jax.data.images import load_image
+from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, bucket_of, check_scales
+from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ function of parameters and a batch. `weaksam_jax.engine` trains and runs any of 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import optax
@@ -23,6 +23,7 @@ from weaksam_jax.settings import from_plain, to_plain
 
 __all__ = [
     "DETECTORS",
+    "RETRAINERS",
     "Detections",
     "Detector",
     "Weights",
@@ -38,13 +39,19 @@ __all__ = [
 class Detector(Protocol):
     """What every detector offers.
 
-    config: a frozen dataclass with the parts `.model .loss .optim .data .test`; classes: names, or
-    their number. Every batch has `image` uint8 RGB `[B, H, W, 3]` (zero-padded at right and bottom)
-    and `size` `[B, 2]`, (height, width); a retrainer's also `boxes` `[B, G, 4]`, `labels` and
-    `valid` `[B, G]`; the MIL detector's proposals, prior and tags (`MilDetector`).
+    kind: its row in `DETECTORS`; Config: the type of its config; presets: configs by name ("mini",
+    "light", and the paper's); learns_from: what training is shown beside images. config: a frozen
+    dataclass with the parts `.model .loss .optim .data .test`; classes: names, or their number.
+
+    Every batch has `image` uint8 RGB `[B, H, W, 3]` (zero-padded at right and bottom) and `size`
+    `[B, 2]`, (height, width); to learn boxes also `boxes` `[B, G, 4]`, `labels` and `valid`
+    `[B, G]`; the MIL detector's proposals, prior and tags (`MilDetector`).
     """
 
     kind: str
+    Config: type
+    presets: Mapping[str, Callable[[], Any]]
+    learns_from: Literal["tags", "boxes"]
     config: Any
     classes: tuple[str, ...] | int
 
@@ -85,6 +92,8 @@ class Detector(Protocol):
 
 
 DETECTORS: dict[str, type] = {one.kind: one for one in (MilDetector, FasterRcnn)}
+# Those that are retrained on pseudo boxes.
+RETRAINERS = {kind: one for kind, one in DETECTORS.items() if one.learns_from == "boxes"}
 
 
 def load_detector(path: str | Path) -> tuple[Detector, Params]:
@@ -118,7 +127,8 @@ def stated_detector(weights: Weights) -> Detector:
 
 def save_detector(path: str | Path, detector: Detector, params: Params) -> None:
     """Writes a detector with all that `load_detector` needs, atomically."""
-    save_params(path, params, metadata_of(detector))
+    metadata = metadata_of(detector)
+    save_params(path, params, metadata)
 
 
 def metadata_of(detector: Detector) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""One functional train step over a mesh, its loop and its checkpoints."""
+"""Training and detection of any detector: a step over a mesh, its loop, checkpoints, weights."""

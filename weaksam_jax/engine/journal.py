@@ -7,7 +7,7 @@ from weaksam_jax.files import write_text
 
 
 class Journal:
-    """Results by image: a first line with a key, then one JSON line a batch of images.
+    """Results by image: a first line with a key, then a JSON line for each image.
 
     key: a hash of everything that decides the results. A file of another key is started afresh; a
     last line that was cut short is dropped. done: {image id: COCO results} of what is there.

@@ -62,9 +62,11 @@ def train_detector(
         init_key, key = jax.random.split(jax.random.key(seed))
         params = detector.init(init_key, samples.example(), weights)
     tx = detector.optimizer()
+    state = create_state(params, tx, key, mesh)
+    step = make_train_step(frozen_loss(detector), tx, mesh, optim.micro_batches)
     state = train(
-        create_state(params, tx, key, mesh),
-        make_train_step(frozen_loss(detector), tx, mesh, optim.micro_batches),
+        state,
+        step,
         batches,
         optim.steps if until is None else min(until, optim.steps),
         folder,

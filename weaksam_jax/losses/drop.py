@@ -15,6 +15,7 @@ def roi_drop(
     valid: jax.Array,
     tau_cls: float,
     tau_reg: float,
+    *,
     rule: str = "either",
     drop_background: bool = True,
 ) -> jax.Array:

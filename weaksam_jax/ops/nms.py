@@ -69,6 +69,7 @@ def multiclass_nms(
     boxes: jax.Array,
     scores: jax.Array,
     valid: jax.Array,
+    *,
     score_threshold: float,
     iou_threshold: float,
     max_output: int,

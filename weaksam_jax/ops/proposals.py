@@ -14,6 +14,7 @@ def select_proposals(
     deltas: Sequence[jax.Array],
     anchors: Sequence[jax.Array],
     image_size: jax.Array,
+    *,
     pre_nms: int,
     post_nms: int,
     iou_threshold: float = 0.7,

@@ -124,8 +124,16 @@ def roi_align(
     """RoIAlign (Mask R-CNN §3; torchvision's formula): features `[H, W, C]`, boxes `[R, 4]` in
     image pixels, returns `[R, output_size, output_size, C]`. See `roi_align_pyramid`."""
     level, stride = jnp.zeros(boxes.shape[0], jnp.int32), 1.0 / spatial_scale
-    how = output_size, sampling_ratio, aligned, chunk
-    return roi_align_pyramid([features], [stride], boxes, level, *how)
+    return roi_align_pyramid(
+        [features],
+        [stride],
+        boxes,
+        level,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        chunk=chunk,
+    )
 
 
 def roi_align_pyramid(
@@ -133,6 +141,7 @@ def roi_align_pyramid(
     strides: Sequence[float],
     boxes: jax.Array,
     level: jax.Array,
+    *,
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,

@@ -3,6 +3,9 @@
 import bridge.runtime.torchvision_ops  # noqa: F401
 
 # isort: split
+import functools
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,12 +22,15 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from weaksam_jax.backbones.fpn import FPN
 from weaksam_jax.boxes import encode, iou
-from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, DropSettings, faster_rcnn_loss
-from weaksam_jax.detectors.faster_rcnn.model import BoxHead, FasterRCNN, detect, select_detections
-from weaksam_jax.detectors.faster_rcnn.rpn import RPNHead
+from weaksam_jax.detectors.faster_rcnn import FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig, LossConfig
+from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
+from weaksam_jax.detectors.faster_rcnn.model import BoxHead, FasterRcnnNetwork, RPNHead
+from weaksam_jax.detectors.faster_rcnn.predict import detect, select_detections
 from weaksam_jax.ops.proposals import select_proposals
 
 CLASSES = 3
+TEST = FasterRcnnConfig().test
 
 
 def to_torch(x):
@@ -117,9 +123,8 @@ def test_proposals_equal_torchvision(pre_nms, post_nms):
     deltas = [rng.normal(size=a.shape).astype(np.float32) * 0.5 for a in anchors]
     anchors[0][:5] += 200  # outside the image: empty after clipping
     sizes = jnp.array([70.0, 64.0])
-    boxes, scores, valid = jax.jit(select_proposals, static_argnums=(4, 5))(
-        logits, deltas, anchors, sizes, pre_nms, post_nms
-    )
+    select = functools.partial(select_proposals, pre_nms=pre_nms, post_nms=post_nms)
+    boxes, scores, valid = jax.jit(select)(logits, deltas, anchors, sizes)
     rpn = RegionProposalNetwork(
         None, None, 0.7, 0.3, 1, 0.5,
         {"training": pre_nms, "testing": pre_nms}, {"training": post_nms, "testing": post_nms}, 0.7,
@@ -145,18 +150,20 @@ def test_detections_equal_torchvision():
     deltas = rng.normal(size=(60, CLASSES, 4)).astype(np.float32)
     deltas[:20, 1, :2] = 200  # moved out of the image: no detections
     valid = np.arange(60) < 50
-    ours = select_detections(logits, deltas, boxes, valid, jnp.array([72.0, 66.0]), 0.2, 0.5, 25)
+    config = replace(TEST, score_threshold=0.2, max_detections=25)
+    size = jnp.array([72.0, 66.0])
+    ours = select_detections(logits, deltas, boxes, valid=valid, size=size, config=config)
     heads = RoIHeads(None, None, None, 0.5, 0.5, 1, 0.25, (10.0, 10.0, 5.0, 5.0), 0.2, 0.5, 25)
     first = np.concatenate([logits[:, -1:], logits[:, :-1]], 1)[:50]  # background first
     theirs_deltas = np.concatenate([np.zeros((60, 1, 4), np.float32), deltas], 1)[:50]
     expected = heads.postprocess_detections(
         to_torch(first), to_torch(theirs_deltas.reshape(50, -1)), [to_torch(boxes[:50])], [(72, 66)]
     )
-    count = int(ours[3].sum())
+    count = int(ours.valid.sum())
     assert count == len(expected[0][0]) and 5 < count <= 25
-    np.testing.assert_allclose(ours[0][:count], expected[0][0], atol=1e-3)
-    np.testing.assert_allclose(ours[1][:count], expected[1][0], atol=1e-6)
-    np.testing.assert_array_equal(ours[2][:count] + 1, expected[2][0])
+    np.testing.assert_allclose(ours.boxes[:count], expected[0][0], atol=1e-3)
+    np.testing.assert_allclose(ours.scores[:count], expected[1][0], atol=1e-6)
+    np.testing.assert_array_equal(ours.labels[:count] + 1, expected[2][0])
 
 
 class Trunk(nn.Module):
@@ -168,9 +175,9 @@ class Trunk(nn.Module):
 
 
 def small_detector():
-    model = FasterRCNN(
-        Trunk(), CLASSES, (8, 16, 32), ((16,), (32,), (48,)), channels=8, extra_levels=1,
-        fc_width=16, canonical_size=32, canonical_level=1,
+    model = FasterRcnnNetwork(
+        Trunk(), CLASSES, strides=(8, 16, 32), anchor_sizes=((16,), (32,), (48,)), channels=8,
+        extra_levels=1, fc_width=16, canonical_size=32, canonical_level=1,
     )  # fmt: skip
     rng = np.random.default_rng(4)
     boxes = np.stack([random_boxes(rng, 5, 64) for _ in range(2)])
@@ -232,7 +239,7 @@ def loop_roi_terms(model, params, levels, batch, proposals, drop):
 
 
 # ln 4: about the cross entropy of every RoI at the start, so that some are dropped and some kept.
-@pytest.mark.parametrize("drop", [None, DropSettings(tau_cls=1.386, tau_reg=7.0, start=3)])
+@pytest.mark.parametrize("drop", [None, DropConfig(tau_cls=1.386, tau_reg=7.0, start=3)])
 def test_loss_equals_a_loop(drop):
     model, params, batch = small_detector()
     variables = {"params": params}
@@ -241,13 +248,13 @@ def test_loss_equals_a_loop(drop):
     anchors = model.anchors(levels)
     total = sum(len(a) for a in anchors)
     # Batches so large that every anchor and every RoI is sampled: no randomness is left.
-    settings = DetectionSettings(
+    config = LossConfig(
         rpn_batch=total, rpn_foreground=1.0, pre_nms=50, post_nms=30, roi_batch=35,
-        roi_foreground=1.0,
+        roi_foreground=1.0, drop=drop,
     )  # fmt: skip
     loss, metrics = jax.jit(
         lambda params: faster_rcnn_loss(
-            model, params, batch, jnp.int32(3), jax.random.key(0), settings, drop
+            model, params, batch, rng=jax.random.key(0), step=jnp.int32(3), config=config
         )
     )(params)
     objectness, box = loop_rpn_terms(
@@ -256,11 +263,10 @@ def test_loss_equals_a_loop(drop):
     np.testing.assert_allclose(metrics["rpn_cls"], objectness / (2 * total), rtol=1e-4)
     np.testing.assert_allclose(metrics["rpn_box"], box / (2 * total), rtol=1e-4)
     proposals = []
+    select = jax.jit(functools.partial(select_proposals, pre_nms=50, post_nms=30))
     for image in range(2):
-        found, _, valid = jax.jit(select_proposals, static_argnums=(4, 5))(
-            [x[image] for x in logits], [x[image] for x in deltas], anchors, batch["size"][image],
-            50, 30,
-        )  # fmt: skip
+        own = [[level[image] for level in one] for one in (logits, deltas)]
+        found, _, valid = select(*own, anchors, batch["size"][image])
         proposals.append(np.asarray(found)[np.asarray(valid)])
     cls, box = loop_roi_terms(model, params, levels, batch, proposals, drop)
     np.testing.assert_allclose(metrics["cls"], cls, rtol=1e-4)
@@ -274,11 +280,11 @@ def test_loss_equals_a_loop(drop):
 
 def test_gradient_reaches_every_parameter_but_not_the_rpn_through_proposals():
     model, params, batch = small_detector()
-    settings = DetectionSettings(rpn_batch=64, pre_nms=50, post_nms=30, roi_batch=24)
+    config = LossConfig(rpn_batch=64, pre_nms=50, post_nms=30, roi_batch=24, drop=None)
 
     def term(params, names):
         _, metrics = faster_rcnn_loss(
-            model, params, batch, jnp.int32(0), jax.random.key(0), settings
+            model, params, batch, rng=jax.random.key(0), step=jnp.int32(0), config=config
         )
         return jnp.stack([sum(metrics[name] for name in group) for group in names])
 
@@ -293,12 +299,15 @@ def test_gradient_reaches_every_parameter_but_not_the_rpn_through_proposals():
 def test_images_of_a_batch_and_their_padding_do_not_touch_each_other():
     model, params, batch = small_detector()
 
+    config = replace(TEST, pre_nms=50, post_nms=30, score_threshold=0.05)
+
     def run(images, sizes):
-        return jax.jit(lambda i, s: detect(model, params, i, s, 50, 30, 0.05))(images, sizes)
+        return jax.jit(lambda i, s: detect(model, params, i, size=s, config=config))(images, sizes)
 
     both = run(batch["image"], batch["size"])
     alone = run(batch["image"][1:], batch["size"][1:])
-    for one, pair in zip(alone, both, strict=True):
+    for one, pair in zip(alone[:4], both[:4], strict=True):
         np.testing.assert_allclose(one[0], pair[1], atol=1e-4)
-    boxes, valid = np.asarray(both[0][1]), np.asarray(both[3][1])
+    assert alone.masks is None and both.masks is None
+    boxes, valid = np.asarray(both.boxes[1]), np.asarray(both.valid[1])
     assert valid.any() and (boxes[valid] <= [80, 60, 80, 60]).all() and (boxes >= 0).all()

@@ -1,22 +1,21 @@
 """A converted detectron2 checkpoint against detectron2's detector written out in PyTorch."""
 
-import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 import torch
-from bridge.weights.faster_rcnn import convert_faster_rcnn_detectron2
 from plain_detectron2 import PlainDetector, msra_pixels, random_tensors
 
+from bridge.weights.kinds import convert
+from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.backbones.resnet import ResNet50
-from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN
-from weaksam_jax.detectors.faster_rcnn.network import normalise
-from weaksam_jax.files import read_arrays
+from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
+from weaksam_jax.engine.weights import load_params
 from weaksam_jax.ops.matching import pyramid_level
 
 WIDTH, CHANNELS, CLASSES, HIDDEN = 4, 8, 3, 24
 SIZES, CANONICAL = (16, 24, 40, 64, 96), 40
-CANVAS = (96, 160)
+PADDED = (96, 160)
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +24,13 @@ def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detectron2")
     tensors = random_tensors(WIDTH, CHANNELS, CLASSES, HIDDEN)
     torch.save({"model": tensors, "iteration": 8999}, folder / "model_final.pth")
-    path = convert_faster_rcnn_detectron2(folder / "d.safetensors", folder / "model_final.pth")
-    params = flax.traverse_util.unflatten_dict(read_arrays(path)[0], sep="/")
-    model = FasterRCNN(
+    path = convert("faster_rcnn_detectron2", folder / "d.safetensors", folder / "model_final.pth")
+    params = load_params(path)
+    model = FasterRcnnNetwork(
         ResNet50(WIDTH, stride_in_1x1=True), CLASSES, anchor_sizes=tuple((s,) for s in SIZES),
         channels=CHANNELS, fc_width=HIDDEN, canonical_size=CANONICAL,
     )  # fmt: skip
-    image = np.random.default_rng(0).integers(0, 256, (1, *CANVAS, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, *PADDED, 3)).astype(np.uint8)
     return PlainDetector(tensors, SIZES, CANONICAL), model, params, image
 
 
@@ -47,7 +46,7 @@ def rois():
     rng = np.random.default_rng(1)
     side = np.array([[8], [15], [28], [56], [130]]) * rng.uniform(0.85, 1.15, (5, 2))
     corner = rng.uniform(-6, 20, (5, 2))
-    return np.concatenate([corner, corner + side], 1).clip(0, [CANVAS[1], CANVAS[0]] * 2)
+    return np.concatenate([corner, corner + side], 1).clip(0, [PADDED[1], PADDED[0]] * 2)
 
 
 def test_pyramid_rpn_and_box_head_equal_detectron2s(case):
@@ -57,7 +56,7 @@ def test_pyramid_rpn_and_box_head_equal_detectron2s(case):
 
     @jax.jit
     def run(params, image, boxes):
-        pixels = normalise(image, np.float32([CANVAS]), "resnet50_msra")
+        pixels = network_input(image, np.float32([PADDED]), "msra")
         levels = model.apply({"params": params}, pixels, method="pyramid")
         rpn = model.apply({"params": params}, levels, method="propose")
         return levels, rpn, model.apply({"params": params}, levels, boxes, method="classify")
@@ -84,8 +83,8 @@ def test_the_case_tells_detectron2_from_torchvision(case):
     _, model, params, image = case
     boxes = rois().astype(np.float32)[None]
 
-    def head(model, backbone="resnet50_msra"):
-        pixels = normalise(image, np.float32([CANVAS]), backbone)
+    def head(model, pixels="msra"):
+        pixels = network_input(image, np.float32([PADDED]), pixels)
         levels = model.apply({"params": params}, pixels, method="pyramid")
         return model.apply({"params": params}, levels, boxes, method="classify")[0]
 
@@ -93,7 +92,7 @@ def test_the_case_tells_detectron2_from_torchvision(case):
     others = (
         head(model.clone(backbone=ResNet50(WIDTH))),
         head(model.clone(aligned=False)),
-        head(model, "resnet50"),
+        head(model, "torchvision"),
     )
     for wrong in others:
         assert np.abs(wrong - right).max() > 0.01

@@ -4,12 +4,13 @@ Of the differences between torchvision and detectron2, whose constants are our d
 options that this test sets: rounded anchors, RoIAlign without the half-pixel shift, smooth L1 with
 beta 1/9, and the number of proposals. Two need a fitting case: torchvision divides the RPN's losses
 by the anchors it sampled, detectron2 by the anchors it may sample (here all are sampled), and it
-derives strides from the sizes of canvas and maps, so that P6's is 64 only where the canvas is a
-multiple of 64. It drops boxes with a side below 1e-3 (proposals) and 1e-2 (detections), we drop
-empty ones: none of the boxes here lies between.
+derives strides from the sizes of the padded image and its maps, so that P6's is 64 only where the
+padded size is a multiple of 64. It drops boxes with a side below 1e-3 (proposals) and 1e-2
+(detections), we drop empty ones: none of the boxes here lies between.
 """
 
-import flax.traverse_util
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +23,15 @@ from torchvision.ops import MultiScaleRoIAlign
 from bridge.weights.faster_rcnn_torchvision import TORCHVISION
 from bridge.weights.r50_fpn import to_ours
 from weaksam_jax.backbones.resnet import ResNet50
-from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, faster_rcnn_loss
-from weaksam_jax.detectors.faster_rcnn.model import FasterRCNN, detect
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
+from weaksam_jax.detectors.faster_rcnn.config import LossConfig
+from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
+from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
+from weaksam_jax.detectors.faster_rcnn.predict import detect
+from weaksam_jax.detectors.faster_rcnn.recipes import voc07
+from weaksam_jax.engine.optimizer import freeze
 from weaksam_jax.engine.step import count_compilations
+from weaksam_jax.engine.weights import flatten, unflatten
 from weaksam_jax.ops.matching import match_by_iou, pyramid_level
 from weaksam_jax.ops.proposals import select_proposals
 from weaksam_jax.ops.sampling import sample_balanced
@@ -33,11 +40,20 @@ WIDTH, CHANNELS, CLASSES, FC = 4, 8, 3, 24
 ANCHOR_SIZES = ((16,), (24,), (40,), (64,), (96,))
 CANONICAL = 40  # pixels at P4, so that RoIs of small images are pooled from all levels
 PRE_NMS, POST_NMS, RPN_BATCH, ROI_BATCH, DETECTIONS, SCORE = 60, 180, 64, 32, 20, 0.2
-# (seed of the weights, canvas, sizes of the images); sides of the second leave odd maps at strides
-# 32 and 64.
+# (seed of the weights, padded size, sizes of the images); sides of the second leave odd maps at
+# strides 32 and 64.
 PLAIN = (0, (128, 192), [(128, 192), (120, 160)])
 ODD = (11, (96, 160), [(93, 160), (96, 71)])
 KEY = jax.random.key(5)
+TEST = replace(
+    FasterRcnnConfig().test,
+    pre_nms=PRE_NMS,
+    post_nms=POST_NMS,
+    score_threshold=SCORE,
+    max_detections=DETECTIONS,
+)
+# Frozen norms, as in every training; no frozen stage.
+DETECTOR = FasterRcnn(replace(voc07(), optim=replace(voc07().optim, frozen=())), CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +61,7 @@ def case():
     return make_case(*PLAIN)
 
 
-def make_case(seed, canvas, sizes):
+def make_case(seed, padded, sizes):
     """(torchvision's model, ours, our parameters, a batch)."""
     theirs = small_faster_rcnn(
         WIDTH, CHANNELS, CLASSES, ANCHOR_SIZES, FC, seed,
@@ -62,23 +78,22 @@ def make_case(seed, canvas, sizes):
         blocks = theirs.backbone.fpn.layer_blocks
         for block, factor in zip(blocks, (0.2, 0.3, 0.4, 0.8), strict=True):
             block[0].weight *= factor
-    arrays = to_ours(numpy_state(theirs), TORCHVISION, "test")
-    params = flax.traverse_util.unflatten_dict(arrays, sep="/")
-    return theirs, our_model(), params, a_batch(canvas, sizes)
+    params = unflatten(to_ours(numpy_state(theirs), TORCHVISION, "test"))
+    return theirs, our_model(), params, a_batch(padded, sizes)
 
 
 def our_model(dtype=jnp.float32):
-    return FasterRCNN(
-        ResNet50(WIDTH, frozen_stages=0, dtype=dtype), CLASSES, anchor_sizes=ANCHOR_SIZES,
+    return FasterRcnnNetwork(
+        ResNet50(WIDTH, dtype=dtype), CLASSES, anchor_sizes=ANCHOR_SIZES,
         channels=CHANNELS, fc_width=FC, canonical_size=CANONICAL, aligned=False,
         round_anchors=True, dtype=dtype,
     )  # fmt: skip
 
 
-def a_batch(canvas, sizes):
-    """Two images on one canvas; six objects and three."""
+def a_batch(padded, sizes):
+    """Two images of one padded size; six objects and three."""
     rng = np.random.default_rng(3)
-    images = np.zeros((2, *canvas, 3), np.float32)
+    images = np.zeros((2, *padded, 3), np.float32)
     boxes, labels = np.zeros((2, 6, 4), np.float32), np.zeros((2, 6), np.int32)
     valid = np.arange(6) < np.array([[6], [3]])
     for i, (height, width) in enumerate(sizes):
@@ -113,7 +128,7 @@ def proposals(model, params, batch):
     anchors = model.anchors(levels)
     return levels, *jax.vmap(
         lambda logits, deltas, size: select_proposals(
-            logits, deltas, anchors, size, PRE_NMS, POST_NMS
+            logits, deltas, anchors, size, pre_nms=PRE_NMS, post_nms=POST_NMS
         )
     )(logits, deltas, batch["size"])
 
@@ -129,9 +144,7 @@ def test_proposals_scores_and_detections_equal_torchvisions(chosen):
         levels, boxes, logits, valid = proposals(model, params, batch)
         variables = {"params": params}
         head = model.apply(variables, levels, boxes, method="classify")
-        found = detect(
-            model, params, batch["image"], batch["size"], PRE_NMS, POST_NMS, SCORE, 0.5, DETECTIONS
-        )
+        found = detect(model, params, batch["image"], size=batch["size"], config=TEST)
         return levels, boxes, logits, valid, head, found
 
     levels, boxes, logits, valid, head, found = run(params, batch)
@@ -168,11 +181,11 @@ def test_proposals_scores_and_detections_equal_torchvisions(chosen):
         # Background first there, last here; the deltas of the background are nowhere used.
         close(jnp.roll(class_logits[i, :count], 1, -1), their_logits[own])
         close(deltas[i, :count], their_deltas[own].reshape(count, CLASSES + 1, 4)[:, 1:])
-        count = int(found[3][i].sum())
+        count = int(found.valid[i].sum())
         assert count == len(detections[i]["boxes"]) > 5
-        close(found[0][i, :count], detections[i]["boxes"])
-        close(found[1][i, :count], detections[i]["scores"])
-        np.testing.assert_array_equal(found[2][i, :count] + 1, detections[i]["labels"])
+        close(found.boxes[i, :count], detections[i]["boxes"])
+        close(found.scores[i, :count], detections[i]["scores"])
+        np.testing.assert_array_equal(found.labels[i, :count] + 1, detections[i]["labels"])
 
 
 class Replay:
@@ -196,7 +209,7 @@ class Replay:
         return positive, negative
 
 
-def replay_samples(model, levels, boxes, valid, batch, settings):
+def replay_samples(model, levels, boxes, valid, batch, config):
     """What `faster_rcnn_loss` samples with KEY: two `Replay`s, of anchors and of RoIs."""
     anchors = np.concatenate(model.anchors(levels))
     chosen = [], []
@@ -212,7 +225,7 @@ def replay_samples(model, levels, boxes, valid, batch, settings):
         label, _ = match_by_iou(candidates, truth, real, 0.5, 0.5)
         label = np.where(usable, label, -1)
         index, kept = sample_balanced(
-            label, jax.random.fold_in(key, 1), ROI_BATCH, settings.roi_foreground
+            label, jax.random.fold_in(key, 1), ROI_BATCH, config.roi_foreground
         )
         index = np.array(index)[np.asarray(kept)]
         # torchvision's candidates are ours without the unused ones.
@@ -222,21 +235,23 @@ def replay_samples(model, levels, boxes, valid, batch, settings):
 
 def test_losses_and_all_gradients_equal_torchvisions(case):
     theirs, model, params, batch = case
-    settings = DetectionSettings(
+    config = LossConfig(
         rpn_batch=RPN_BATCH, pre_nms=PRE_NMS, post_nms=POST_NMS, roi_batch=ROI_BATCH,
-        smooth_l1_beta=1 / 9,
+        smooth_l1_beta=1 / 9, drop=None,
     )  # fmt: skip
 
     @jax.jit
     def run(params, batch):
         levels, boxes, _, valid = proposals(model, params, batch)
-        loss = jax.value_and_grad(
-            lambda p: faster_rcnn_loss(model, p, batch, jnp.int32(0), KEY, settings), has_aux=True
-        )
-        return loss(params), levels, boxes, valid
+
+        def loss(params):
+            held = freeze(params, DETECTOR.frozen)
+            return faster_rcnn_loss(model, held, batch, rng=KEY, step=jnp.int32(0), config=config)
+
+        return jax.value_and_grad(loss, has_aux=True)(params), levels, boxes, valid
 
     ((loss, terms), gradient), levels, boxes, valid = run(params, batch)
-    anchors, rois = replay_samples(model, levels, boxes, valid, batch, settings)
+    anchors, rois = replay_samples(model, levels, boxes, valid, batch, config)
     assert all(foreground.sum() > 2 for _, foreground in anchors.chosen + rois.chosen)
     theirs.train()
     theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = anchors, rois
@@ -262,7 +277,7 @@ def test_losses_and_all_gradients_equal_torchvisions(case):
 
     total.backward()
     expected = to_ours(numpy_state(theirs, gradients=True), TORCHVISION, "test")
-    gradient = flax.traverse_util.flatten_dict(gradient, sep="/")
+    gradient = flatten(gradient)
     assert set(gradient) == set(expected)
     for name, value in gradient.items():
         if "/norm/" in name:
@@ -292,21 +307,21 @@ def test_bfloat16_is_close_and_returns_float32(case):
         assert 0 < np.abs(np.asarray(a - b)).mean() < 0.05 * np.std(np.asarray(a))
 
 
-def test_images_of_every_shape_on_two_canvases_compile_twice(case):
+def test_images_of_every_shape_in_two_padded_sizes_compile_twice(case):
     _, model, params, _ = case
     rng = np.random.default_rng(0)
-    canvases = ((64, 96), (96, 64))
+    padded_sizes = ((64, 96), (96, 64))
+    config = replace(TEST, pre_nms=20, post_nms=10, score_threshold=0.05, max_detections=5)
 
     @jax.jit
     def detect_shapes(params, images, sizes):
-        return detect(model, params, images, sizes, 20, 10, 0.05, 0.5, 5)
+        return detect(model, params, images, size=sizes, config=config)
 
     with count_compilations("detect_shapes") as lines:
-        for canvas in canvases * 3:
-            size = np.asarray([[rng.integers(20, side + 1) for side in canvas]], np.float32)
-            boxes, _, _, valid = detect_shapes(
-                params, jnp.asarray(rng.normal(size=(1, *canvas, 3)), jnp.float32), size
-            )
+        for padded in padded_sizes * 3:
+            size = np.asarray([[rng.integers(20, side + 1) for side in padded]], np.float32)
+            image = jnp.asarray(rng.normal(size=(1, *padded, 3)), jnp.float32)
+            found = detect_shapes(params, image, size)
             limit = np.tile(size[:, ::-1], 2)
-            assert bool(valid.any()) and (np.asarray(boxes[0]) <= limit).all()
+            assert bool(found.valid.any()) and (np.asarray(found.boxes[0]) <= limit).all()
     assert len(lines) == 2

@@ -12,14 +12,10 @@ import torch.nn.functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from weaksam_jax.detectors.faster_rcnn.loss import (
-    DetectionSettings,
-    roi_losses,
-    rpn_losses,
-    sample_anchors,
-    sample_rois,
-    smooth_l1,
-)
+from weaksam_jax.detectors.faster_rcnn.config import LossConfig
+from weaksam_jax.detectors.faster_rcnn.loss import roi_losses, rpn_losses
+from weaksam_jax.detectors.faster_rcnn.targets import Objects, sample_anchors, sample_rois
+from weaksam_jax.losses.smooth_l1 import smooth_l1
 
 CLASSES, COUNT = 4, 30
 
@@ -48,7 +44,7 @@ def test_roi_losses_and_gradients_equal_torch():
     logits, deltas, labels, boxes, targets = random_rois()
 
     def total(logits, deltas):
-        cls_loss, reg_loss = roi_losses(logits, deltas, labels, boxes, targets)
+        cls_loss, reg_loss = roi_losses(logits, deltas, labels, boxes=boxes, targets=targets)
         return jnp.mean(cls_loss) + 3 * jnp.sum(reg_loss) / COUNT
 
     value, grads = jax.value_and_grad(total, (0, 1))(jnp.asarray(logits), jnp.asarray(deltas))
@@ -70,7 +66,7 @@ def test_roi_losses_and_gradients_equal_torch():
 
 def test_background_has_no_box_loss():
     logits, deltas, labels, boxes, targets = random_rois(1)
-    _, reg_loss = roi_losses(logits, deltas, labels, boxes, targets)
+    _, reg_loss = roi_losses(logits, deltas, labels, boxes=boxes, targets=targets)
     np.testing.assert_array_equal(np.asarray(reg_loss) > 0, labels < CLASSES)
 
 
@@ -82,7 +78,8 @@ def test_rpn_losses_and_gradients_equal_torch():
     foreground, valid = rng.random(COUNT) < 0.4, rng.random(COUNT) < 0.8
 
     def total(logits, deltas):
-        objectness, box = rpn_losses(logits, deltas, anchors, targets, foreground, valid)
+        assigned = {"targets": targets, "foreground": foreground, "valid": valid}
+        objectness, box = rpn_losses(logits, deltas, anchors, **assigned)
         return objectness + 2 * box
 
     value, grads = jax.value_and_grad(total, (0, 1))(jnp.asarray(logits), jnp.asarray(deltas))
@@ -121,24 +118,26 @@ def test_sampled_anchors_carry_their_object():
     near = objects[rng.integers(0, 2, 30)] + rng.uniform(-2, 2, (30, 4))
     between = np.tile(np.float32([[0, 0, 20, 40]]), (10, 1))  # IoU 0.5: neither
     anchors = np.concatenate([near, random_boxes(rng, 60) + 200, between]).astype(np.float32)
-    settings = DetectionSettings(rpn_batch=40)
+    config = LossConfig(rpn_batch=40)
+    labels = np.zeros(3, np.int32)
     index, boxes, foreground, kept = sample_anchors(
-        jax.random.key(0), anchors, objects, valid, settings
+        jax.random.key(0), anchors, Objects(objects, labels, valid), config=config
     )
     assert bool(kept.all()) and int(foreground.sum()) == 20 and len(set(index.tolist())) == 40
     for anchor, box, one in zip(anchors[np.asarray(index)], boxes, foreground, strict=True):
         assert (np.abs(anchor - box).max() <= 2) if one else (anchor >= 200).all()
 
 
-def test_the_released_matcher_keeps_three_rois_an_object():
+def test_the_official_matcher_keeps_three_rois_per_object():
     rng = np.random.default_rng(6)
     truth = np.array([[0, 0, 40, 40], [60, 60, 100, 100]], np.float32)
     candidates = (truth[rng.integers(0, 2, 40)] + rng.uniform(-3, 3, (40, 4))).astype(np.float32)
     counts = {}
     for top_k in (None, 3):
-        settings = DetectionSettings(roi_batch=40, roi_foreground=1.0, roi_top_k=top_k)
-        ones = np.ones(40, bool), truth, np.ones(2, bool), np.array([1, 2])
-        _, _, label, _ = sample_rois(jax.random.key(0), candidates, *ones, CLASSES, settings)
+        config = LossConfig(roi_batch=40, roi_foreground=1.0, roi_top_k=top_k)
+        objects = Objects(truth, np.array([1, 2]), np.ones(2, bool))
+        options = {"usable": np.ones(40, bool), "classes": CLASSES, "config": config}
+        _, _, label, _ = sample_rois(jax.random.key(0), candidates, objects, **options)
         counts[top_k] = [int((label == c).sum()) for c in (1, 2, CLASSES)]
     assert counts[3] == [3, 3, 34] and counts[None][2] == 0
 
@@ -151,9 +150,14 @@ def test_sampled_rois_carry_the_box_and_label_of_their_object():
     far = random_boxes(rng, 40) + 200
     candidates = np.concatenate([near, far, near]).astype(np.float32)
     usable = np.arange(80) < 60  # the last 20 would be foreground
-    settings = DetectionSettings(roi_batch=32, roi_foreground=0.25)
+    config = LossConfig(roi_batch=32, roi_foreground=0.25)
     rois, boxes, label, kept = sample_rois(
-        jax.random.key(0), candidates, usable, objects, valid, labels, CLASSES, settings
+        jax.random.key(0),
+        candidates,
+        Objects(objects, labels, valid),
+        usable=usable,
+        classes=CLASSES,
+        config=config,
     )
     assert bool(kept.all()) and int((label < CLASSES).sum()) == 8
     for roi, box, one in zip(rois, boxes, label, strict=True):

@@ -2,6 +2,7 @@
 published networks against plain PyTorch."""
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -15,9 +16,12 @@ from bridge.weights.wetectron import wetectron_arrays
 from experiments.bench import torch_mil as plain_mil
 from weaksam_jax.backbones.mini_cnn import MiniCnn
 from weaksam_jax.backbones.vgg16 import Vgg16
+from weaksam_jax.boxes import decode
+from weaksam_jax.detectors import load_detector
 from weaksam_jax.detectors.mil.loss import wsddn_scores
 from weaksam_jax.detectors.mil.model import MilNetwork, class_evidence
 from weaksam_jax.engine.weights import unflatten
+from weaksam_jax.files import write_arrays
 from weaksam_jax.ops.roi import roi_align, roi_pool
 
 C, N = 3, 6
@@ -144,7 +148,8 @@ def test_evidence_is_inside_less_frame_and_joins_the_prior():
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-CHANNELS, WIDTH = (4, 6, 8, 10, 12), 16
+# VGG16 of width 4.
+CHANNELS, WIDTH = (4, 8, 16, 32, 32), 16
 
 
 def published(kind, box=False, dtype=jnp.float32):
@@ -152,7 +157,7 @@ def published(kind, box=False, dtype=jnp.float32):
     state = plain_mil.random_state(kind, CHANNELS, WIDTH, C, seed=1, box=box)
     oicr = kind == "mmdet"
     pool = functools.partial(roi_pool, spatial_scale=1 / 8, output_size=7)
-    trunk = Vgg16(CHANNELS, rectify_last=oicr, dtype=dtype, name="backbone")
+    trunk = Vgg16(CHANNELS[0], rectify_last=oicr, dtype=dtype, name="backbone")
     model = MilNetwork(
         C, pool, trunk, width=WIDTH, class_maps=False, background=not oicr, dtype=dtype
     )
@@ -196,6 +201,40 @@ def test_converted_detectors_equal_plain_pytorch(tmp_path, kind, box):
         bound = 1e-4 * max(1e-3, np.abs(theirs).max())
         np.testing.assert_allclose(mine, theirs, atol=bound, err_msg=name)
         assert np.abs(theirs).max() > 0.01 or (name == "deltas" and not box)
+
+
+def test_a_converted_file_is_a_whole_detector(tmp_path):
+    """Its metadata say everything but the channels, which are VGG16's in what is published."""
+    _, state, read = published("wetectron")
+    torch.save(state, tmp_path / "f.pth")
+    arrays, metadata = read(tmp_path / "f.pth")
+    config = json.loads(metadata["config"])
+    config["model"]["backbone_width"] = CHANNELS[0]
+    path = tmp_path / "converted.safetensors"
+    write_arrays(path, arrays, {**metadata, "config": json.dumps(config)})
+    detector, params = load_detector(path)
+    assert (detector.kind, detector.classes) == ("mil", C)
+    assert detector.config.model.method == "mist" and detector.config.model.pixels == "mist"
+    image = np.random.default_rng(4).integers(0, 256, (1, 64, 80, 3)).astype(np.uint8)
+    boxes = published_case()[1]
+    batch = {
+        "image": image,
+        "size": np.float32([[64, 80]]),
+        "boxes": boxes[None],
+        "valid": np.ones((1, len(boxes)), bool),
+        "prior": np.zeros((1, len(boxes), C), np.float32),
+    }
+    scores, moved = jax.jit(detector.score)(params, batch)
+    pixels = image[..., ::-1] - np.float32([102.9801, 115.9465, 122.7717])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    want = plain_mil.forward(state, "wetectron", x, torch.from_numpy(boxes))
+    wanted = want["refine"].softmax(-1).mean(0)[:, 1:].numpy()
+    np.testing.assert_allclose(scores[0], wanted, atol=1e-4)
+    proposals = np.repeat(boxes[:, None], C, 1)
+    wanted = decode(want["deltas"].mean(0)[:, 1:].numpy(), proposals)
+    np.testing.assert_allclose(moved[0], wanted, rtol=1e-3, atol=1e-2)
+    found = jax.device_get(jax.jit(detector.predict)(params, batch))
+    assert found.valid[0].any() and found.boxes[0].max() <= 80
 
 
 def test_bfloat16_detector_is_near(tmp_path):

@@ -169,14 +169,14 @@ def test_a_killed_detection_goes_on(drawn, trained, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         detect_all(trained, train, proposals, TINY, tmp_path, journal=Journal(path, "this"))
     text = path.read_text()
-    assert len(text.splitlines()) == 3  # the key and two batches
+    assert len(text.splitlines()) == 5  # the key and two batches of two images
     path.write_text(text[:-20])  # the machine went down while the last line was written
     seen[:] = [None] * 5
     journal = Journal(path, "this")
-    first = {train.records[i].image_id for i in range(2)}
+    first = {train.records[i].image_id for i in range(3)}
     assert set(journal.done) == first
     assert detect_all(trained, train, proposals, TINY, tmp_path, journal=journal) == whole
-    assert seen[5:] == [[2, 3], [4, 5]]
+    assert seen[5:] == [[3, 4], [5, 5]]
     assert len(Journal(path, "this").done) == 6
     assert json.loads(path.read_text().splitlines()[0]) == {"key": "this"}
     assert Journal(path, "that").done == {}  # other settings: nothing is taken over

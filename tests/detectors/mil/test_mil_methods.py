@@ -4,15 +4,15 @@ import json
 
 import pytest
 from tiny_mil import TINY
+from tiny_pipeline import write_run
 
 from experiments.paper.mil_methods import MilMethods, compare
 from weaksam_jax.errors import BadInput
 
 
-def test_a_cell_is_trained_once_and_again_on_other_proposals(world, tmp_path, capsys):
-    run = world[2].parent
-    data = str(run / "data" / "VOC2007")
-    options = MilMethods(data, (run,), tmp_path, ("wsddn", "oicr"), TINY)
+def test_a_cell_is_trained_once_and_again_on_other_proposals(drawn, tmp_path, capsys):
+    run = write_run(drawn[2].parent, "mini")
+    options = MilMethods((run,), tmp_path, methods=("wsddn", "oicr"), config=TINY)
     manifests = [run / "proposals" / name / "manifest.json" for name in ("trainval", "test")]
     with pytest.raises(BadInput, match=r"manifest\.json: does not exist"):
         compare(options)
@@ -22,7 +22,7 @@ def test_a_cell_is_trained_once_and_again_on_other_proposals(world, tmp_path, ca
         rows = compare(options)
         assert [(row["method"], row["seed"]) for row in rows] == [("wsddn", 0), ("oicr", 0)]
         assert all(0 <= row[figure] <= 100 for row in rows for figure in ("corloc", "ap50"))
-        assert [row["settings"]["method"] for row in rows] == ["wsddn", "oicr"]
+        assert [row["settings"]["model"]["method"] for row in rows] == ["wsddn", "oicr"]
         capsys.readouterr()
         assert compare(options) == rows and "training" not in capsys.readouterr().err
         manifests[0].write_text('{"fingerprint": "two"}')

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from configs import vary
 from tiny_mil import TINY
+from tiny_pipeline import write_run
 
 from experiments.paper.stress import Stress, spoil, stress
 from weaksam_jax.errors import BadInput
@@ -31,18 +32,24 @@ def test_faults_keep_shapes_and_types():
     assert spoiled[5]["tags"].all() and not spoiled[6]["tags"].any()
 
 
+@pytest.fixture
+def run(drawn):
+    """A run folder whose proposals are those of the drawn images."""
+    return write_run(drawn[2].parent, "mini")
+
+
 @pytest.mark.parametrize("method", ["mist", "oicr"])
-def test_a_training_on_spoiled_samples_alone_stays_finite(drawn, tmp_path, method):
+def test_a_training_on_spoiled_samples_alone_stays_finite(run, tmp_path, method):
     model = {"method": method, "dtype": "bfloat16"}
     config = vary(TINY, model=model, optim={"steps": 30})
-    found = stress(Stress(drawn[2].parent, tmp_path, share=1.0, config=config))
+    found = stress(Stress(run, tmp_path, share=1.0, config=config))
     assert found["steps"] == 30 and 0 < found["largest_weight"] < 100
 
 
-def test_a_loss_that_is_not_finite_names_its_images(drawn, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_names_its_images(run, tmp_path, monkeypatch):
     """Nothing defends against a prior that is no number."""
     broken = lambda sample, *_: sample | {"prior": np.nan * sample["prior"]}  # noqa: E731
     monkeypatch.setattr("experiments.paper.stress.spoil", broken)
     config = vary(TINY, optim={"steps": 2})
     with pytest.raises(BadInput, match=r"is nan at step 1 \(images [0-9]+, [0-9]+\)"):
-        stress(Stress(drawn[2].parent, tmp_path, share=1.0, config=config))
+        stress(Stress(run, tmp_path, share=1.0, config=config))

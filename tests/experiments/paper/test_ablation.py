@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import tiny_pipeline
+from configs import vary
 from scipy import stats
-from test_drop_figures import TINY, pseudo, world  # noqa: F401  (a fixture)
+from test_drop_figures import TINY, pseudo, save_mil, toy  # noqa: F401  (a fixture)
 
-from experiments.paper import ablation
-from experiments.paper.seed_tables import markdown, run_cells, spread_verdict, verdict
+from experiments.paper import ablation, ablation_rows
+from experiments.paper.seed_tables import Table, markdown, open_runs, run_cells
+from experiments.paper.verdicts import spread_verdict, verdict
+from experiments.pipeline import detectors
 from experiments.pipeline.config import mini
-from experiments.pipeline.run import open_run
-from experiments.pipeline.stages import jsonable
 from weaksam_jax.cli import entry_point
-from weaksam_jax.detectors.faster_rcnn.loss import DropSettings
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig, TestConfig
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
-from weaksam_jax.engine.checkpoint import save_params
-from weaksam_jax.errors import BadInput
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -26,6 +26,10 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 @dataclass(frozen=True)
 class Number:
     value: float
+
+
+def cells(methods, seeds, out, work, *more, name="table"):
+    return run_cells(Table(name, ("ap50",), methods, seeds, out), work, *more)
 
 
 def test_cells_run_once_and_again_when_their_settings_change(tmp_path):
@@ -36,18 +40,18 @@ def test_cells_run_once_and_again_when_their_settings_change(tmp_path):
         return {"ap50": 10.0 * seed}
 
     methods = {"a": Number(1), "b": Number(2)}
-    rows = run_cells(methods, (0, 1), tmp_path, work, ("ap50",))
+    rows = cells(methods, (0, 1), tmp_path, work)
     assert calls == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert run_cells(methods, (0, 1), tmp_path, work, ("ap50",)) == rows and len(calls) == 4
-    run_cells(methods | {"b": Number(3)}, (0, 1, 2), tmp_path, work, ("ap50",))
+    assert cells(methods, (0, 1), tmp_path, work) == rows and len(calls) == 4
+    cells(methods | {"b": Number(3)}, (0, 1, 2), tmp_path, work)
     assert calls[4:] == [("a", 2), ("b", 0), ("b", 1), ("b", 2)]
     assert "| a | 5.0 ± 7.1 | 0.0, 10.0 | 0.0 |" in markdown(rows, ("ap50",))
-    again = run_cells({"c": Number(3)}, (1,), tmp_path, work, ("ap50",), name="other")
+    again = cells({"c": Number(3)}, (1,), tmp_path, work, name="other")
     assert len(calls) == 8 and [row["method"] for row in again] == ["c"], "it is cell b of seed 1"
     assert (tmp_path / "other.json").exists()
     calls.clear()
-    run_cells(methods, (1,), tmp_path, work, ("ap50",), lambda seed: f"weights {seed}")
-    run_cells(methods, (1,), tmp_path, work, ("ap50",), lambda seed: f"weights {seed}")
+    cells(methods, (1,), tmp_path, work, lambda seed: f"weights {seed}")
+    cells(methods, (1,), tmp_path, work, lambda seed: f"weights {seed}")
     assert calls == [("a", 1), ("b", 1)], "other weights, other cells"
 
 
@@ -61,8 +65,15 @@ def test_a_stopped_cell_goes_on_but_never_from_other_settings(tmp_path):
 
     for value in (1, 1, 2):
         with pytest.raises(KeyboardInterrupt):
-            run_cells({"a": Number(value)}, (0,), tmp_path, stopped, ("ap50",))
+            cells({"a": Number(value)}, (0,), tmp_path, stopped)
     assert seen == [["started"], ["checkpoint", "started"], ["started"]]
+
+
+def test_a_seed_takes_its_run_and_the_first_again(toy, tmp_path):  # noqa: F811
+    roots = [write_run(tmp_path / name, toy) for name in ("one", "two")]
+    runs = open_runs(roots, (5, 6, 7), None)
+    assert [runs.of(seed).folder.root for seed in (5, 6, 7)] == [roots[0], roots[1], roots[0]]
+    assert open_runs(roots, None, None).seeds == (0, 1) and len(runs.images()) == 2
 
 
 def test_a_verdict_needs_more_than_the_noise():
@@ -99,17 +110,16 @@ def test_the_best_of_several_is_tukeys_test():
     assert "one seed" in spread_verdict("tau", {"a": [1.0], "b": [2.0]})
 
 
-def write_run(run, world, **changes):  # noqa: F811
-    """A run directory with a finished wsod stage and the tiny detector's settings."""
-    data, _, truth, params = world
-    settings = jsonable(mini())
-    tiny = replace(TINY, views=(((96, 96),),), mirrored=False, test_batch=2, test_pre_nms=50)
-    drop = DropSettings(tau_cls=0.1, tau_reg=1.0, start=1)
-    settings["retrain"] = jsonable(replace(tiny, drop=drop, **changes))
-    save_params(run / "wsod" / "params.safetensors", {"backbone": params["backbone"]["stem"]})
+def write_run(run, toy, **optim):  # noqa: F811
+    """A run folder with a finished wsod stage and the tiny detector's settings."""
+    data, split, truth, params = toy
+    test = TestConfig(tta_scales=(((96, 96),),), tta_flip=False, batch_size=2, pre_nms=50)
+    drop = DropConfig(tau_cls=0.1, tau_reg=1.0, start=1)
+    tiny = vary(TINY, loss={"drop": drop}, optim=optim)
+    tiny_pipeline.write_run(run, data, retrain=replace(tiny, test=test))
+    save_mil(run / "wsod" / "params.safetensors", split.classes, params)
     found = [one | {"score": 0.5} for one in pseudo(truth, 0.0)["annotations"]]
     (run / "wsod" / "detections_train.json").write_text(json.dumps(found))
-    (run / "settings.json").write_text(json.dumps({"settings": settings, "data": str(data)}))
     return run
 
 
@@ -120,14 +130,14 @@ def write_run(run, world, **changes):  # noqa: F811
         ("9", ["tau_reg 1, tau_cls 0.1", "tau_reg 1, tau_cls 3"]),
     ],
 )
-def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # noqa: F811
-    run, out = write_run(tmp_path / "run", world), tmp_path / "out"
+def test_both_tables_on_a_tiny_run(toy, tmp_path, capsys, table, methods):  # noqa: F811
+    run, out = write_run(tmp_path / "run", toy), tmp_path / "out"
     flags = ["--table", table, "--runs", str(run), "--out", str(out)]
     flags += ["--seeds", "4", "--tau-reg", "1", "--tau-cls", "0.1", "3"]
     assert entry_point(ablation.main, flags) == 0
     rows = json.loads((out / f"table_{table}.json").read_text())["rows"]
     assert [(row["method"], row["seed"]) for row in rows] == [(name, 4) for name in methods]
-    drops = [row["settings"]["retrain"]["drop"] for row in rows]
+    drops = [row["settings"]["retrain"]["loss"]["drop"] for row in rows]
     if table == "5a":
         assert drops[:2] == [None] * 2 and drops[2]["tau_cls"] == 0.1
     else:
@@ -148,16 +158,16 @@ def test_both_tables_on_a_tiny_run(world, tmp_path, capsys, table, methods):  # 
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("row.json")}
 
 
-def test_cells_with_a_common_beginning_are_those_trained_alone(world, tmp_path):  # noqa: F811
+def test_cells_with_a_common_beginning_are_those_trained_alone(toy, tmp_path):  # noqa: F811
     """Also when a cell was stopped right after the copy, and when thresholds come later."""
-    run, out = write_run(tmp_path / "run", world, steps=3), tmp_path / "out"
+    run, out = write_run(tmp_path / "run", toy, steps=3), tmp_path / "out"
 
     def rows(table, out, **values):
         options = ablation.Ablation(table, (run,), out, seeds=(4,), **values)
         ablation.ablate(options)
         return [path.parent for path in sorted(out.glob("*/row.json"))]
 
-    cells = rows("5a", out)
+    made = rows("5a", out)
     rows("9", out, tau_reg=(1.0,), tau_cls=(0.1, 0.5))
     late = json.loads((out / "table_9.json").read_text())["rows"]
     alone = tmp_path / "alone"
@@ -172,7 +182,7 @@ def test_cells_with_a_common_beginning_are_those_trained_alone(world, tmp_path):
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-3)
             assert one["score"] == pytest.approx(other["score"], abs=1e-5)
-    assert len(cells) == 3 and [row["method"] for row in late] == [
+    assert len(made) == 3 and [row["method"] for row in late] == [
         "tau_reg 1, tau_cls 0.1",
         "tau_reg 1, tau_cls 0.5",
     ]
@@ -181,9 +191,9 @@ def test_cells_with_a_common_beginning_are_those_trained_alone(world, tmp_path):
     assert len(line["every_step"]["dropped_foreground"]) == 2, "the steps after the common one"
 
 
-def test_runs_that_cannot_be_compared_are_refused(world, tmp_path, capsys):  # noqa: F811
-    one, other = write_run(tmp_path / "one", world), write_run(tmp_path / "two", world, steps=3)
-    never = write_run(tmp_path / "never", world, steps=1, warmup=0)
+def test_runs_that_cannot_be_compared_are_refused(toy, tmp_path, capsys):  # noqa: F811
+    one, other = write_run(tmp_path / "one", toy), write_run(tmp_path / "two", toy, steps=3)
+    never = write_run(tmp_path / "never", toy, steps=1, warmup=0)
 
     def said(*runs):
         flags = ["--table", "5a", "--out", str(tmp_path / "out"), "--runs", *map(str, runs)]
@@ -212,11 +222,11 @@ def test_tables_that_would_say_nothing_are_refused(tmp_path, capsys, flags, mess
 
 
 def test_further_rules_have_their_own_thresholds_and_are_held_against_adaptive():
-    rows = ablation.table_5a(mini(), ("best_kept", "pgf"))
+    rows = ablation_rows.table_5a(mini(), ("best_kept", "pgf"))
     assert list(rows)[3:] == ["rule best_kept", "rule pgf"]
     assert [rows[name].pgt.score_threshold for name in list(rows)[1:]] == [0.8, 0.8, 0.3, 0.2]
-    assert rows["rule pgf"].retrain.drop is None and "bottle" in rows["rule pgf"].pgt.nested
-    said = ablation.verdicts_5a({name: [float(i)] for i, name in enumerate(rows)})
+    assert rows["rule pgf"].retrain.loss.drop is None and "bottle" in rows["rule pgf"].pgt.nested
+    said = ablation_rows.verdicts_5a({name: [float(i)] for i, name in enumerate(rows)})
     heads = [line.split(":")[0] for line in said]
     assert heads[2:] == ["rule best_kept after adaptive", "rule pgf after adaptive"]
     assert "+2.0" in said[2] and "+3.0" in said[3]
@@ -224,32 +234,9 @@ def test_further_rules_have_their_own_thresholds_and_are_held_against_adaptive()
 
 def test_a_shortened_schedule_keeps_its_shape():
     full = voc07()
-    half = ablation.shortened(full, 0.5)
-    assert half.steps * 2 == full.steps and half.drop.start * 2 == full.drop.start
-    assert [2 * one for one in half.milestones] == list(full.milestones)
-    assert ablation.shortened(full, 1.0) == full
-    assert ablation.shortened(replace(full, drop=None), 0.1).drop is None
-
-
-def test_a_run_of_before_is_read_with_its_canvases(world, tmp_path):  # noqa: F811
-    run = write_run(tmp_path / "run", world)
-    stored = json.loads((run / "settings.json").read_text())
-    retrain = stored["settings"]["retrain"]
-    del retrain["scales"]
-    retrain["canvases"] = [[32, 48], [48, 32]]
-    (run / "settings.json").write_text(json.dumps(stored))
-    assert open_run(run).settings.retrain.scales == (((32, 48), (48, 32)),)
-    retrain["detection"]["forgotten"] = 1
-    (run / "settings.json").write_text(json.dumps(stored))
-    with pytest.raises(BadInput, match=r"unknown: retrain\.detection\.forgotten"):
-        open_run(run)
-
-
-def test_a_run_that_was_moved_keeps_its_mini_set(world, tmp_path):  # noqa: F811
-    run = write_run(tmp_path / "run", world)
-    stored = json.loads((run / "settings.json").read_text())
-    (run / "settings.json").write_text(json.dumps(stored | {"data": "runs/gone/data/VOC2007"}))
-    assert str(open_run(run).data) == "runs/gone/data/VOC2007"
-    (run / "data" / "VOC2007").mkdir(parents=True)
-    assert open_run(run).data == run / "data" / "VOC2007"
-    assert str(open_run(run, "elsewhere").data) == "elsewhere"
+    half = detectors.shortened(full, 0.5)
+    assert half.optim.steps * 2 == full.optim.steps
+    assert half.loss.drop.start * 2 == full.loss.drop.start
+    assert [2 * one for one in half.optim.milestones] == list(full.optim.milestones)
+    assert detectors.shortened(full, 1.0) == full
+    assert detectors.shortened(vary(full, loss={"drop": None}), 0.1).loss.drop is None

@@ -1,33 +1,52 @@
 """Statistics of RoI losses: hand-made intervals, and a detector whose pseudo boxes we know."""
 
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from tiny_pipeline import write_run
 
-from experiments.paper.drop_figures import EDGES, Rois, intervals, judge, main, summary, table
-from experiments.pipeline.config import mini
-from experiments.pipeline.stages import jsonable
+from experiments.paper.drop_figures import main, table
+from experiments.paper.roi_losses import (
+    EDGES,
+    Judge,
+    Rois,
+    intervals,
+    sample_rois,
+    summary,
+    unaugmented,
+)
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.detectors.faster_rcnn.config import RetrainSettings
-from weaksam_jax.detectors.faster_rcnn.loss import DetectionSettings, DropSettings
-from weaksam_jax.detectors.faster_rcnn.network import build_model, init_model
-from weaksam_jax.engine.checkpoint import save_params
+from weaksam_jax.detectors import metadata_of, save_detector
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors.faster_rcnn.config import (
+    DataConfig,
+    DropConfig,
+    FasterRcnnConfig,
+    LossConfig,
+    ModelConfig,
+)
+from weaksam_jax.detectors.mil import MilDetector
+from weaksam_jax.detectors.mil.config import MilConfig
+from weaksam_jax.engine.optimizer import OptimConfig
+from weaksam_jax.engine.weights import save_params
+from weaksam_jax.settings import change
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-TINY = RetrainSettings(
-    channels=8,
-    fc_width=8,
-    scales=(((96, 96),),),
-    batch=2,
-    steps=2,
-    warmup=1,
-    detection=DetectionSettings(rpn_batch=16, pre_nms=20, post_nms=20, roi_batch=16),
-    drop=DropSettings(tau_cls=4.0, tau_reg=1.0),
+TINY = FasterRcnnConfig(
+    model=ModelConfig(channels=8, fc_width=8),
+    loss=LossConfig(
+        rpn_batch=16,
+        pre_nms=20,
+        post_nms=20,
+        roi_batch=16,
+        drop=DropConfig(tau_cls=4.0, tau_reg=1.0),
+    ),
+    optim=OptimConfig(batch_size=2, steps=2, warmup=1),
+    data=DataConfig(scales=(((96, 96),),)),
 )
 
 
@@ -51,11 +70,10 @@ def test_the_runs_rule_decides_what_is_dropped():
     cls, reg = np.float32([5, 5, 1, 1]), np.float32([2, 0, 2, 0])
     wrong = np.array([True, False, False, False])
     rois = Rois(cls, reg, wrong, np.float32([9]))
-    drop = DropSettings(tau_cls=4.0, tau_reg=1.0)
-    both = summary(rois, replace(TINY, drop=replace(drop, rule="both")))
+    both = summary(rois, change(TINY, {"loss.drop.rule": "both"}))
     assert both["dropped"] == 0.25 and both["errors_of_dropped"] == 1
     assert both["dropped_background"] == 0  # both losses of a background RoI are never high
-    spared = summary(rois, replace(TINY, drop=replace(drop, background=False)))
+    spared = summary(rois, change(TINY, {"loss.drop.background": False}))
     assert spared["dropped"] == 0.75 and spared["dropped_background"] == 0
 
 
@@ -68,13 +86,26 @@ def test_nothing_to_share_is_none_and_still_json():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def toy(tmp_path_factory):
     """(folder of the data set, tags, truth, parameters of an untrained detector)."""
     data = write_mini(tmp_path_factory.mktemp("drop"), 0, 6, 2, progress=False)
-    split = open_tags(data, "trainval")
-    model = build_model(TINY, len(split.classes))
-    params = jax.device_get(init_model(model, (96, 96), jax.random.key(0), None))
-    return data, split, open_truth(data, "trainval"), params
+    split, truth = open_tags(data, "trainval"), open_truth(data, "trainval")
+    samples = unaugmented(pseudo(truth, 0.0), split, TINY)
+    params = FasterRcnn(TINY, split.classes).init(jax.random.key(0), samples.example())
+    return data, split, truth, jax.device_get(params)
+
+
+def sampled(toy, boxes, same_class=False):
+    """The RoIs of the untrained detector, trained on these boxes."""
+    _, split, truth, params = toy
+    samples, judge = unaugmented(boxes, split, TINY), Judge(truth, same_class)
+    return sample_rois(FasterRcnn(TINY, split.classes), params, samples, judge=judge)
+
+
+def save_mil(path, classes, params):
+    """A MIL detector's file, as far as retraining reads it."""
+    backbone = {"backbone": params["backbone"]["stem"]}
+    save_params(path, backbone, metadata_of(MilDetector(MilConfig(), classes)))
 
 
 def pseudo(truth, shift):
@@ -89,33 +120,32 @@ def pseudo(truth, shift):
 
 
 @pytest.mark.parametrize(("shift", "share"), [(0.0, 0.0), (0.4, 1.0)])
-def test_true_boxes_are_no_errors_and_moved_ones_are(world, shift, share):
-    _, split, truth, params = world
-    rois = judge(params, pseudo(truth, shift), split, truth, TINY, 0)
+def test_true_boxes_are_no_errors_and_moved_ones_are(toy, shift, share):
+    truth = toy[2]
+    rois = sampled(toy, pseudo(truth, shift))
     assert len(rois.cls) >= sum(len(record.boxes) > 0 for record in truth.records)
     # 0.4 of the width leaves an IoU of 0.43, unless the image cuts the box or objects lie close.
     assert abs(rois.wrong.mean() - share) < 0.15
     assert (rois.cls > 0).all() and (rois.reg >= 0).all() and len(rois.cls_background)
 
 
-def test_a_box_on_an_object_of_another_class_is_right_unless_classes_are_asked_for(world):
-    _, split, truth, params = world
+def test_a_box_on_an_object_of_another_class_is_right_unless_classes_are_asked_for(toy):
+    _, split, truth, _ = toy
     boxes = pseudo(truth, 0.0)
     for one in boxes["annotations"]:
         one["category_id"] = one["category_id"] % len(split.classes) + 1
-    assert not judge(params, boxes, split, truth, TINY, 0).wrong.any()
-    assert judge(params, boxes, split, truth, TINY, 0, same_class=True).wrong.mean() > 0.9
+    assert not sampled(toy, boxes).wrong.any()
+    assert sampled(toy, boxes, same_class=True).wrong.mean() > 0.9
 
 
-def test_the_command_trains_measures_and_draws(world, tmp_path, capsys):
-    data, _, truth, params = world
-    run, settings = tmp_path / "run", jsonable(mini())
-    settings["retrain"] = jsonable(TINY)
-    save_params(run / "retrain" / "params.safetensors", params)
-    save_params(run / "wsod" / "params.safetensors", {"backbone": params["backbone"]["stem"]})
+def test_the_command_trains_measures_and_draws(toy, tmp_path, capsys):
+    data, split, truth, params = toy
+    run = write_run(tmp_path / "run", data, retrain=TINY)
+    detector = FasterRcnn(TINY, split.classes)
+    save_detector(run / "retrain" / "params.safetensors", detector, params)
+    save_mil(run / "wsod" / "params.safetensors", split.classes, params)
     (run / "pgt").mkdir()
     (run / "pgt" / "pgt.json").write_text(json.dumps(pseudo(truth, 0.0)))
-    (run / "settings.json").write_text(json.dumps({"settings": settings, "data": str(data)}))
     flags = ["--run", str(run), "--out", str(tmp_path / "out")]
     assert entry_point(main, flags) == 0
     assert "the run's detector" in capsys.readouterr().out

@@ -97,10 +97,8 @@ def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
     stored = given("ours", tmp_path, split)
     assert stored.settings == settings.proposals
     rows = dict(groups_of(stored))
-    assert list(rows) == [
-        *("grid", "fine", "coarse", "cross"),
-        *("grid + fine", "grid + fine + coarse", "grid + fine + coarse + cross"),
-    ]
+    joined = ("grid + fine", "grid + fine + coarse", "grid + fine + coarse + cross")
+    assert tuple(rows) == ("grid", "fine", "coarse", "cross", *joined)
     for sources in rows.values():
         found = stored.of(sources)
         for record, one in zip(split.records, found, strict=True):
@@ -154,16 +152,13 @@ def test_recall_with_and_without_difficult_objects(tiny_data, tmp_path, capsys):
     """A store of the truth's own boxes, of difficult objects alone or of the others alone."""
     split, truth = open_tags(tiny_data, "trainval"), open_truth(tiny_data, "trainval")
     # Make one object of every image difficult, in a copy of the annotations.
-
     data = shutil.copytree(tiny_data, tmp_path / "VOC2007")
-    hard = 0
     for record in truth.records:
         path = data / "Annotations" / f"{record.file_name.split('.')[0]}.xml"
         body = path.read_text().replace("<difficult>1</difficult>", "<difficult>0</difficult>")
         assert "<difficult>0</difficult>" in body
         path.write_text(body.replace("<difficult>0</difficult>", "<difficult>1</difficult>", 1))
-        hard += 1
-    total = sum(len(record.boxes) for record in truth.records)
+    total, hard = sum(len(record.boxes) for record in truth.records), len(truth.records)
     size = lambda record: (record.height, record.width)  # noqa: E731
     easy_boxes = [
         proposals_of(r.image_id, r.boxes[1:], ["grid"] * (len(r.boxes) - 1), size(r))
@@ -329,7 +324,7 @@ def test_table_in_markdown():
     ]  # fmt: skip
     head = {"dataset": "d", "split": "s", "images": 3, "difficult": True}
     assert text({"rows": rows, **head}).splitlines() == [
-        "| proposals | boxes an image | recall 0.50 | seconds an image |",
+        "| proposals | boxes per image | recall 0.50 | seconds per image |",
         "|---|---|---|---|",
         "| a | 12.3 | 50.0 | – |",
         "| b: grid | 5.0 | 100.0 | 0.12 |",

@@ -15,6 +15,7 @@ from weaksam_jax.detectors.faster_rcnn.config import STATED, FasterRcnnConfig
 from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
 from weaksam_jax.detectors.faster_rcnn.model import FasterRcnnNetwork
 from weaksam_jax.detectors.faster_rcnn.predict import detect
+from weaksam_jax.detectors.faster_rcnn.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
@@ -37,6 +38,8 @@ class FasterRcnn:
 
     kind = "faster_rcnn"
     Config = FasterRcnnConfig
+    presets = PRESETS
+    learns_from = "boxes"
 
     def __post_init__(self):
         """`BadInput` for losses that micro-batches would change: those divided by the RoIs kept in
@@ -80,14 +83,13 @@ class FasterRcnn:
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """The four losses with RoI drop from its step on; see `faster_rcnn_loss`."""
         batch = {**batch, "image": self._input(batch)}
-        return faster_rcnn_loss(
-            self.network, params, batch, rng, step, config=self.config.loss, axis_name=AXIS
-        )
+        how = {"config": self.config.loss, "axis_name": AXIS}
+        return faster_rcnn_loss(self.network, params, batch, rng=rng, step=step, **how)
 
     def predict(self, params: Params, batch: dict) -> Detections:
         """Detections of one view, in pixels of the input, cut to the image."""
         size = jnp.asarray(batch["size"], jnp.float32)
-        return detect(self.network, params, self._input(batch), size, config=self.config.test)
+        return detect(self.network, params, self._input(batch), size=size, config=self.config.test)
 
     def predictor(self, params: Params) -> Predictor:
         """The union of all views through one NMS."""
@@ -115,12 +117,12 @@ def build_network(config: FasterRcnnConfig, classes: int) -> FasterRcnnNetwork:
     return FasterRcnnNetwork(
         BACKBONES[model.backbone].pyramid(width=model.backbone_width, dtype=dtype),
         classes,
-        model.strides,
-        model.anchor_sizes,
-        model.anchor_ratios,
-        model.channels,
-        model.extra_levels,
-        model.fc_width,
+        strides=model.strides,
+        anchor_sizes=model.anchor_sizes,
+        anchor_ratios=model.anchor_ratios,
+        channels=model.channels,
+        extra_levels=model.extra_levels,
+        fc_width=model.fc_width,
         canonical_size=model.canonical_size,
         canonical_level=model.canonical_level,
         aligned=model.aligned,

@@ -6,6 +6,7 @@ light configs use the same modules with fewer levels and channels.
 """
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from weaksam_jax.ops.roi import roi_align_pyramid
 
 class RPNHead(nn.Module):
     """Pyramid levels `[B, H_l, W_l, C]` -> (objectness logits `[B, H_l * W_l * A]`, deltas
-    `[B, H_l * W_l * A, 4]`) a level; anchors ordered as in `weaksam_jax.ops.anchors`. Computes in
+    `[B, H_l * W_l * A, 4]`) per level; anchors ordered as in `weaksam_jax.ops.anchors`. Computes in
     `dtype`, returns float32."""
 
     anchors_per_cell: int = 3
@@ -85,6 +86,7 @@ class FasterRcnnNetwork(nn.Module):
 
     backbone: nn.Module
     classes: int
+    _: KW_ONLY
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -131,10 +133,10 @@ class FasterRcnnNetwork(nn.Module):
                 self.strides[:used],
                 boxes,
                 level,
-                self.pool_size,
-                self.sampling_ratio,
-                self.aligned,
-                self.roi_chunk,
+                output_size=self.pool_size,
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+                chunk=self.roi_chunk,
             )
 
         pooled = jax.vmap(pool)(list(levels[:used]), boxes, level)

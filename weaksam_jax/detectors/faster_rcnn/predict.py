@@ -1,5 +1,7 @@
 """Detections of a Faster R-CNN on one batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,8 +17,8 @@ def detect(
     network: FasterRcnnNetwork,
     params: dict,
     images: jax.Array,
-    size: jax.Array,
     *,
+    size: jax.Array,
     config: TestConfig,
 ) -> Detections:
     """Detections of normalised images `[B, H, W, 3]` whose (height, width) are `size` `[B, 2]`.
@@ -30,24 +32,24 @@ def detect(
     anchors = network.anchors(levels)
 
     def propose(logits, deltas, size):
-        return select_proposals(logits, deltas, anchors, size, config.pre_nms, config.post_nms)
+        return select_proposals(
+            logits, deltas, anchors, size, pre_nms=config.pre_nms, post_nms=config.post_nms
+        )
 
     boxes, _, valid = jax.vmap(propose)(logits, deltas, size)
     class_logits, class_deltas = network.apply(variables, levels, boxes, method="classify")
 
-    def select(logits, deltas, boxes, valid, size):
-        return select_detections(logits, deltas, boxes, valid, size, config=config)
-
-    return jax.vmap(select)(class_logits, class_deltas, boxes, valid, size)
+    select = functools.partial(select_detections, config=config)
+    return jax.vmap(select)(class_logits, class_deltas, boxes, valid=valid, size=size)
 
 
 def select_detections(
     class_logits: jax.Array,
     deltas: jax.Array,
     boxes: jax.Array,
+    *,
     valid: jax.Array,
     size: jax.Array,
-    *,
     config: TestConfig,
 ) -> Detections:
     """Detections of one image from its classified proposals; as `detect`, without B.
@@ -64,9 +66,9 @@ def select_detections(
         decoded,
         scores,
         valid,
-        config.score_threshold,
-        config.nms,
-        config.max_detections,
-        boxes.shape[0],
+        score_threshold=config.score_threshold,
+        iou_threshold=config.nms,
+        max_output=config.max_detections,
+        pre_nms_top_k=boxes.shape[0],
     )
     return Detections(*found)

@@ -1,5 +1,7 @@
 """Which anchors and RoIs Faster R-CNN is trained on, and what each answers for."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -8,48 +10,51 @@ from weaksam_jax.ops.matching import FOREGROUND, match_by_iou
 from weaksam_jax.ops.sampling import sample_balanced
 
 
+class Objects(NamedTuple):
+    """The objects of an image: boxes `[G, 4]`, labels int `[G]`, valid bool `[G]`."""
+
+    boxes: jax.Array
+    labels: jax.Array
+    valid: jax.Array
+
+
 def sample_anchors(
-    key: jax.Array,
-    anchors: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
-    *,
-    config: LossConfig,
+    key: jax.Array, anchors: jax.Array, objects: Objects, *, config: LossConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Training anchors of one image out of anchors `[N, 4]`; boxes `[G, 4]`, valid `[G]`: objects.
+    """Training anchors of one image out of anchors `[N, 4]`.
 
     Returns (index int32 `[S]`, the box each one answers for `[S, 4]`, foreground bool `[S]`, valid
     bool `[S]`).
     """
+    background, foreground = config.rpn_iou
     label, index = match_by_iou(
-        anchors, boxes, valid, config.rpn_iou[1], config.rpn_iou[0], best_per_target=True
+        anchors, objects.boxes, objects.valid, foreground, background, best_per_target=True
     )
     chosen, usable = sample_balanced(label, key, config.rpn_batch, config.rpn_foreground)
-    return chosen, boxes[index[chosen]], label[chosen] == FOREGROUND, usable
+    return chosen, objects.boxes[index[chosen]], label[chosen] == FOREGROUND, usable
 
 
 def sample_rois(
     key: jax.Array,
     candidates: jax.Array,
-    usable: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
-    labels: jax.Array,
+    objects: Objects,
     *,
+    usable: jax.Array,
     classes: int,
     config: LossConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Training RoIs of one image out of candidates `[N, 4]` (`usable` bool `[N]`).
+    """Training RoIs of one image out of candidates `[N, 4]`, those that are `usable` (bool `[N]`).
 
-    boxes `[G, 4]`, valid `[G]`, labels `[G]`: its objects. Returns (RoIs `[R, 4]`, the box each one
-    answers for `[R, 4]`, label int32 `[R]` with `classes` = background, valid bool `[R]`).
+    Returns (RoIs `[R, 4]`, the box each one answers for `[R, 4]`, label int32 `[R]` with `classes`
+    = background, valid bool `[R]`).
     """
+    iou, boxes = config.roi_iou, objects.boxes
     matched, index = match_by_iou(
-        candidates, boxes, valid, config.roi_iou, config.roi_iou, top_k=config.roi_top_k
+        candidates, boxes, objects.valid, iou, iou, top_k=config.roi_top_k
     )
     matched = jnp.where(usable, matched, -1)
     chosen, kept = sample_balanced(matched, key, config.roi_batch, config.roi_foreground)
     target = index[chosen]
-    label = jnp.where(matched[chosen] == FOREGROUND, labels[target], classes)
+    label = jnp.where(matched[chosen] == FOREGROUND, objects.labels[target], classes)
     rois = jax.lax.stop_gradient(candidates[chosen])
     return rois, boxes[target], label.astype(jnp.int32), kept

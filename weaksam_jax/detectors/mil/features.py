@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.images import load_image
+from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.scales import Scale, bucket_of
 from weaksam_jax.data.views import View, views_of

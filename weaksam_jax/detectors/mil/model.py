@@ -14,6 +14,7 @@ from weaksam_jax.detectors.mil.loss import BRANCH_WEIGHTS, MilOutputs
 Pool = Callable[[jax.Array, jax.Array], jax.Array]
 # Sides of the frame around a box, in sides of the box, and its weight (see `class_evidence`).
 FRAME, FRAME_WEIGHT = 1.6, 1.5
+MIN_FRAME = 3  # least output side of the pooling that has cells in the frame
 
 
 class MilNetwork(nn.Module):

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from weaksam_jax.boxes import clip
 from weaksam_jax.data.augment import AugmentConfig, hide_patches, jitter_channels, light_noise
-from weaksam_jax.data.batches import pad_boxes, resize_and_pad
 from weaksam_jax.data.images import load_image
+from weaksam_jax.data.padding import pad_boxes, resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.scales import Scale, bucket_of, check_scales
 from weaksam_jax.data.store import UNRATED, read_proposals

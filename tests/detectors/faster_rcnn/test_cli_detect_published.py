@@ -1,53 +1,51 @@
 """From a published .pth through bridge.convert and experiments.detect to detections and figures,
 against the library's own detector on the same images."""
 
-import functools
 import json
-from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import torch
 from plain_detectron2 import PlainDetector, msra_pixels, random_tensors
 from small_torchvision import small_faster_rcnn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign
 
 import bridge.convert
-from experiments import detect, detect_faster_rcnn
-from weaksam_jax.backbones.resnet import ResNet50
+from experiments import detect
+from weaksam_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
 from weaksam_jax.cli import entry_point
-from weaksam_jax.data.batches import resize_and_pad
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini_set import CLASSES, write_mini
+from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.store import proposal_path
-from weaksam_jax.detectors.faster_rcnn import network
-from weaksam_jax.detectors.faster_rcnn.recipes import voc07
+from weaksam_jax.detectors import save_detector
+from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors.mil import MilConfig, MilDetector
 from weaksam_jax.evaluate import voc_ap
 from weaksam_jax.files import read_arrays, write_arrays
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 WIDTH, CHANNELS, HIDDEN = 4, 8, 24
-SIZES, CANONICAL = (16, 24, 40, 64, 96), 40
-CANVAS, SCORE, DETECTIONS, PRE_NMS, POST_NMS = (192, 192), 0.15, 30, 100, 200
+SIZES = (32, 64, 128, 256, 512)
+PADDED, SCORE, DETECTIONS, PRE_NMS, POST_NMS = (192, 192), 0.15, 30, 100, 200
+# The test settings of a small detector, in the place of the published ones.
+TEST = {
+    "tta_scales": [[PADDED]],
+    "tta_flip": False,
+    "batch_size": 2,
+    "pre_nms": PRE_NMS,
+    "post_nms": POST_NMS,
+}
+LIBRARY = {
+    "torchvision": ("resnet50", False, True),
+    "detectron2": ("resnet50_msra", True, False),
+}
 # The detector of torchvision's layout has an order of its own and a class that the data lacks.
 NAMES = ("other", *reversed(CLASSES))
 CLASSES_OF_DATA = tuple(sorted(CLASSES))
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """The recipe of VOC07 with a narrow ResNet and few channels, on one canvas."""
-    settings = replace(
-        voc07(), channels=CHANNELS, fc_width=HIDDEN, anchor_sizes=tuple((size,) for size in SIZES),
-        canonical_size=CANONICAL, views=((CANVAS,),), mirrored=False, test_batch=2,
-        test_pre_nms=PRE_NMS, test_post_nms=POST_NMS, score_threshold=SCORE,
-        max_detections=DETECTIONS,
-    )  # fmt: skip
-    monkeypatch.setitem(detect.FASTER_RCNN, "small_faster_rcnn", lambda: settings)
-    monkeypatch.setattr(network, "ResNet50", functools.partial(ResNet50, WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,6 @@ def theirs():
     """torchvision's own detector with random weights."""
     model = small_faster_rcnn(
         WIDTH, CHANNELS, len(NAMES), tuple((size,) for size in SIZES), HIDDEN,
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=CANONICAL),
         rpn_pre_nms_top_n_test=PRE_NMS, rpn_post_nms_top_n_test=POST_NMS,
         box_detections_per_img=DETECTIONS, box_score_thresh=SCORE,
     ).eval()  # fmt: skip
@@ -70,34 +67,45 @@ def theirs():
     return model
 
 
+def convert(layout, state, folder, *more):
+    """The file that the command makes, with small test settings."""
+    torch.save(state, folder / f"{layout}.pth")
+    path = folder / f"{layout}.safetensors"
+    paths = ["--from", str(folder / f"{layout}.pth"), "--to", str(path)]
+    bridge.convert.main([f"faster_rcnn_{layout}", *paths, *more])
+    arrays, metadata = read_arrays(path)
+    config = json.loads(metadata["config"])
+    config["test"] |= TEST
+    write_arrays(path, arrays, metadata | {"config": json.dumps(config)})
+    return path
+
+
 @pytest.fixture(scope="module")
 def files(theirs, tmp_path_factory):
     """{layout: converted file}, made by the command from a .pth."""
-    folder, made = tmp_path_factory.mktemp("files"), {}
-    torch.save(theirs.state_dict(), folder / "torchvision.pth")
+    folder = tmp_path_factory.mktemp("files")
     tensors = random_tensors(WIDTH, CHANNELS, len(CLASSES), HIDDEN)
-    torch.save({"model": tensors}, folder / "detectron2.pth")
-    for layout, more in (("torchvision", ["--classes", ",".join(NAMES)]), ("detectron2", [])):
-        made[layout] = folder / f"{layout}.safetensors"
-        paths = ["--from", str(folder / f"{layout}.pth"), "--to", str(made[layout])]
-        bridge.convert.main([f"faster_rcnn_{layout}", *paths, *more])
-    return made
+    named = ["--classes", ",".join(NAMES)]
+    return {
+        "torchvision": convert("torchvision", theirs.state_dict(), folder, *named),
+        "detectron2": convert("detectron2", {"model": tensors}, folder),
+    }
 
 
 def flags(weights, data, out, *more):
-    named = {"weights": weights, "data": data, "out": out, "preset": "small_faster_rcnn"}
-    return [text for name, value in named.items() for text in (f"--{name}", str(value))] + [*more]
+    named = {"--weights": weights, "--data": data, "--out": out}
+    named |= {"--test.score-threshold": SCORE, "--test.max-detections": DETECTIONS}
+    return [text for pair in named.items() for text in map(str, pair)] + [*more]
 
 
-def on_canvas(pixels):
+def in_padding(pixels):
     height, width = pixels.shape[2:]
-    return torch.nn.functional.pad(pixels, (0, CANVAS[1] - width, 0, CANVAS[0] - height))
+    return torch.nn.functional.pad(pixels, (0, PADDED[1] - width, 0, PADDED[0] - height))
 
 
 def torchvision_found(model, image):
-    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    pixels = torch.tensor((image - np.float32(mean)) / np.float32(std)).permute(2, 0, 1)[None]
-    padded, size = on_canvas(pixels), tuple(image.shape[:2])
+    pixels = (image - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    padded, size = in_padding(torch.tensor(pixels).permute(2, 0, 1)[None]), tuple(image.shape[:2])
     features = model.backbone(padded)
     boxes, _ = model.rpn(ImageList(padded, [size]), features)
     (found,), _ = model.roi_heads(features, boxes, [size])
@@ -106,10 +114,9 @@ def torchvision_found(model, image):
 
 
 def detectron2_found(image):
-    plain = PlainDetector(random_tensors(WIDTH, CHANNELS, len(CLASSES), HIDDEN), SIZES, CANONICAL)
+    plain = PlainDetector(random_tensors(WIDTH, CHANNELS, len(CLASSES), HIDDEN), SIZES)
     test = PRE_NMS, POST_NMS, SCORE, 0.5, DETECTIONS
-    canvas = on_canvas(msra_pixels(image))
-    scores, boxes, labels = plain.detect(canvas, image.shape[:2], *test)
+    scores, boxes, labels = plain.detect(in_padding(msra_pixels(image)), image.shape[:2], *test)
     return boxes, scores, [CLASSES_OF_DATA[label] for label in labels]
 
 
@@ -124,7 +131,7 @@ def test_a_published_file_detects_as_its_library(layout, theirs, files, data, tm
     compared = 0
     for record in split.records:
         image = load_image(record.path)
-        view, _, size = resize_and_pad(image, np.zeros((0, 4), np.float32), CANVAS)
+        view, _, size = resize_and_pad(image, np.zeros((0, 4), np.float32), PADDED)
         view = view[: size[0], : size[1]]
         with torch.no_grad():
             wanted = torchvision_found(theirs, view) if layout == "torchvision" else None
@@ -145,36 +152,35 @@ def test_a_published_file_detects_as_its_library(layout, theirs, files, data, tm
     assert f"{metrics['voc07']['ap50']:6.2f}" in capsys.readouterr().out
     rows = [path.read_text().splitlines() for path in comp4.glob("comp4_det_test_*.txt")]
     assert len(rows) == len(CLASSES) and sum(map(len, rows)) == len(results)
-    told = json.loads((out / "settings.json").read_text())["settings"]
-    stated = {
-        "torchvision": ("resnet50", False, True), "detectron2": ("resnet50_msra", True, False)
-    }  # fmt: skip
-    assert (told["backbone"], told["aligned"], told["round_anchors"]) == stated[layout]
+    model = json.loads((out / "settings.json").read_text())["config"]["model"]
+    told = tuple(model[name] for name in ("backbone", "aligned", "round_anchors"))
+    assert told == LIBRARY[layout]
 
 
 def test_a_stopped_detection_goes_on(files, data, tmp_path, monkeypatch):
-    from weaksam_jax.detectors.faster_rcnn import detect as retrain_detect
+    detect.main(flags(files["detectron2"], data, tmp_path / "whole"))
+    shown, made = [], FasterRcnn.predictor
 
-    whole = flags(files["detectron2"], data, tmp_path / "whole")
-    detect.main(whole)
-    monkeypatch.setattr(detect_faster_rcnn, "PART", 1)
-    shown, run = [], retrain_detect.detect_retrain
+    def stops(self, params):
+        predict = made(self, params)
 
-    def stops(params, split, *rest, **options):
-        if len(shown) == 1:
-            shown.append("stop")
-            raise KeyboardInterrupt
-        shown.append(split.records[0].image_id)
-        return run(params, split, *rest, **options)
+        def predictor(views):
+            if len(shown) == 1:
+                shown.append("stop")
+                raise KeyboardInterrupt
+            shown.append("batch")
+            return predict(views)
 
-    monkeypatch.setattr(retrain_detect, "detect_retrain", stops)
+        return predictor
+
+    monkeypatch.setattr(FasterRcnn, "predictor", stops)
     parts = flags(files["detectron2"], data, tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         detect.main(parts)
     assert not (tmp_path / "parts" / "detections.json").exists()
     detect.main(parts)
-    ids = [record.image_id for record in open_tags(data, "test").records]
-    assert shown == [ids[0], "stop", *ids[1:]]
+    # Three images, two in a batch: the first batch is not shown again.
+    assert shown == ["batch", "stop", "batch"]
     both = [(tmp_path / name / "detections.json").read_bytes() for name in ("whole", "parts")]
     assert both[0] == both[1]
     assert not (tmp_path / "parts" / "unfinished.jsonl").exists()
@@ -189,7 +195,7 @@ def test_stored_clues_weigh_the_scores(files, data, tmp_path):
         write_arrays(path, {"class_logits": logits[record.image_id]})
     found = {}
     for power in ("0", "2"):
-        more = ["--settings.tag-power", power, "--clues", str(tmp_path / "clues")]
+        more = ["--test.tag-power", power, "--clues", str(tmp_path / "clues")]
         detect.main(flags(files["detectron2"], data, tmp_path / power, *more))
         results = json.loads((tmp_path / power / "detections.json").read_text())
         place = ("image_id", "category_id", "bbox")
@@ -198,7 +204,7 @@ def test_stored_clues_weigh_the_scores(files, data, tmp_path):
     for key, one in found["2"].items():
         logit = logits[one["image_id"]][split.category_ids.index(one["category_id"])]
         expected = found["0"][key]["score"] / (1 + np.exp(-logit)) ** 2
-        assert one["score"] == pytest.approx(expected, abs=2e-6)
+        assert one["score"] == pytest.approx(expected, rel=1e-5)
 
 
 def refusal(command, capsys):
@@ -216,14 +222,18 @@ def test_what_does_not_fit_ends_in_one_line(files, data, tmp_path, capsys):
         return refusal(flags(path, data, out, *more), capsys)
 
     few = {name: value for name, value in arrays.items() if name != "fpn/output0/bias"}
-    assert f"{path}: fpn/output0/bias is missing" in told(metadata, few)
-    assert f"{path}: is no Faster R-CNN" in told({}, {"cls/bias": np.zeros(3)})
-    six = arrays | {"box_head/cls/bias": np.zeros(6, np.float32)}
-    assert f"{path}: has 5 classes, VOC2007 has 7" in told({}, six)
-    assert f"{path}: does not know {CLASSES_OF_DATA[0]}" in told({"classes": '["cat", "dog"]'})
-    assert "--clues: are missing" in told(metadata, arrays, "--settings.tag-power", "1")
+    assert f"{path}: has no tensor fpn/output0/bias" in told(metadata, few)
+    assert f"{path}: is no file of a detector" in told({}, {"cls/bias": np.zeros(3)})
+    named = metadata | {"classes": json.dumps([f"class {i}" for i in range(len(CLASSES))])}
+    assert f"{path}: does not know {CLASSES_OF_DATA[0]}" in told(named)
+    assert "--clues: are missing" in told(metadata, arrays, "--test.tag-power", "1")
     assert "--proposals: is not for" in told(metadata, arrays, "--proposals", str(tmp_path))
-    mil = flags(path, data, out)
-    mil[mil.index("small_faster_rcnn")] = "mini"
-    assert "--proposals: is missing, which mini needs" in refusal(mil, capsys)
+    tensors = {"model": random_tensors(WIDTH, CHANNELS, 5, HIDDEN)}
+    five = convert("detectron2", tensors, tmp_path)
+    assert f"{five}: has 5 classes, VOC2007 has 7" in refusal(flags(five, data, out), capsys)
+    mil = MilDetector(MilConfig(), CLASSES_OF_DATA)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), mil.shapes())
+    save_detector(path, mil, zeros)
+    command = ["--weights", str(path), "--data", str(data), "--out", str(out)]
+    assert "--proposals: is missing, which a MIL detector needs" in refusal(command, capsys)
     assert not (out / "detections.json").exists()

@@ -1,0 +1,134 @@
+"""The rows of Tables 5a and 9, what they have in common, and what their figures say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from experiments.paper.verdicts import spread_verdict, verdict
+from experiments.pipeline import detectors
+from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.detectors import RetrainConfig
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import atomic_path
+from weaksam_jax.pgt import AnyRule, PgtSettings
+from weaksam_jax.settings import change
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: how pseudo boxes are made and the detector is retrained."""
+
+    pgt: PgtSettings
+    retrain: RetrainConfig
+
+
+def shortened(config: PipelineConfig, share: float) -> PipelineConfig:
+    """With `share` of the retraining schedule, and the thresholds of its rule written out."""
+    retrain = detectors.shortened(config.retrain, share)
+    return replace(config, pgt=config.pgt.resolved(), retrain=retrain)
+
+
+def drop_or_paper(config: PipelineConfig) -> DropConfig:
+    """The config's RoI drop, or the paper's where it has none."""
+    return config.retrain.loss.drop or DropConfig()
+
+
+def table_5a(config: PipelineConfig, rules: Sequence[AnyRule] = ()) -> dict[str, Method]:
+    """The rows of Table 5a with the run's settings, and one for each further rule."""
+    plain = change(config.retrain, {"loss.drop": None})
+    dropped = change(config.retrain, {"loss.drop": drop_or_paper(config)})
+    return {
+        "top-1": Method(replace(config.pgt, rule="top_k", k=1), plain),
+        "adaptive": Method(config.pgt, plain),
+        "adaptive + RoI drop": Method(config.pgt, dropped),
+        **{f"rule {rule}": Method(PgtSettings(rule=rule).resolved(), plain) for rule in rules},
+    }
+
+
+def table_9(
+    config: PipelineConfig, tau_reg: Sequence[float], tau_cls: Sequence[float]
+) -> dict[str, Method]:
+    """Rows "tau_reg x, tau_cls y": each threshold changed while the other is the run's."""
+    drop = drop_or_paper(config)
+    changed = [replace(drop, tau_reg=value) for value in tau_reg]
+    changed += [replace(drop, tau_cls=value) for value in tau_cls]
+    return {
+        f"tau_reg {one.tau_reg:g}, tau_cls {one.tau_cls:g}": Method(
+            config.pgt, change(config.retrain, {"loss.drop": one})
+        )
+        for one in changed
+    }
+
+
+def undropped(method: Method) -> Method:
+    """The method without RoI drop."""
+    return change(method, {"retrain.loss.drop": None})
+
+
+def common_steps(methods: Mapping[str, Method], name: str) -> int:
+    """Steps that a method has in common with the others that differ from it in RoI drop alone: all
+    before the first drop begins; 0 when there are no others."""
+    own = undropped(methods[name])
+    alike = [one.retrain for one in methods.values() if undropped(one) == own]
+    drops = [one.loss.drop for one in alike]
+    return min((drop.start for drop in drops if drop is not None), default=0) * (len(drops) > 1)
+
+
+def check_drop(methods: Mapping[str, Method]) -> None:
+    """`BadInput` for a RoI drop that would begin after the last step: a row equal to the other."""
+    for name, method in methods.items():
+        drop, steps = method.retrain.loss.drop, method.retrain.optim.steps
+        if drop is not None and drop.start >= steps:
+            problem = f"({name}) begins at step {drop.start} of {steps}: never"
+            raise BadInput("RoI drop", problem, "give a run with an earlier start of the drop")
+
+
+def setting_notes(config: PipelineConfig) -> list[str]:
+    """What the rows have in common: settings that the paper has otherwise are to be seen."""
+    pgt, drop, steps = config.pgt, drop_or_paper(config), config.retrain.optim.steps
+    return [
+        f"adaptive: rule {pgt.rule}, tau_s {pgt.score_threshold:g}, tau_o "
+        f"{pgt.overlap_threshold:g} (paper: 0.3, 0.85)",
+        f"RoI drop: tau_cls {drop.tau_cls:g}, tau_reg {drop.tau_reg:g} (paper: 4, 1), rule "
+        f"{drop.rule}, from step {drop.start} of {steps}",
+    ]
+
+
+def verdicts_5a(found: Mapping[str, list[float]]) -> list[str]:
+    """What each row brought over the one before, a further rule over "adaptive". found: method ->
+    AP50 of each seed."""
+    pairs = [*pairwise(list(found)[:3]), *(("adaptive", rule) for rule in list(found)[3:])]
+    return [verdict(f"{b} after {a}", found[b], found[a]) for a, b in pairs]
+
+
+def verdicts_9(
+    found: Mapping[str, list[float]], methods: Mapping[str, Method], base: DropConfig
+) -> list[str]:
+    """Whether the values of a threshold differ, where the other one is that of `base`."""
+    lines, drops = [], {name: one.retrain.loss.drop for name, one in methods.items()}
+    for kind, other in (("tau_reg", "tau_cls"), ("tau_cls", "tau_reg")):
+        wanted = getattr(base, other)
+        own = {name: found[name] for name, drop in drops.items() if getattr(drop, other) == wanted}
+        if len(own) > 1:
+            lines.append(spread_verdict(kind, own))
+    return lines
+
+
+def draw(rows: Sequence[dict], path: Path) -> None:
+    """AP50 of every seed and the mean of each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axis, names = figure.subplots(), list(dict.fromkeys(row["method"] for row in rows))
+    for place, name in enumerate(names):
+        values = [row["ap50"] for row in rows if row["method"] == name]
+        axis.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6)
+        axis.plot(place, np.mean(values), "_", color="tab:red", markersize=30)
+    axis.set_xticks(range(len(names)), names, rotation=20 if len(names) > 3 else 0)
+    axis.set(ylabel="AP50 on the test split, %", title="every seed, and the mean")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

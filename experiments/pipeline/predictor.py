@@ -1,0 +1,72 @@
+"""A finished run, opened to look at new photos."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from experiments.pipeline.photos import Photo
+from experiments.pipeline.run import open_run
+from weaksam_jax.data.detections import to_coco
+from weaksam_jax.data.records import TagSplit
+from weaksam_jax.detectors import load_detector
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_json
+from weaksam_jax.photos import PhotoDetections, PhotoDetector
+from weaksam_jax.report.draw import draw_detections, save_png
+
+
+@dataclass(frozen=True)
+class RunPredictor:
+    """detector: the run's, on photos. photos: an empty split of the run's classes and ids."""
+
+    detector: PhotoDetector
+    photos: TagSplit
+
+    def results(self, photos: Sequence[Photo], out: Path) -> Iterator[tuple[Photo, list[dict]]]:
+        """COCO results of each photo, in order; its picture is written on the way. A few photos are
+        in memory at a time."""
+        paths = (one.record.path for one in photos)
+        for photo, found in zip(photos, self.detector.many(paths), strict=True):
+            rows = self._coco(photo, found)
+            save_png(out / photo.picture, draw_detections(found.image, rows, self.photos))
+            yield photo, rows
+
+    def _coco(self, photo: Photo, found: PhotoDetections) -> list[dict]:
+        rows = to_coco(photo.record, self.photos, found.boxes, found.scores, found.labels)
+        if found.masks is None:
+            return rows
+        pairs = zip(rows, found.masks, strict=True)
+        return [{**row, "segmentation": _rle(mask)} for row, mask in pairs]
+
+
+def _rle(mask: np.ndarray) -> dict:
+    """COCO's RLE of a mask bool `[H, W]`, as JSON."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
+
+
+def open_predictor(root: Path, threshold: float, masks: bool) -> RunPredictor:
+    """The retrained detector of a run; `BadInput` when the run has none yet."""
+    from bridge import plugins
+
+    run = open_run(root)
+    weights, pgt = run.folder.weights("retrain"), run.folder.pseudo_boxes()
+    for path in (weights, pgt, run.folder.marker("retrain", "json")):
+        if not path.exists():
+            problem = f"has no finished stage retrain ({path.relative_to(root)} is missing)"
+            raise BadInput(root, problem, "finish it with the command that began it")
+    detector, params = load_detector(weights)
+    settings, weighed = read_json(run.folder.settings), detector.config.test.tag_power
+    seen = PhotoDetector(
+        detector,
+        params,
+        threshold,
+        plugins.masks(settings) if masks else None,
+        plugins.tags(run.folder, settings, detector.classes) if weighed else None,
+    )
+    ids = {one["name"]: one["id"] for one in read_json(pgt)["categories"]}
+    categories = tuple(ids[name] for name in seen.classes)
+    return RunPredictor(seen, TagSplit("photos", "predict", seen.classes, categories, ()))
