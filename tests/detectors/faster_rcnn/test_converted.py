@@ -22,7 +22,8 @@ from weaksam_jax.detectors.faster_rcnn.config import ModelConfig
 WIDTH, CHANNELS, CLASSES, HIDDEN = 4, 8, 3, 24
 SIZES = (32, 64, 128, 256, 512)
 NAMES = ("bird", "cat", "dog")
-PADDED, SIZE, DETECTIONS = (128, 192), (120, 160), 30
+PADDED, SIZE = (128, 192), (120, 160)
+PRE_NMS, POST_NMS, DETECTIONS = 100, 200, 30
 LIBRARY = {
     "torchvision": {"backbone": "resnet50", "aligned": False, "round_anchors": True},
     "detectron2": {"backbone": "resnet50_msra", "aligned": True, "round_anchors": False},
@@ -40,16 +41,14 @@ def image():
 @pytest.fixture(scope="module")
 def torchvisions():
     model = small_faster_rcnn(
-        WIDTH,
-        CHANNELS,
-        CLASSES,
-        tuple((size,) for size in SIZES),
-        HIDDEN,
+        WIDTH, CHANNELS, CLASSES, tuple((size,) for size in SIZES), HIDDEN,
+        rpn_pre_nms_top_n_test=PRE_NMS, rpn_post_nms_top_n_test=POST_NMS,
         box_detections_per_img=DETECTIONS,
-    ).eval()
+    ).eval()  # fmt: skip
     with torch.no_grad():
         model.rpn.head.bbox_pred.weight *= 0.2
         model.rpn.head.cls_logits.weight *= 0.4
+        model.roi_heads.box_predictor.cls_score.weight *= 0.1  # scores apart from 1
     return model
 
 
@@ -109,7 +108,9 @@ def torchvision_found(model):
 def detectron2_found():
     plain = PlainDetector(random_tensors(WIDTH, CHANNELS, CLASSES, HIDDEN), SIZES)
     padded = in_padding(msra_pixels(image()[0, : SIZE[0], : SIZE[1]]))
-    return [np.asarray(x) for x in plain.detect(padded, SIZE, 1000, 1000, 0.05, 0.5, DETECTIONS)]
+    return [
+        np.asarray(x) for x in plain.detect(padded, SIZE, PRE_NMS, POST_NMS, 0.05, 0.5, DETECTIONS)
+    ]
 
 
 def in_padding(pixels):
@@ -120,7 +121,8 @@ def in_padding(pixels):
 @pytest.mark.parametrize("library", LIBRARY)
 def test_a_converted_file_detects_as_its_library(library, files, torchvisions):
     detector, params = load_detector(files[library])
-    test = {"max_detections": DETECTIONS}  # of noise, further ones are decided by rounding
+    # With more proposals of noise, rounding would decide.
+    test = {"pre_nms": PRE_NMS, "post_nms": POST_NMS, "max_detections": DETECTIONS}
     detector = FasterRcnn(vary(detector.config, test=test), detector.classes)
     found = jax.jit(detector.predict)(params, {"image": image(), "size": np.array([SIZE])})
     with torch.no_grad():
