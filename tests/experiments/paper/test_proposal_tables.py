@@ -97,10 +97,8 @@ def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
     stored = given("ours", tmp_path, split)
     assert stored.settings == settings.proposals
     rows = dict(groups_of(stored))
-    assert list(rows) == [
-        *("grid", "fine", "coarse", "cross"),
-        *("grid + fine", "grid + fine + coarse", "grid + fine + coarse + cross"),
-    ]
+    joined = ("grid + fine", "grid + fine + coarse", "grid + fine + coarse + cross")
+    assert tuple(rows) == ("grid", "fine", "coarse", "cross", *joined)
     for sources in rows.values():
         found = stored.of(sources)
         for record, one in zip(split.records, found, strict=True):
@@ -161,8 +159,9 @@ def test_recall_with_and_without_difficult_objects(tiny_data, tmp_path, capsys):
         assert "<difficult>0</difficult>" in body
         path.write_text(body.replace("<difficult>0</difficult>", "<difficult>1</difficult>", 1))
     total, hard = sum(len(record.boxes) for record in truth.records), len(truth.records)
+    size = lambda record: (record.height, record.width)  # noqa: E731
     easy_boxes = [
-        proposals_of(r.image_id, r.boxes[1:], ["grid"] * (len(r.boxes) - 1), (r.height, r.width))
+        proposals_of(r.image_id, r.boxes[1:], ["grid"] * (len(r.boxes) - 1), size(r))
         for r in truth.records
     ]
     write_store(tmp_path / "easy", split, easy_boxes)
