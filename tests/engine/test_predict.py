@@ -6,7 +6,14 @@ from small_faster_rcnn import COLOURS, colour_box, write_rectangles
 
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.views import ImageViews
-from weaksam_jax.engine.predict import Detections, classwise_nms, detect_split, union_of_views
+from weaksam_jax.engine.predict import (
+    Detections,
+    classwise_nms,
+    detect_split,
+    tag_factors,
+    union_of_views,
+)
+from weaksam_jax.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +62,12 @@ def test_classwise_nms_equals_a_loop():
             expected.append(i)
     np.testing.assert_array_equal(classwise_nms(boxes, scores, labels, 0.5), expected)
     assert classwise_nms(boxes[:0], scores[:0], labels[:0], 0.5).shape == (0,)
+
+
+def test_tag_factors_are_probabilities_to_a_power():
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    expected = (1 / (1 + np.exp(-logits))) ** 0.5
+    np.testing.assert_allclose(tag_factors(0.5, logits), expected, rtol=1e-5)
+    assert tag_factors(0.0, None) is None
+    with pytest.raises(BadInput, match="has no tag logits"):
+        tag_factors(0.5, None)

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 from configs import vary
+from tiny_pipeline import options
 
+from experiments.pipeline.stages import run_pipeline
 from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.detectors import read_weights, save_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
@@ -84,6 +86,15 @@ def test_weights_of_another_backbone_are_refused(files, backbone, other):
     assert error.path == str(files[other])
     assert error.problem == f"holds weights of {other}, not of {backbone}"
     assert f"set model.backbone to {other}" in error.hint
+
+
+def test_another_backbone_is_noticed_before_the_first_stage(files, tmp_path):
+    named = {"data": "mini", "out": tmp_path / "run", "preset": "mini"}
+    named |= {"retrain.model.backbone": "resnet50_msra", "retrain.optim.init": files["resnet50"]}
+    flags = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    with pytest.raises(BadInput, match="holds weights of resnet50, not of resnet50_msra"):
+        run_pipeline(options(*flags))
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_another_shape_are_refused_with_their_file(files, tmp_path):
