@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Flags for the main job, e.g. make voc07 ARGS="--data /path/to/VOCdevkit --out runs/mine"
 ARGS ?=
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
 
 .PHONY: voc07 test test-oldest test-newest lint docs clean
 
@@ -29,11 +30,11 @@ lint: .venv/installed-test
 docs: .venv/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# torch first and by its exact version, so that pip cannot choose a newer build with CUDA packages.
+# torch first and by its exact version (pyproject.toml has it), so that pip cannot choose a newer build with CUDA packages.
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
