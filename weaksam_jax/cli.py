@@ -99,11 +99,11 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _swallows(frame: FrameType | None) -> bool:
-    """Whether a callback of the garbage collector runs (JAX has one): Python prints and forgets
-    what is raised there."""
+    """Whether a callback of the garbage collector runs (JAX has one), or what an object does when
+    it is collected: Python prints and forgets what is raised there."""
     callbacks = {getattr(one, "__code__", None) for one in gc.callbacks}
     while frame is not None:
-        if frame.f_code in callbacks:
+        if frame.f_code in callbacks or frame.f_code.co_name == "__del__":
             return True
         frame = frame.f_back
     return False

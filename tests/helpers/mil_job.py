@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -53,10 +54,10 @@ def write_inputs(root: Path, images: int = 16) -> Path:
 def train(root: Path, folder: Path, mesh, config: MilConfig, seed: int = 3) -> dict:
     """{"loss": of every step, name of a parameter: its value}."""
     split = open_tags(root / "data" / "VOC2007", "trainval")
-    training.train = functools.partial(ORIGINAL, log_every=1)
     detector = MilDetector(config, split.classes)
     samples = MilSamples(split, root / "proposals", config)
-    params = train_mil(detector, samples, folder, mesh=mesh, seed=seed)
+    with mock.patch.object(training, "train", functools.partial(ORIGINAL, log_every=1)):
+        params = train_mil(detector, samples, folder, mesh=mesh, seed=seed)
     lines = (folder.parent / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     return {"loss": np.asarray(losses)} | flatten(params)
