@@ -48,7 +48,8 @@ def test_a_signal_during_a_garbage_collection_is_not_lost(number, status):
 
     def callback(phase, info):
         if not sent:
-            sent.append(signal.raise_signal(number))
+            sent.append(number)
+            signal.raise_signal(number)
 
     def main(argv):
         gc.callbacks.append(callback)
@@ -61,3 +62,20 @@ def test_a_signal_during_a_garbage_collection_is_not_lost(number, status):
     start = time.perf_counter()
     assert entry_point(main) == status
     assert time.perf_counter() - start < 4
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_an_object_ends_is_not_lost(number, status):
+    class Ends:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def main(argv):
+        one = Ends()
+        del one
+        time.sleep(5)
+
+    start = time.perf_counter()
+    assert entry_point(main) == status
+    assert time.perf_counter() - start < 4
+    time.sleep(0.2)  # nothing comes late

@@ -6,13 +6,11 @@ SIGTERM. Imports neither jax nor torch, so `bridge`'s commands use it too.
 
 import contextlib
 import errno
-import gc
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 
 from tqdm import tqdm
 
@@ -85,28 +83,39 @@ def _signals_raise() -> Iterator[None]:
         return
 
     def handler(signum, frame):
-        if _swallows(frame):  # once more in a moment, when the collection is over
-            threading.Timer(0.05, os.kill, (os.getpid(), signum)).start()
-            return
         raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
     previous = {one: signal.signal(one, handler) for one in (signal.SIGINT, signal.SIGTERM)}
+    timers: list[threading.Timer] = []
+    hook, sys.unraisablehook = sys.unraisablehook, _once_more(sys.unraisablehook, timers)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        for timer in timers:  # one that has not come yet has nobody to tell
+            timer.cancel()
         for one, old in previous.items():
             signal.signal(one, old)
 
 
-def _swallows(frame: FrameType | None) -> bool:
-    """Whether a callback of the garbage collector runs (JAX has one), or what an object does when
-    it is collected: Python prints and forgets what is raised there."""
-    callbacks = {getattr(one, "__code__", None) for one in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in callbacks or frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
+def _once_more(hook: Callable, timers: list[threading.Timer]) -> Callable:
+    """`sys.unraisablehook` that sends a signal again whose exception went nowhere; the timers that
+    do so are added to `timers`.
+
+    Python prints and forgets what is raised while objects are collected: in a callback of the
+    collector (JAX has one) or in what an object does at its end.
+    """
+    signals = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+
+    def again(unraisable):
+        if unraisable.exc_type not in signals:
+            hook(unraisable)
+            return
+        what = os.getpid(), signals[unraisable.exc_type]
+        timers.append(threading.Timer(0.05, os.kill, what))  # the collection is over then
+        timers[-1].start()
+
+    return again
 
 
 def _full_disk(error: BaseException | None) -> str | None:
