@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
 from bridge.weights.checkpoints import read_tensors
 from bridge.weights.lite0 import lite0_network
-from bridge.weights.pixels import LITE0_MEAN, LITE0_STD
+from weaksam_jax.data.pixel_statistics import LITE0_MEAN, LITE0_STD
 from weaksam_jax.errors import BadInput
 
 CHANNELS = 1280

@@ -1,6 +1,5 @@
 """Training the linear head of `bridge.clues.lite_cam` on image tags."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+from weaksam_jax.settings import to_plain
 
 SHARD = 64  # images per file of cached features
 
@@ -27,7 +27,7 @@ def train_lite_head(train: TagSplit, settings: LiteSettings, folder: Path, seed:
     to convergence; `seed` is only part of the common trainers' signature.
     """
     folder = Path(folder)
-    recipe = dataclasses.asdict(settings)
+    recipe = to_plain(settings)
     key = fingerprint([_split_key(train), recipe, seed])
     final = folder / "lite_cam.safetensors"
     if final.exists() and read_tensors(final)[1].get("fingerprint") == key:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
 from bridge.clues.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
 from bridge.weights.checkpoints import filled, read_tensors
-from bridge.weights.pixels import IMAGENET_MEAN, IMAGENET_STD
+from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from weaksam_jax.errors import BadInput
 
 __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_tensor"]

@@ -1,7 +1,6 @@
 """Training WeakTr on image tags alone."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from weaksam_jax import runlog
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint
+from weaksam_jax.settings import to_plain
 
 
 def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int) -> Path:
@@ -216,7 +216,7 @@ def _deterministic() -> Iterator[None]:
 
 def _fingerprint(train: TagSplit, settings: WeakTrSettings, seed: int) -> str:
     images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
-    recipe = {k: v for k, v in dataclasses.asdict(settings).items() if k != "workers"}
+    recipe = {k: v for k, v in to_plain(settings).items() if k != "workers"}
     if settings.init is not None:
         try:
             recipe["init"] = file_fingerprint(settings.init)

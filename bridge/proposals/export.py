@@ -15,7 +15,7 @@ and a few full-size ones (`bridge.sam.decoder.numbers_at_once`).
 import platform
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ from weaksam_jax.data.store import (
 )
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, write_arrays
+from weaksam_jax.settings import to_plain
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
 FORMAT = 2
@@ -156,7 +157,7 @@ class _Job:
             "sam": None if self.sam is None else weights_fingerprint(self.sam),
             "clues": None if clue_network is None else network_fingerprint(clue_network),
         }
-        used = asdict(settings)
+        used = to_plain(settings)
         del used["search" if settings.source == "sam" else "proposals"]
         self.key = {"format": FORMAT, "settings": used, "networks": self.networks}
         self.fingerprint_of_job = fingerprint(self.key)

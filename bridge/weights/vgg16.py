@@ -47,9 +47,9 @@ def vgg16_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
 
     The two layouts differ in the numbers of their `classifier`. Caffe's weights were trained on BGR
     in 0..255 less (103.939, 116.779, 123.68), torchvision's on RGB as ImageNet's statistics say
-    (`bridge.weights.pixels`). Caffe's weights renumbered to torchvision's keys cannot be told apart
-    and are taken for torchvision's. Raises `BadInput` naming a tensor that is missing, of another
-    shape or unknown.
+    (`weaksam_jax.data.pixel_statistics`). Caffe's weights renumbered to torchvision's keys cannot
+    be told apart and are taken for torchvision's. Raises `BadInput` naming a tensor that is
+    missing, of another shape or unknown.
     """
     tensors = read_checkpoint(source)
     caffe = "classifier.1.weight" in tensors

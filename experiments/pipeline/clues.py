@@ -12,7 +12,6 @@ from bridge.clues.weaktr_recipe import WeakTrSettings
 from bridge.clues.weaktr_training import tag_map as score
 from bridge.clues.weaktr_training import train_weaktr
 from experiments.pipeline.run import Run
-from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import read_stored
 
@@ -57,8 +56,3 @@ def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
     """What the clue network says of every image as a whole: float32 `[images, C]`."""
     stored = [read_stored(root, split.split, record.image_id)[0] for record in split.records]
     return np.stack([one["class_logits"] for one in stored])
-
-
-def fresh_logits(network: ClueNetwork, split: TagSplit) -> np.ndarray:
-    """As `stored_logits`, of images that no run has seen."""
-    return np.stack([network(load_image(one.path), None).class_logits for one in split.records])

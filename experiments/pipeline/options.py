@@ -1,11 +1,12 @@
 """The flags of the main jobs: preset, then --config, then what the command line says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from experiments.pipeline.config import PRESETS, PipelineConfig, mini
+from experiments.pipeline.detectors import PAPER, Method
 from experiments.pipeline.jobs import Job
 from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadInput, BadSetting
@@ -16,6 +17,9 @@ from weaksam_jax.settings import change, from_plain, to_plain
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
 OF_A_CALL = ("out", "stages", "config")
+# Names in a file: flags whose values are text, and the sections of the settings.
+_TEXTS = ("data", "proposals", "wsod", "retrain", "segment", "preset")
+_SECTIONS = tuple(one.name for one in fields(PipelineConfig))
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,15 @@ def parse_options(argv: Sequence[str], doc: str, job: Job) -> PipelineOptions:
     preset = peek(argv, "preset") or values.get("preset", "auto")
     if preset == "auto":
         preset = "mini" if data == "mini" else "light"
+    _check_preset(argv, values, preset)
     options = parse(PipelineOptions, argv, doc, job.name, _start(argv, values, preset, job))
     if data == "auto":
         raise BadInput("--data", "is missing", "give the folder of your photos, see --help")
     out = options.out or Path("runs") / f"{Path(data.replace(':', '-')).resolve().name}-{preset}"
     settings = replace(options.settings, pgt=options.settings.pgt.resolved())
-    return replace(options, data=data, out=out, preset=preset, settings=settings)
+    method = settings.wsod.model.method  # a flag of its own may have changed it
+    wsod = method if method in get_args(Method) else options.wsod
+    return replace(options, data=data, out=out, preset=preset, wsod=wsod, settings=settings)
 
 
 def settings_json(options: PipelineOptions) -> dict[str, Any]:
@@ -87,7 +94,31 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise BadSetting(path, "", "is no object of settings", "give a JSON object {...}")
     if "config" in values:
         raise BadSetting(path, "config", "names another file", "write its settings here")
+    for name, value in values.items():
+        first = name.partition(".")[0]
+        flag = name in _TEXTS and isinstance(value, str | None)
+        if first in _SECTIONS and not flag:
+            hint = f'nest it: {{"settings": {{"{first}": {{...}}}}}}, as settings.json of a run'
+            raise BadSetting(path, name, "is a setting of a stage", hint)
+        if name in _TEXTS and not flag:
+            raise BadSetting(path, name, f"is {value!r}, not text", "correct it")
     return values
+
+
+def _check_preset(argv: Sequence[str], values: Mapping, preset: str) -> None:
+    """`BadInput` for a flag that chooses a preset or recipe when --config lists every setting, as
+    settings.json of a run does: nothing of the flag's would be left."""
+    listed = values.get("settings")
+    if not isinstance(listed, Mapping) or not set(_SECTIONS) <= listed.keys():
+        return
+    flag, stored = peek(argv, "preset"), values.get("preset")
+    if flag is not None and stored is not None and flag != stored:
+        hint = "leave it out, or take the settings out of the file"
+        raise BadInput("--preset", f"{flag} is not that of --config ({stored})", hint)
+    flag, stored = peek(argv, "wsod"), values.get("wsod", "mist")
+    if preset in PAPER and flag is not None and flag != stored:
+        hint = f"its recipe is another one: give --preset {preset} --wsod {flag} without the file"
+        raise BadInput("--wsod", f"{flag} is not that of --config ({stored})", hint)
 
 
 def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> PipelineOptions:
@@ -95,8 +126,9 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     flag = peek(argv, "wsod")
     method = "oicr" if (flag or values.get("wsod")) == "oicr" else "mist"
     kind = peek(argv, "retrain") or values.get("retrain")
-    kind = kind if kind in RETRAINERS else "faster_rcnn"
-    config = replace(PRESETS.get(preset, PRESETS["mini"])(method, kind), ap50=job.ap50)
+    kind = kind if isinstance(kind, str) and kind in RETRAINERS else "faster_rcnn"
+    make = PRESETS.get(preset, PRESETS["mini"]) if isinstance(preset, str) else PRESETS["mini"]
+    config = replace(make(method, kind), ap50=job.ap50)
     config = _with_rule(config, _inner(values, "settings", "pgt", "rule"))
     start = PipelineOptions(wsod=method, settings=config)
     start = from_plain(PipelineOptions, values, peek(argv, "config") or "", start)

@@ -44,6 +44,8 @@ def run_pipeline(options: PipelineOptions) -> dict:
         detectors.check_start(
             detectors.retrainer(run.config.retrain, 2)
         )  # what does not fit: at once
+    if run.options.data != "mini":
+        _ = run.data.names  # a data set that is none is named before anything is written
     run_on_leader(lambda: prepare(run))
     metrics = Runner(run.folder, run.seed).run(graph(run), wanted)
     page = run.folder.report
@@ -280,14 +282,15 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
         _lite0(run)
     split = run.data.splits["train"]
     detector = detectors.retrainer(config, split.classes)
-    params = detectors.train_retrainer(
-        detector,
-        read_json(run.folder.pseudo_boxes()),
-        split,
-        folder=run.folder.stage(name),
-        seed=run.seed,
-        start=detectors.retrain_start(run.folder, config),
-    )
+    with naming(run.folder.pseudo_boxes()):
+        params = detectors.train_retrainer(
+            detector,
+            read_json(run.folder.pseudo_boxes()),
+            split,
+            folder=run.folder.stage(name),
+            seed=run.seed,
+            start=detectors.retrain_start(run.folder, config),
+        )
     return run_on_leader(lambda: _finish_retrain(run, name, detector, params))
 
 

@@ -70,5 +70,5 @@ def test_pseudo_boxes_that_do_not_fit_the_split_are_bad_input(rectangles):
         PseudoSamples({"annotations": []}, split, (((64, 64),),), AugmentConfig())
     for wrong in ({"image_id": 99}, {"category_id": 1}):
         annotations = [{**pgt["annotations"][0], **wrong}]
-        with pytest.raises(BadInput, match="not of rectangles"):
+        with pytest.raises(BadInput, match="does not have"):
             PseudoSamples({"annotations": annotations}, split, (((64, 64),),), AugmentConfig())

@@ -140,3 +140,33 @@ def test_the_retrainers_are_those_of_the_table_of_detectors():
     for kind, row in RETRAINERS.items():
         assert detectors.retrainer(detectors.retrain_preset(kind, "mini"), 2).kind == kind
         assert {"mini", "light", *detectors.PAPER} <= row.presets.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"retrain": {"optim": {"lr": 0.1}}}, r"retrain is a setting of a stage; nest it"),
+        (
+            {"wsod.optim.lr": 1},
+            r'wsod\.optim\.lr is a setting of a stage; nest it: {"settings": {"wsod"',
+        ),
+        ({"sam": "sam_mini"}, "sam is a setting of a stage"),
+        ({"preset": []}, r"preset is \[\], not text"),
+    ],
+)
+def test_a_file_that_nests_otherwise_is_told_how(tmp_path, values, message):
+    write_json(tmp_path / "c.json", values)
+    with pytest.raises(BadSetting, match=message):
+        options("--data", "d", "--config", str(tmp_path / "c.json"))
+
+
+def test_flags_that_choose_other_settings_than_the_file_lists_are_refused(stored, tmp_path):
+    with pytest.raises(BadInput, match=r"--preset: light is not that of --config \(mini\)"):
+        options("--config", stored[1], "--preset", "light")
+    paper = options("--data", "d", "--preset", "voc07")
+    write_json(tmp_path / "paper.json", settings_json(paper))
+    with pytest.raises(BadInput, match="--preset voc07 --wsod oicr without the file"):
+        options("--config", str(tmp_path / "paper.json"), "--wsod", "oicr")
+    changed = options("--config", stored[1], "--wsod", "oicr")  # one recipe for both
+    assert changed.wsod == changed.settings.wsod.model.method == "oicr"
+    assert options("--data", "d", "--wsod.model.method", "oicr").wsod == "oicr"

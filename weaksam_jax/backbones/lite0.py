@@ -15,7 +15,6 @@ BLOCKS = (
     *((5, 2, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192)),
     (3, 1, 6, 320),
 )
-STRIDES = (8, 16, 32)
 CHANNELS = (40, 112, 320)
 _LEVEL_ENDS = (4, 10, 15)  # the last blocks at those strides
 

@@ -1,7 +1,7 @@
 """What networks are shown: uint8 RGB to the float input that their weights were trained with.
 
-The one place for the statistics of ImageNet and for the pixel conventions of published weights.
-Mixed up, they cost several AP without a word.
+Mixed up, pixel conventions cost several AP without a word. The numbers are those of
+`weaksam_jax.data.pixel_statistics`.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.data.pixel_statistics import (
+    IMAGENET_MEAN_255,
+    IMAGENET_STD_255,
+    LITE0_MEAN,
+    LITE0_STD,
+    MIST_MEAN,
+    MSRA_MEAN,
+    OICR_MEAN,
+)
 from weaksam_jax.ops.padding import inside_mask
 
 Statistics = tuple[float, float, float]
-IMAGENET_MEAN: Statistics = (123.675, 116.28, 103.53)  # of RGB in 0..255
-IMAGENET_STD: Statistics = (58.395, 57.12, 57.375)
 
 
 def _standardised(mean: Statistics, std: Statistics = (1.0, 1.0, 1.0), bgr: bool = False):
@@ -29,14 +36,14 @@ def _standardised(mean: Statistics, std: Statistics = (1.0, 1.0, 1.0), bgr: bool
 # uint8 RGB `[..., 3]` -> float32 `[..., 3]`, by the name of the convention.
 PIXELS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # torchvision's weights: RGB by mean and standard deviation.
-    "torchvision": _standardised(IMAGENET_MEAN, IMAGENET_STD),
+    "torchvision": _standardised(IMAGENET_MEAN_255, IMAGENET_STD_255),
     # Caffe's ResNets (detectron2's R-50.pkl): BGR less a mean, in 0..255.
-    "msra": _standardised(IMAGENET_MEAN[::-1], bgr=True),
+    "msra": _standardised(MSRA_MEAN, bgr=True),
     # Caffe's VGG16 as the official code of MIST and of OICR (on VOC) feeds it: BGR less a mean.
-    "mist": _standardised((102.9801, 115.9465, 122.7717), bgr=True),
-    "oicr": _standardised((104.0, 117.0, 124.0), bgr=True),
+    "mist": _standardised(MIST_MEAN, bgr=True),
+    "oicr": _standardised(OICR_MEAN, bgr=True),
     # EfficientNet-Lite (tensorflow/tpu, efficientnet/lite): one mean and deviation for all.
-    "lite0": lambda image: (image.astype(jnp.float32) - 127.0) / 128.0,
+    "lite0": lambda image: (image.astype(jnp.float32) - LITE0_MEAN) / LITE0_STD,
     # The mini set's network, trained here from scratch: [-1, 1].
     "mini": lambda image: image.astype(jnp.float32) / 127.5 - 1.0,
 }

@@ -1,17 +1,16 @@
 """Pseudo ground truth as training samples: COCO dictionary -> padded, augmented arrays."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize
+from weaksam_jax.data.detections import BadDetections, by_image, label_of
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import pad_boxes
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
-from weaksam_jax.errors import BadInput
 
 
 class PseudoSamples:
@@ -20,7 +19,8 @@ class PseudoSamples:
     pgt: COCO dictionary (`annotations` with `image_id`, `category_id`, `bbox` xywh); images: the
     split it was made for. buckets: which padded size of a scale each sample is shown in. max_boxes:
     the padded length G, the largest count rounded up to a multiple of 8, so no box is cut off.
-    Raises `BadInput` when the dictionary does not belong to the split or has no box.
+    Raises `BadDetections` when the dictionary does not belong to the split or has no box
+    (`weaksam_jax.data.detections.naming` names its file).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class PseudoSamples:
         self._records = [record for record in images.records if record.image_id in truth]
         if not self._records:
             hint = "lower the score threshold of the pseudo ground truth or train the MIL longer"
-            raise BadInput("pgt.json", "has no box for any image of the split", hint)
+            raise BadDetections("have no box for any image of the split", hint)
         self._truth = [truth[record.image_id] for record in self._records]
         self._augment = augment
         check_scales(scales)
@@ -75,22 +75,27 @@ class PseudoSamples:
 
 
 def _read(pgt: Mapping, images: TagSplit) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Image id -> (boxes float32 `[n, 4]`, labels int32 `[n]`), only images with boxes."""
-    class_of = {category: index for index, category in enumerate(images.category_ids)}
-    records: dict[int, TagRecord] = {record.image_id: record for record in images.records}
-    found: dict[int, list] = {}
-    for annotation in pgt["annotations"]:
-        image_id, category = annotation["image_id"], annotation["category_id"]
-        if image_id not in records or category not in class_of:
-            problem = f"image {image_id}, category {category} is not of {images.dataset}"
-            raise BadInput(Path("pgt.json"), problem, "make the pseudo ground truth again")
-        record = records[image_id]
-        box = clip(
-            from_xywh(np.asarray(annotation["bbox"], np.float32)), record.width, record.height
-        )
-        if min(box[2] - box[0], box[3] - box[1]) > 0:
-            found.setdefault(image_id, []).append((box, class_of[category]))
-    return {
-        image_id: (np.stack([box for box, _ in rows]), np.asarray([c for _, c in rows], np.int32))
+    """Image id -> (boxes float32 `[n, 4]`, labels int32 `[n]`), only images with boxes; crowds are
+    left out."""
+    objects = [one for one in pgt["annotations"] if not one.get("iscrowd")]
+    found, labels = by_image(objects, images), label_of(images)
+    records = {record.image_id: record for record in images.records}
+    boxes = {
+        image_id: [(_inside(one, records[image_id]), labels[one["category_id"]]) for one in rows]
         for image_id, rows in found.items()
     }
+    kept = {
+        image_id: [(box, label) for box, label in rows if min(box[2:] - box[:2]) > 0]
+        for image_id, rows in boxes.items()
+    }
+    return {
+        image_id: (np.stack([box for box, _ in rows]), np.asarray([c for _, c in rows], np.int32))
+        for image_id, rows in kept.items()
+        if rows
+    }
+
+
+def _inside(annotation: Mapping, record: TagRecord) -> np.ndarray:
+    """The box float32 `[4]` of an annotation, cut to its image."""
+    box = from_xywh(np.asarray(annotation["bbox"], np.float32))
+    return clip(box, record.width, record.height)

@@ -28,7 +28,7 @@ from segment_anything.modeling.mask_decoder import MLP
 
 from bridge.weights.checkpoints import filled, read_tensors
 from bridge.weights.lite0 import lite0_network
-from bridge.weights.pixels import LITE0_MEAN, LITE0_STD
+from weaksam_jax.data.pixel_statistics import LITE0_MEAN, LITE0_STD
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bridge.weights.pixels import LITE0_MEAN, LITE0_STD
+from weaksam_jax.data.pixel_statistics import LITE0_MEAN, LITE0_STD
 
 SIDE = 384  # stored photos, pixels
 LEAF_SIDE = 256  # where the leaves are found

@@ -28,7 +28,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-VOID = 255
 
 
 def find_voc(path: str | Path) -> Path | None:
