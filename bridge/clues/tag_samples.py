@@ -29,7 +29,14 @@ class TagSamples(Dataset):
     """
 
     def __init__(
-        self, train: TagSplit, crop: int, min_scale: float, augment: str, jitter: float, seed: int
+        self,
+        train: TagSplit,
+        *,
+        crop: int,
+        min_scale: float,
+        augment: str,
+        jitter: float,
+        seed: int,
     ):
         self.train, self.crop, self.min_scale, self.seed = train, crop, min_scale, seed
         self.jitter = jitter
@@ -91,7 +98,7 @@ def light_augment(
 
 
 def epoch_batches(
-    samples: TagSamples, batch_size: int, first_epoch: int, epochs: int, workers: int
+    samples: TagSamples, *, batch_size: int, first_epoch: int, epochs: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (images `[B, 3, crop, crop]`, labels `[B, C]`) of epochs first_epoch..epochs-1.
 

@@ -148,8 +148,11 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
     log, steps = folder.parent / "log.jsonl", len(train.records) // settings.batch_size
     runlog.forget(log, "weaktr", done * steps)
     s = settings
-    samples = TagSamples(train, s.crop, s.min_scale, s.augment, s.jitter, seed)
-    batches = epoch_batches(samples, s.batch_size, done, s.epochs, s.workers)
+    shown = {"crop": s.crop, "min_scale": s.min_scale, "augment": s.augment, "jitter": s.jitter}
+    samples = TagSamples(train, seed=seed, **shown)
+    batches = epoch_batches(
+        samples, batch_size=s.batch_size, first_epoch=done, epochs=s.epochs, workers=s.workers
+    )
     images = steps * s.batch_size
     bar = tqdm(total=s.epochs * images, initial=done * images, desc="WeakTr", unit="image")
     with bar:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments.bench import cases, mil
 from experiments.bench.entry import Entry
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
+from weaksam_jax.flags import parse
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[0] not in SUITES:
             raise BadInput("NAME", f"{argv[0]} is no bench", f"choose from {', '.join(SUITES)}")
         return SUITES[argv[0]](argv[1:])
-    options = tyro.cli(Bench, args=argv, description=__doc__, prog="python -m experiments.bench")
+    options = parse(Bench, argv, __doc__, "bench")
     rows = run(options)
     write_json(options.json, rows, indent=1)
     print(table(rows))

@@ -16,7 +16,7 @@ import numpy as np
 
 from weaksam_jax.boxes import from_xywh, to_xywh
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import read_json
 
 Split = TagSplit | TruthSplit
@@ -54,15 +54,15 @@ def read_detections(path: str | Path, masks: bool = False, scores: bool = False)
         found = found.get("annotations")
     if not isinstance(found, list):
         hint = "give a JSON list of results, or a file with annotations"
-        raise BadInput(path, "is no COCO results file", hint)
+        raise BadFile(path, "is no COCO results file", hint)
     needed = ["image_id", "category_id", "bbox"]
     needed += ["segmentation"] * masks + ["score"] * scores
     for number, one in enumerate(found):
         for key in needed:
             if not isinstance(one, dict) or key not in one:
-                raise BadInput(path, f"entry {number} has no {key}", "give COCO results with it")
+                raise BadFile(path, f"entry {number} has no {key}", "give COCO results with it")
         if fault := _fault(one):
-            raise BadInput(path, f"entry {number}: {fault}", "correct it where it was made")
+            raise BadFile(path, f"entry {number}: {fault}", "correct it where it was made")
     return found
 
 
@@ -86,11 +86,11 @@ def _is_finite(value: Any) -> bool:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """`BadDetections` raised inside becomes a `BadInput` of that file."""
+    """`BadDetections` raised inside becomes a `BadFile` of that file."""
     try:
         yield
     except BadDetections as error:
-        raise BadInput(path, error.problem, error.hint) from error
+        raise BadFile(path, error.problem, error.hint) from error
 
 
 def label_of(split: Split) -> dict[int, int]:

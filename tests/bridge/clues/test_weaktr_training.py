@@ -146,8 +146,15 @@ def test_learns_colours_from_tags(tmp_path):
     path = train_weaktr(colours(tmp_path / "images", 24), settings, tmp_path / "run", 0)
     model = load_weaktr(path)
     assert model.config.classes == 3
-    samples = TagSamples(colours(tmp_path / "images", 24), 48, 1.0, "light", 0.1, 0)
-    images, labels = next(epoch_batches(samples, 24, 0, 1, 0))
+    samples = TagSamples(
+        colours(tmp_path / "images", 24),
+        crop=48,
+        min_scale=1.0,
+        augment="light",
+        jitter=0.1,
+        seed=0,
+    )
+    images, labels = next(epoch_batches(samples, batch_size=24, first_epoch=0, epochs=1, workers=0))
     out = model.maps(images)
     assert tag_map(out.coarse_logits.numpy(), labels.numpy()) > 0.9
 
