@@ -63,11 +63,11 @@ def trained(inputs, tmp_path_factory):
     runs = {str(n): {"devices": n, "config": ONE_SIZE} for n in (1, 4, 8)}
     runs["micro-batches"] = {"devices": 1, "config": cut}
     job = processes.write_job(out / "a.json", root=inputs, out=out, runs=runs)
-    processes.run(job, devices=8, cache=cache)
+    processes.run(job, devices=8, cache=cache, timeout=800)
     job = processes.write_job(
         out / "b.json", root=inputs, out=out, runs={"processes": {"config": ONE_SIZE}}
     )
-    processes.run(job, count=2, devices=2, cache=cache)
+    processes.run(job, count=2, devices=2, cache=cache, timeout=800)
     return {path.stem: dict(np.load(path)) for path in out.glob("*.npz")}
 
 
