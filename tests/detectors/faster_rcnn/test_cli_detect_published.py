@@ -13,12 +13,12 @@ from torchvision.models.detection.image_list import ImageList
 
 import bridge.convert
 from experiments import detect
-from weaksam_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini_set import CLASSES, write_mini
 from weaksam_jax.data.padding import resize_and_pad
+from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN_255, IMAGENET_STD_255
 from weaksam_jax.data.store import proposal_path
 from weaksam_jax.detectors import save_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
@@ -104,7 +104,7 @@ def in_padding(pixels):
 
 
 def torchvision_found(model, image):
-    pixels = (image - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    pixels = (image - np.float32(IMAGENET_MEAN_255)) / np.float32(IMAGENET_STD_255)
     padded, size = in_padding(torch.tensor(pixels).permute(2, 0, 1)[None]), tuple(image.shape[:2])
     features = model.backbone(padded)
     boxes, _ = model.rpn(ImageList(padded, [size]), features)

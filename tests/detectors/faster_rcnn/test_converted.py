@@ -13,7 +13,7 @@ from small_torchvision import small_faster_rcnn
 from torchvision.models.detection.image_list import ImageList
 
 from bridge.weights.kinds import convert
-from weaksam_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
+from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN_255, IMAGENET_STD_255
 from weaksam_jax.data.scales import padded_sizes
 from weaksam_jax.detectors import load_detector, read_weights
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
@@ -97,7 +97,7 @@ def test_a_converted_file_states_the_published_detector(library, files):
 
 def torchvision_found(model):
     shown = image()[0, : SIZE[0], : SIZE[1]]
-    pixels = (shown - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    pixels = (shown - np.float32(IMAGENET_MEAN_255)) / np.float32(IMAGENET_STD_255)
     padded = in_padding(torch.tensor(pixels).permute(2, 0, 1)[None])
     features = model.backbone(padded)
     boxes, _ = model.rpn(ImageList(padded, [SIZE]), features)
