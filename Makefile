@@ -14,7 +14,7 @@ test: .venv/installed-test lint
 	$(BIN)/python -m pytest
 
 # The core of the suite with every lower bound of pyproject.toml (Python 3.11), and the JAX side with
-# the newest packages that the bounds allow, e.g. make test-newest PYTHON=python3.13.
+# the newest packages that the bounds allow, e.g. make test-newest PYTHON=python3.12.
 test-oldest:
 	$(PYTHON) .ci/versions.py oldest
 

@@ -1,7 +1,7 @@
 """The core of the suite with the oldest or the newest allowed packages.
 
     python3.11 .ci/versions.py oldest                      every lower bound of pyproject.toml
-    python3.13 .ci/versions.py newest --without-torch      what pip finds below the upper bounds
+    python3.12 .ci/versions.py newest --without-torch      what pip finds below the upper bounds
 
 Makes build/versions/NAME-PYTHON afresh, installs, says what is installed, and runs the tests of
 `TESTS`. Without PyTorch the tests that import it, themselves or through a module of this
