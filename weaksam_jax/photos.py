@@ -135,20 +135,25 @@ def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> Pho
     if not path.is_dir():
         return PhotoDetector(*load_detector(path), threshold)
     folder = RunFolder(path)
-    weights = folder.weights("retrain")
-    if not weights.exists():
+    if not folder.weights("retrain").exists():
         raise BadInput(path, "is no finished run", "give the --out of a run with stage retrain")
-    detector, params = load_detector(weights)
+    return of_run(folder, threshold, plugin, masks=masks)
+
+
+def of_run(
+    folder: RunFolder, threshold: float, networks: Callable[[str], Callable], *, masks: bool
+) -> PhotoDetector:
+    """The retrained detector of a run with the networks beside it.
+
+    networks: gives what makes them by name, see `plugin`; asked for those that are needed alone.
+    """
+    detector, params = load_detector(folder.weights("retrain"))
     settings = read_json(folder.settings)
-    return PhotoDetector(
-        detector,
-        params,
-        threshold,
-        plugin("masks")(settings) if masks else None,
-        plugin("tags")(folder, settings, detector.classes)
-        if detector.config.test.tag_power
-        else None,
-    )
+    prompted = networks("masks")(settings) if masks else None
+    tags = None
+    if detector.config.test.tag_power:
+        tags = networks("tags")(folder, settings, detector.classes)
+    return PhotoDetector(detector, params, threshold, prompted, tags)
 
 
 def plugin(name: str) -> Callable[..., Callable]:

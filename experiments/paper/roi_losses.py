@@ -7,8 +7,6 @@ from functools import partial
 import jax
 import numpy as np
 
-from weaksam_jax.backbones import BACKBONES
-from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
@@ -81,9 +79,7 @@ def sample_rois(
 
 def _losses(detector: FasterRcnn, params: Params, batch: Batch, key: jax.Array) -> RoiLosses:
     """The losses of a batch's sampled RoIs."""
-    pixels = BACKBONES[detector.config.model.backbone].pixels
-    image = network_input(batch["image"], batch["size"], pixels)
-    batch, config = batch | {"image": image}, detector.config.loss
+    batch, config = batch | {"image": detector.normalised(batch)}, detector.config.loss
     return sampled_roi_losses(detector.network, params, batch, rng=key, config=config)
 
 

@@ -11,10 +11,9 @@ from experiments.pipeline.photos import Photo
 from experiments.pipeline.run import open_run
 from weaksam_jax.data.detections import to_coco
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.detectors import load_detector
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
-from weaksam_jax.photos import PhotoDetections, PhotoDetector
+from weaksam_jax.photos import PhotoDetections, PhotoDetector, of_run
 from weaksam_jax.report.draw import draw_detections, save_png
 
 
@@ -58,15 +57,8 @@ def open_predictor(root: Path, threshold: float, masks: bool) -> RunPredictor:
         if not path.exists():
             problem = f"has no finished stage retrain ({path.relative_to(root)} is missing)"
             raise BadInput(root, problem, "finish it with the command that began it")
-    detector, params = load_detector(weights)
-    settings, weighed = read_json(run.folder.settings), detector.config.test.tag_power
-    seen = PhotoDetector(
-        detector,
-        params,
-        threshold,
-        plugins.masks(settings) if masks else None,
-        plugins.tags(run.folder, settings, detector.classes) if weighed else None,
-    )
+    networks = {"masks": plugins.masks, "tags": plugins.tags}
+    seen = of_run(run.folder, threshold, networks.__getitem__, masks=masks)
     ids = {one["name"]: one["id"] for one in read_json(pgt)["categories"]}
     categories = tuple(ids[name] for name in seen.classes)
     return RunPredictor(seen, TagSplit("photos", "predict", seen.classes, categories, ()))

@@ -42,8 +42,7 @@ def start_from(
         return _from_other(fresh, weights, model=model)
     check_stated(weights, model, stated)
     hint = "give weights of the network that model and classes describe"
-    whole = fill(fresh, weights, optional=lambda name: name.startswith(tuple(optional)), hint=hint)
-    return whole
+    return fill(fresh, weights, optional=lambda name: name.startswith(tuple(optional)), hint=hint)
 
 
 def check_stated(weights: Weights, model: Any, fields: Sequence[str]) -> None:

@@ -82,14 +82,16 @@ class FasterRcnn:
 
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """The four losses with RoI drop from its step on; see `faster_rcnn_loss`."""
-        batch = {**batch, "image": self._input(batch)}
+        batch = {**batch, "image": self.normalised(batch)}
         how = {"config": self.config.loss, "axis_name": AXIS}
         return faster_rcnn_loss(self.network, params, batch, rng=rng, step=step, **how)
 
     def predict(self, params: Params, batch: dict) -> Detections:
         """Detections of one view, in pixels of the input, cut to the image."""
         size = jnp.asarray(batch["size"], jnp.float32)
-        return detect(self.network, params, self._input(batch), size=size, config=self.config.test)
+        return detect(
+            self.network, params, self.normalised(batch), size=size, config=self.config.test
+        )
 
     def predictor(self, params: Params) -> Predictor:
         """The union of all views through one NMS."""
@@ -106,7 +108,8 @@ class FasterRcnn:
     def optimizer(self) -> optax.GradientTransformation:
         return make_optimizer(self.config.optim, self.frozen)
 
-    def _input(self, batch: dict) -> jax.Array:
+    def normalised(self, batch: dict) -> jax.Array:
+        """The images of a batch as the backbone is shown them: float32 `[B, H, W, 3]`."""
         pixels = BACKBONES[self.config.model.backbone].pixels
         return network_input(batch["image"], batch["size"], pixels)
 
