@@ -43,14 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         asked = {"epsilon": epsilon, "classes": classes and classes.split(",")}
         options = {name: value for name, value in asked.items() if value is not None}
         if to.suffix == ".pth" and KINDS[kind].back:
-            print(_back(kind, to, source, options))
+            print(_back(kind, to, source, options=options))
         elif to.suffix == ".safetensors":
             print(convert(kind, to, source, **options))
         else:
             raise BadInput(to, "does not end in .safetensors", "name the output F.safetensors")
 
     rows = "\n".join(f"- {name}: {row.about}" for name, row in KINDS.items())
-    run_command(command, argv, "python -m bridge.convert", f"{__doc__}\n{rows}")
+    run_command(command, argv, "python -m bridge.convert", about=f"{__doc__}\n{rows}")
 
 
 def _back(kind: str, to: Path, source: Path | None, options: dict) -> Path:

@@ -91,14 +91,16 @@ def main(argv: list[str] | None = None) -> None:
         place = _device(device)
         network = None if clues is None else clue_network(clues, preset, tags)
         model = load_sam(sam).to(place) if proposals == "sam" else None
-        report = export_split(tags, network, model, settings, out, out / "clues", part)
+        report = export_split(
+            tags, network, model, settings=settings, root=out, clue_root=out / "clues", shard=part
+        )
         state = "complete" if report.complete else "other shards are still missing"
         print(
             f"{report.written} images written, {report.skipped} there already; "
             f"{tags.split}, shard {part[0]}/{part[1]}: {state}"
         )
 
-    run_command(command, argv, "python -m bridge.export", __doc__)
+    run_command(command, argv, "python -m bridge.export", about=__doc__)
 
 
 def _verify(out: Path, tags: TagSplit) -> None:

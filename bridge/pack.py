@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         if verify:
             print(f"{verify_split(store, split, clues)} images of {split} are whole")
         else:
-            count = pack_split(store, split, to, clues, per_shard)
+            count = pack_split(store, split, to, clue_root=clues, per_shard=per_shard)
             print(f"{count} images of {split} packed into {to}")
 
-    run_command(command, argv, "python -m bridge.pack", __doc__)
+    run_command(command, argv, "python -m bridge.pack", about=__doc__)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def masks(settings: Mapping) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     sam, how = load_sam(settings["settings"]["sam"]), MaskSettings(empty="box")
 
     def prompt(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        packed, _, _ = box_masks(sam, image, boxes, how)
+        packed, _, _ = box_masks(sam, image, boxes, settings=how)
         return unpack(packed, image.shape[1]).astype(bool)
 
     return prompt
@@ -39,5 +39,5 @@ def tags(
         raise BadFile(path, "does not exist", "finish the run's stage clues")
     use = from_plain(ClueSettings, chosen["clue_use"], folder.settings)
     ids = {one["name"]: one["id"] for one in read_json(folder.pseudo_boxes())["categories"]}
-    network = load_clues(path, tuple(classes), tuple(ids[name] for name in classes), use)
+    network = load_clues(path, tuple(classes), tuple(ids[name] for name in classes), settings=use)
     return lambda image: network(image, None).class_logits

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
             store: folder of the store.
             source: what made the boxes, for a file of one source (the official ones mix them).
         """
-        count = import_official(pickle, open_tags(data, split), store, source)
+        count = import_official(pickle, open_tags(data, split), store, source=source)
         print(f"{count} boxes of {split} in {store}")
 
     def write(
@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> None:
             pickle: the file to write.
             format: mist-voc (uint16), mist-coco (float32) or oicr (a list without ids).
         """
-        count = export_official(store, open_tags(data, split), pickle, format)
+        count = export_official(store, open_tags(data, split), pickle, form=format)
         print(f"{count} boxes of {split} in {pickle}")
 
     commands = {"read": read, "write": write}
-    run_command(commands, argv, "python -m bridge.released_pickles", __doc__)
+    run_command(commands, argv, "python -m bridge.released_pickles", about=__doc__)
 
 
 if __name__ == "__main__":

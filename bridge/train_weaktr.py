@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         """
         # The labels of the official code have the classes of difficult objects, too.
         tags = open_tags(data, split or split_names(data)["train"], difficult=True)
-        settings = WeakTrSettings.paper(deit, lr, batch_size, epochs, workers)
-        print(train_weaktr(tags, settings, out / "clues", seed))
+        settings = WeakTrSettings.paper(deit, lr, batch_size, epochs=epochs, workers=workers)
+        print(train_weaktr(tags, settings, out / "clues", seed=seed))
 
-    run_command(command, argv, "python -m bridge.train_weaktr", __doc__)
+    run_command(command, argv, "python -m bridge.train_weaktr", about=__doc__)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ train, test = (open_tags(data, split_names(data)[role]) for role in ("train", "t
 
 config = change(mini(), {"optim.steps": steps})  # light() and recipes.voc07() are larger ones
 detector = FasterRcnn(config, train.classes)
-samples = PseudoSamples(read_json(boxes), train, config.data.scales, config.data.augment)
+samples = PseudoSamples(read_json(boxes), train, config.data.scales, augment=config.data.augment)
 params = train_detector(detector, samples, out / "training", mesh=data_mesh(), seed=0)
 save_detector(out / "params.safetensors", detector, params)
 

@@ -18,12 +18,12 @@ from weaksam_jax.files import read_json
 data, boxes, steps = sys.argv[1], sys.argv[2], int((sys.argv[3:] or [20])[0])
 train, config = open_tags(data, split_names(data)["train"]), mini()
 detector, mesh = FasterRcnn(config, train.classes), data_mesh()
-samples = PseudoSamples(read_json(boxes), train, config.data.scales, config.data.augment)
-batches = make_batches(samples, samples.buckets, config.optim.batch_size, 0, draw=samples.draw)
+samples = PseudoSamples(read_json(boxes), train, config.data.scales, augment=config.data.augment)
+batches = make_batches(samples, samples.buckets, config.optim.batch_size, seed=0, draw=samples.draw)
 
 init_key, train_key = jax.random.split(jax.random.key(0))
 tx = detector.optimizer()
-state = create_state(detector.init(init_key, samples.example()), tx, train_key, mesh)
+state = create_state(detector.init(init_key, samples.example()), tx, train_key, mesh=mesh)
 step = make_train_step(frozen_loss(detector), tx, mesh)
 for _ in range(steps):
     batch = next(batches)

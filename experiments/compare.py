@@ -32,7 +32,7 @@ class Compare:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Compare, argv, __doc__, "compare")
+    options = parse(Compare, argv, __doc__, name="compare")
     if not options.runs:
         raise BadInput("the command line", "no run was given", "name at least one run folder")
     metrics = [read_json(RunFolder(one).metrics) for one in options.runs]

@@ -73,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> Detect:
     test = stated_detector(read_weights(weights)).config.test if weights else TestConfig()
     own = [("test", type(test), field(default=test))]
     kind = make_dataclass("Detect", own, bases=(Detect,), frozen=True)
-    return parse(kind, argv, __doc__, "detect", kind(**missing))
+    return parse(kind, argv, __doc__, name="detect", default=kind(**missing))
 
 
 def detect(options: Detect) -> list[dict]:

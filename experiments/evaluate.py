@@ -65,7 +65,7 @@ class Evaluate:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(Evaluate, argv, __doc__, "evaluate")
+    options = parse(Evaluate, argv, __doc__, name="evaluate")
     if options.metric is None and options.voc_files is None:
         raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
     if options.voc_files is not None:
@@ -102,7 +102,7 @@ def evaluate(options: Evaluate) -> dict:
     else:
         found = read_detections(options.detections, masks="segm" in options.metric)
         with naming(options.detections):
-            figures = figures_of(options.metric, found, truth, options.difficult)
+            figures = figures_of(options.metric, found, truth, difficult=options.difficult)
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
     if options.metric == "recall":
         head["difficult"] = options.difficult
@@ -152,7 +152,7 @@ def store_recall(options: Evaluate, split: str, truth: TruthSplit) -> dict:
     """Recall of a proposal store, at several numbers of boxes, and of its masks."""
     tags = open_tags(options.data, split)
     splits, truths = {"train": tags}, {"train": truth}
-    return measure.proposals(options.detections, splits, truths, options.difficult)
+    return measure.proposals(options.detections, splits, truths, difficult=options.difficult)
 
 
 def table(result: dict) -> str:

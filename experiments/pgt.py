@@ -73,7 +73,7 @@ class Pgt:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Pgt, argv, __doc__, "pgt")
+    options = parse(Pgt, argv, __doc__, name="pgt")
     out, sheet_path, picture_path = outputs(options)
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
@@ -183,13 +183,13 @@ def picture(made: Mapping, train: TagSplit, truth: TruthSplit | None) -> np.ndar
         scale = display_scale(image)
         drawn = enlarge(image, scale)
         if (true := truths.get(record.image_id)) is not None:
-            dashed = [True] * len(true.boxes)
-            drawn = draw_boxes(
-                drawn, true.boxes * scale, true.labels, train.classes, scale=1, dashed=dashed,
-                text=False,
-            )  # fmt: skip
+            how = {"dashed": [True] * len(true.boxes), "text": False}
+            boxed = true.boxes * scale
+            drawn = draw_boxes(drawn, boxed, true.labels, classes=train.classes, scale=1, **how)
         scores = found.scores[own]
-        cells.append(draw_boxes(drawn, boxes * scale, labels, train.classes, scores, scale=1))
+        cells.append(
+            draw_boxes(drawn, boxes * scale, labels, classes=train.classes, scores=scores, scale=1)
+        )
     return contact_sheet(cells, COLUMNS)
 
 

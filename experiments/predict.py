@@ -42,7 +42,7 @@ class Predict:
 def main(argv: Sequence[str] | None = None) -> None:
     from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 
-    options = parse(Predict, argv, __doc__, "predict")
+    options = parse(Predict, argv, __doc__, name="predict")
     enable_compilation_cache()
     objects, photos = predict(options)
     print(f"{objects} objects on {photos} photos: {options.out}")

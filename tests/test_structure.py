@@ -113,3 +113,59 @@ def test_lines_of_a_function_are_those_of_its_body(tmp_path):
 
 def test_at_most_12_files_stand_directly_in_experiments():
     assert 2 <= len(list((ROOT / "experiments").glob("*.py"))) <= 12
+
+
+def parameters(node: ast.FunctionDef | ast.ClassDef, method: bool) -> tuple[str, ...]:
+    """What a function or the making of a dataclass takes by position."""
+    if isinstance(node, ast.ClassDef):
+        inits = [one for one in node.body if getattr(one, "name", "") == "__init__"]
+        if not inits:
+            return tuple(one.target.id for one in node.body if isinstance(one, ast.AnnAssign))
+        node, method = inits[0], True
+    names = tuple(one.arg for one in node.args.posonlyargs + node.args.args)
+    bound = method and "staticmethod" not in map(ast.unparse, node.decorator_list)
+    return names[1:] if bound else names
+
+
+def by_position(paths: list[Path]) -> list[str]:
+    """Calls, of functions and dataclasses of these files, with more than three arguments by
+    position; a name that several functions have counts when one of them takes so many."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    takes: dict[str, int] = {}
+    for tree in trees.values():
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        methods = {id(node) for one in classes for node in one.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                count = len(parameters(node, id(node) in methods))
+                takes[node.name] = max(count, takes.get(node.name, 0))
+    found = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and not any(
+                isinstance(a, ast.Starred) for a in node.args
+            ):
+                name = ast.unparse(node.func).split(".")[-1]
+                if 3 < len(node.args) <= takes.get(name, 0):
+                    found.append(f"{path.name}:{node.lineno} {name}")
+    return found
+
+
+def test_nothing_is_handed_on_by_position_beyond_three_arguments():
+    # The corners and colours of the embedded set's drawings are read best in rows.
+    paths = [
+        path for path in sources(ROOT, *PACKAGES, "examples") if path.parent.name != "mini_set"
+    ]
+    assert by_position(paths) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "count"),
+    [("f(1, 2, 3, d=4)", 0), ("f(1, 2, 3, 4)", 1), ("C(1, 2, 3, 4)", 1), ("x.m(1, 2, 3, 4)", 1)],
+)
+def test_calls_by_position_are_found(tmp_path, call, count):
+    path = tmp_path / "a.py"
+    fields = "".join(f"    {name}: int\n" for name in "abcd")
+    classes = f"class C:\n{fields}    def m(self, a, b, c, d): ...\n"
+    path.write_text(f"def f(a, b, c, d): ...\n{classes}{call}\n")
+    assert len(by_position([path])) == count

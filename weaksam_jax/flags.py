@@ -39,11 +39,11 @@ def parse(
     if short is not kind:
         doc = f"{doc.rstrip()}\n\n{_MORE}"
     if "--help-all" in argv:
-        return _tyro(kind, ["--help"], doc, program(name), default)
+        return _tyro(kind, ["--help"], doc, prog=program(name), default=default)
     if {"-h", "--help"} & set(argv):
-        return _tyro(short, ["--help"], doc, program(name), default)
+        return _tyro(short, ["--help"], doc, prog=program(name), default=default)
     _check_known(argv, set(flag_names(kind)))
-    return _tyro(kind, argv, doc, program(name), default)
+    return _tyro(kind, argv, doc, prog=program(name), default=default)
 
 
 def program(name: str) -> str:

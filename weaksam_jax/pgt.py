@@ -29,7 +29,7 @@ def _own_threshold(rule: AnyRule) -> float:
 def _check_thresholds(score: float | None, overlap: float) -> None:
     """`BadInput` unless both are in 0..1 (NaN is not)."""
     for name, value in (("score_threshold", score), ("overlap_threshold", overlap)):
-        _demand(name, value, value is None or 0 <= value <= 1, "a number from 0 to 1")
+        _demand(name, value, value is None or 0 <= value <= 1, wanted="a number from 0 to 1")
 
 
 def _demand(name: str, value: object, holds: bool, wanted: str) -> None:
@@ -55,9 +55,11 @@ class PgtSettings:
     """Classes without the overlap test [the rule's own: none; pgf: `PGF_NESTED`]."""
 
     def __post_init__(self):
-        _demand("rule", self.rule, self.rule in get_args(AnyRule), " or ".join(get_args(AnyRule)))
+        _demand(
+            "rule", self.rule, self.rule in get_args(AnyRule), wanted=" or ".join(get_args(AnyRule))
+        )
         _check_thresholds(self.score_threshold, self.overlap_threshold)
-        _demand("k", self.k, self.k >= 1, "1 or more")
+        _demand("k", self.k, self.k >= 1, wanted="1 or more")
 
     def resolved(self) -> "PgtSettings":
         """The same, with the rule's own values where there is None."""
@@ -102,7 +104,7 @@ def adaptive_pgt(
 
     Raises `BadInput` for another rule and for thresholds outside 0..1.
     """
-    _demand("rule", rule, rule in get_args(Rule), " or ".join(get_args(Rule)))
+    _demand("rule", rule, rule in get_args(Rule), wanted=" or ".join(get_args(Rule)))
     _check_thresholds(score_threshold, overlap_threshold)
     if score_threshold is None:
         score_threshold = _own_threshold(rule)
@@ -129,7 +131,7 @@ def top_k_pgt(
 
     Raises `BadInput` for k < 1.
     """
-    _demand("k", k, k >= 1, "1 or more")
+    _demand("k", k, k >= 1, wanted="1 or more")
     scores, labels = np.asarray(scores), np.asarray(labels)
     kept = [np.zeros(0, np.int64)]
     for label in _classes(image_labels):
@@ -204,7 +206,7 @@ def _classes(image_labels) -> np.ndarray:
 
 def _paper(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
     candidate = _candidates(scores, score_threshold)
-    return _uncovered(boxes, scores, np.flatnonzero(candidate), overlap_threshold)
+    return _uncovered(boxes, scores, np.flatnonzero(candidate), overlap_threshold=overlap_threshold)
 
 
 def _best_kept(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
@@ -212,7 +214,7 @@ def _best_kept(boxes, scores, score_threshold, overlap_threshold) -> np.ndarray:
     around = containment(boxes[[best]], boxes)[0] >= overlap_threshold
     around[best] = False
     candidate = _candidates(scores, score_threshold) & ~around
-    return _uncovered(boxes, scores, np.flatnonzero(candidate), overlap_threshold)
+    return _uncovered(boxes, scores, np.flatnonzero(candidate), overlap_threshold=overlap_threshold)
 
 
 def _candidates(scores, score_threshold) -> np.ndarray:

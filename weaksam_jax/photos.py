@@ -108,10 +108,18 @@ class PhotoDetector:
 
     def _split(self, images: Sequence[np.ndarray]) -> TagSplit:
         records = tuple(
-            TagRecord(index, f"{index}", Path(), image.shape[1], image.shape[0], ())
+            TagRecord(
+                index, f"{index}", Path(), width=image.shape[1], height=image.shape[0], tags=()
+            )
             for index, image in enumerate(images)
         )
-        return TagSplit("photos", "predict", self.classes, tuple(range(len(self.classes))), records)
+        return TagSplit(
+            "photos",
+            "predict",
+            self.classes,
+            category_ids=tuple(range(len(self.classes))),
+            records=records,
+        )
 
     def _result(self, image: np.ndarray, found: Found) -> PhotoDetections:
         keep = found.scores >= self.threshold
@@ -121,7 +129,9 @@ class PhotoDetector:
             none = np.zeros((0, *image.shape[:2]), bool)
             masks = self.masks(image, boxes) if len(boxes) else none
         names = tuple(self.classes[label] for label in labels)
-        return PhotoDetections(image, boxes, found.scores[keep], labels, names, masks)
+        return PhotoDetections(
+            image, boxes, found.scores[keep], labels=labels, names=names, masks=masks
+        )
 
 
 def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> PhotoDetector:
@@ -153,7 +163,7 @@ def of_run(
     tags = None
     if detector.config.test.tag_power:
         tags = networks("tags")(folder, settings, detector.classes)
-    return PhotoDetector(detector, params, threshold, prompted, tags)
+    return PhotoDetector(detector, params, threshold, masks=prompted, tags=tags)
 
 
 def plugin(name: str) -> Callable[..., Callable]:

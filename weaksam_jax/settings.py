@@ -43,7 +43,7 @@ def from_plain(
     missing and has no default.
     """
     if not isinstance(values, dict):
-        raise BadSetting(path, field, "is no object of settings", "give a JSON object {...}")
+        raise BadSetting(path, field, "is no object of settings", hint="give a JSON object {...}")
     hints = _hints(kind)
     known = [one.name for one in fields(kind)]
     found = {}
@@ -51,14 +51,16 @@ def from_plain(
         where = f"{field}.{name}" if field else name
         if name not in hints or name not in known:
             hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
-            raise BadSetting(path, where, "is unknown", hint)
-        found[name] = _read(hints[name], value, path, where, getattr(base, name, None))
+            raise BadSetting(path, where, "is unknown", hint=hint)
+        found[name] = _read(hints[name], value, path, where=where, base=getattr(base, name, None))
     if base is not None:
         return replace(base, **found)
     try:
         return kind(**found)
     except TypeError as error:
-        raise BadSetting(path, field, f"is incomplete ({error})", "add what is missing") from error
+        raise BadSetting(
+            path, field, f"is incomplete ({error})", hint="add what is missing"
+        ) from error
 
 
 def change(config: Kind, values: Mapping[str, Any]) -> Kind:
@@ -81,17 +83,17 @@ def _read(hint: Any, value: Any, path: str | Path, where: str, base: Any) -> Any
         return _as_tuples(value)
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return _read_union(get_args(hint), value, path, where, base)
+        return _read_union(get_args(hint), value, path, where=where, base=base)
     if origin is Literal:
-        return _read_choice(get_args(hint), value, path, where)
+        return _read_choice(get_args(hint), value, path, where=where)
     if origin is tuple:
-        return _read_tuple(get_args(hint), value, path, where)
+        return _read_tuple(get_args(hint), value, path, where=where)
     if origin is dict:
-        return _checked(dict, value, path, where)
+        return _checked(dict, value, path, where=where)
     if is_dataclass(hint):
         same = base if isinstance(base, hint) else None
-        return from_plain(hint, value, path, same, where)
-    return _read_plain(hint, value, path, where)
+        return from_plain(hint, value, path, base=same, field=where)
+    return _read_plain(hint, value, path, where=where)
 
 
 def _read_union(kinds: tuple, value: Any, path: str | Path, where: str, base: Any) -> Any:
@@ -103,7 +105,7 @@ def _read_union(kinds: tuple, value: Any, path: str | Path, where: str, base: An
     first = None
     for kind in kinds:
         try:
-            return _read(kind, value, path, where, base)
+            return _read(kind, value, path, where=where, base=base)
         except BadSetting as error:
             first = first or error
     raise first
@@ -115,26 +117,28 @@ def _read_choice(choices: tuple, value: Any, path: str | Path, where: str) -> An
     hint = f"choose from {', '.join(map(str, choices))}"
     if isinstance(value, str):
         hint = did_you_mean(value, [one for one in choices if isinstance(one, str)], hint)
-    raise BadSetting(path, where, f"is {value!r}, no choice", hint)
+    raise BadSetting(path, where, f"is {value!r}, no choice", hint=hint)
 
 
 def _read_tuple(kinds: tuple, value: Any, path: str | Path, where: str) -> tuple:
-    _checked(list, value, path, where)
+    _checked(list, value, path, where=where)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
         problem = f"has {len(value)} entries instead of {len(kinds)}"
-        raise BadSetting(path, where, problem, "correct it")
+        raise BadSetting(path, where, problem, hint="correct it")
     pairs = enumerate(zip(kinds, value, strict=True))
-    return tuple(_read(kind, one, path, f"{where}.{i}", None) for i, (kind, one) in pairs)
+    return tuple(
+        _read(kind, one, path, where=f"{where}.{i}", base=None) for i, (kind, one) in pairs
+    )
 
 
 def _read_plain(kind: type, value: Any, path: str | Path, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Path:
-        return Path(_checked(str, value, path, where))
-    return _checked(kind, value, path, where)
+        return Path(_checked(str, value, path, where=where))
+    return _checked(kind, value, path, where=where)
 
 
 def _checked(kind: type, value: Any, path: str | Path, where: str) -> Any:
@@ -142,7 +146,7 @@ def _checked(kind: type, value: Any, path: str | Path, where: str) -> Any:
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
     wanted = _NAMES.get(kind, {list: "a list", dict: "an object"}.get(kind, kind.__name__))
-    raise BadSetting(path, where, f"is {value!r}, not {wanted}", "correct it")
+    raise BadSetting(path, where, f"is {value!r}, not {wanted}", hint="correct it")
 
 
 def _as_tuples(value: Any) -> Any:

@@ -126,7 +126,7 @@ def build_clip(path: str | Path, tensors: dict[str, Tensor], activation: str) ->
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(path, f"is no CLIP with a ViT ({error})", HINT) from error
     model = CLIP(dim, vision, text, quick_gelu=activation == "quick_gelu")
-    return filled(model, tensors, path, HINT)
+    return filled(model, tensors, path, hint=HINT)
 
 
 def _blocks(tensors: dict[str, Tensor], tower: str) -> int:
@@ -191,7 +191,7 @@ class ClipEs:
         ids = np.asarray(ids, np.int64)
         if not len(ids):  # an image without tags
             none = np.zeros((0, *size), np.float32)
-            return Clues(none, none, None, ids, logits, map_scale)
+            return Clues(none, none, None, class_ids=ids, class_logits=logits, scale=map_scale)
         texts = torch.cat([self.texts[ids], self.backgrounds])
         grid = tuple(side // self.model.visual.patch_size[0] for side in pixels.shape[-2:])
         with torch.enable_grad():

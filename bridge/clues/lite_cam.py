@@ -145,11 +145,11 @@ class LiteCam:
                 ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
                 ids = np.asarray(ids, np.int64)
             for twin, (features, like) in enumerate(zip(deep, likes, strict=True)):
-                maps = self._maps(features, like, ids, size)
+                maps = self._maps(features, like, ids, size=size)
                 maps = maps.flip(-1) if twin else maps
                 total = maps if total is None else total + maps
         coarse, fine = (minmax(maps.numpy()) for maps in total)
-        return Clues(coarse, fine, None, ids, logits, map_scale)
+        return Clues(coarse, fine, None, class_ids=ids, class_logits=logits, scale=map_scale)
 
     def _maps(
         self, features: Tensor, like: Tensor, ids: np.ndarray, size: tuple[int, int]
@@ -158,5 +158,5 @@ class LiteCam:
         if not len(ids):  # an image without tags
             return features.new_zeros(2, 0, *size)
         coarse = torch.einsum("cd,dhw->chw", self.weight[ids], features).relu()
-        fine = refine(coarse, like, self.settings.temperature, self.settings.steps)
+        fine = refine(coarse, like, self.settings.temperature, steps=self.settings.steps)
         return F.interpolate(torch.stack([coarse, fine]), size=size, mode="bilinear")

@@ -56,7 +56,7 @@ def pooled_features(train: TagSplit, settings: LiteSettings, folder: Path) -> np
             if not (path.exists() and read_arrays(path)[1].get("fingerprint") == key):
                 backbone = backbone or LiteBackbone()
                 rows = np.stack(
-                    [_pooled(backbone, r.path, settings.long_side, bar) for r in records]
+                    [_pooled(backbone, r.path, settings.long_side, bar=bar) for r in records]
                 )
                 write_arrays(path, {"features": rows}, {"fingerprint": key})
             else:

@@ -39,4 +39,4 @@ def load_mctformer(path: str | Path, last_layers: int = LAST_LAYERS) -> WeakTr:
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(path, f"is no MCTformer-V2 checkpoint ({error})", HINT) from error
     config = replace(config, last_layers=min(last_layers, config.depth))
-    return filled(WeakTr(config), state, path, HINT)
+    return filled(WeakTr(config), state, path, hint=HINT)

@@ -59,19 +59,21 @@ def load_clues(
     settings = settings or ClueSettings()
     kind, metadata = recognise(path)
     if kind == "clip":
-        return load_clip_es(path, classes, settings.clip, _device())
+        return load_clip_es(path, classes, settings.clip, device=_device())
     if kind == "lite_cam":
         network = load_lite_cam(path)
-        _slots(path, len(network.bias), metadata, classes, category_ids)
+        _slots(path, len(network.bias), metadata, classes=classes, category_ids=category_ids)
         return network
     if kind == "mctformer":
         model = load_mctformer(path, settings.last_layers)
     else:
         model = load_weaktr(path, settings.fusion)
-    slots = _slots(path, model.config.classes, metadata, classes, category_ids)
+    slots = _slots(path, model.config.classes, metadata, classes=classes, category_ids=category_ids)
     layers = at_depth(settings.cross_layers, model.config.depth)
     long_side = settings.resize_long
-    return WeakTrClues(model.to(_device()), settings.tta_scales, layers, long_side, slots)
+    return WeakTrClues(
+        model.to(_device()), settings.tta_scales, layers, resize_long=long_side, slots=slots
+    )
 
 
 def recognise(path: str | Path) -> tuple[str, dict[str, str]]:

@@ -59,7 +59,9 @@ class TagSamples(Dataset):
         if self.timm is not None:
             with _global_generators(int(rng.integers(2**32))):
                 return self.timm(_pil(image)), labels
-        return to_tensor(light_augment(image, self.crop, self.min_scale, self.jitter, rng)), labels
+        return to_tensor(
+            light_augment(image, self.crop, self.min_scale, jitter=self.jitter, rng=rng)
+        ), labels
 
     def _image(self, index: int) -> np.ndarray:
         if self.cache is None:

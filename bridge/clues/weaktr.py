@@ -46,7 +46,7 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
     if config.fusion == "uniform":
         state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
     hint = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
-    return filled(WeakTr(config), state, path, hint)
+    return filled(WeakTr(config), state, path, hint=hint)
 
 
 def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
@@ -75,7 +75,17 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str)
         found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // depth
     fusion = found if fusion == "auto" else fusion
     reach = int(metadata["reach"]) if "reach" in metadata else None  # leaves no trace in the keys
-    return WeakTrConfig(classes, dim, heads, depth, patch, grid, fusion, stem, reach=reach)
+    return WeakTrConfig(
+        classes,
+        dim,
+        heads,
+        depth=depth,
+        patch=patch,
+        grid=grid,
+        fusion=fusion,
+        stem=stem,
+        reach=reach,
+    )
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -152,7 +162,7 @@ class WeakTrClues:
             for maps, kind in zip(total, kinds, strict=True):
                 _add_at_size(maps, kind)
         coarse, fine, cross = (minmax(kind.cpu().numpy()) for kind in total)
-        return Clues(coarse, fine, cross, ids, logits, map_scale)
+        return Clues(coarse, fine, cross, class_ids=ids, class_logits=logits, scale=map_scale)
 
     def _resized(self, image: np.ndarray, scale: float) -> np.ndarray:
         """The image at that scale, each side at least a patch (PIL bicubic on the bytes)."""

@@ -247,7 +247,7 @@ class WeakTr(nn.Module):
         rows = torch.arange(count, device=raw.device) if classes is None else classes
         coarse = raw.detach()[:, rows].relu()
         cross = torch.stack([maps[:, :, rows, count:] for maps in attention], dim=2)
-        fine = self._fuse(outputs, attention, cross, coarse)
+        fine = self._fuse(outputs, attention, cross, coarse=coarse)
         return View(
             class_logits=tokens[:, :count].mean(-1),
             coarse_logits=raw.mean((-2, -1)),

@@ -86,13 +86,13 @@ class WeakTrSettings:
             classes,
             self.dim,
             self.heads,
-            self.depth,
-            self.patch,
-            grid,
-            self.fusion,
-            self.stem,
-            self.drop_path,
-            self.reach,
+            depth=self.depth,
+            patch=self.patch,
+            grid=grid,
+            fusion=self.fusion,
+            stem=self.stem,
+            drop_path=self.drop_path,
+            reach=self.reach,
         )
 
 

@@ -37,5 +37,5 @@ def start_from_deit(model: WeakTr, path: str | Path) -> None:
             "pos_embed": torch.cat(rows, dim=1),
         }
     chosen = {name: state[name] for name in wanted if name in state}
-    check_keys(path, wanted, chosen, DEIT_HINT)
+    check_keys(path, wanted, chosen, hint=DEIT_HINT)
     model.load_state_dict(chosen, strict=False)

@@ -46,7 +46,7 @@ def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: 
         problem = f"has {len(train.records)} images, fewer than a batch of {settings.batch_size}"
         raise BadInput(f"{train.dataset}/{train.split}", problem, "give more images")
     with _deterministic():
-        model = _run(train, settings, folder, seed, key)
+        model = _run(train, settings, folder, seed=seed, key=key)
     save_tensors(final, model.state_dict(), _metadata(train, settings, key))
     checkpoint.unlink(missing_ok=True)
     return final
@@ -143,7 +143,7 @@ def _mixed_precision(device: torch.device) -> bool:
 def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key: str) -> WeakTr:
     """All epochs that are still to do."""
     torch.manual_seed(seed)
-    state = _State.fresh(settings, len(train.classes), folder / "checkpoint.safetensors", key)
+    state = _State.fresh(settings, len(train.classes), folder / "checkpoint.safetensors", key=key)
     done = state.restore()
     log, steps = folder.parent / "log.jsonl", len(train.records) // settings.batch_size
     runlog.forget(log, "weaktr", done * steps)
@@ -159,7 +159,7 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
         for epoch in range(done, s.epochs):
             # Drop-path is the only user of torch's own generator.
             torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-            runlog.append(log, _epoch(state, batches, settings, epoch, steps, bar))
+            runlog.append(log, _epoch(state, batches, settings, epoch=epoch, steps=steps, bar=bar))
             state.save(epoch + 1)
     return state.model
 

@@ -126,7 +126,14 @@ def export_split(
     """
     if settings.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
-    job = _Job(split.split, clue_network, sam, settings, Path(root), Path(clue_root))
+    job = _Job(
+        split.split,
+        clue_network,
+        sam,
+        settings=settings,
+        root=Path(root),
+        clue_root=Path(clue_root),
+    )
     mine = split.records[shard[0] :: shard[1]]
     todo = [record for record in mine if not job.is_done(record)]
     if todo:
@@ -135,7 +142,7 @@ def export_split(
     for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
     complete = _finish(job, split)
     seconds = time.monotonic() - start
-    return ExportReport(len(todo), len(mine) - len(todo), seconds, complete)
+    return ExportReport(len(todo), len(mine) - len(todo), seconds, complete=complete)
 
 
 class _Job:
@@ -188,11 +195,11 @@ class _Job:
         prompts = self._prompts(clues, *image.shape[:2])
         metadata = self._metadata(record)
         if clues is not None:
-            self._write_clues(record, clues, prompts, metadata)
+            self._write_clues(record, clues, prompts, metadata=metadata)
         proposals = self._propose(record, image, prompts)
         counts = np.bincount(proposals.source, minlength=len(SOURCES))
         metadata["counts"] = " ".join(str(count) for count in counts)
-        write_proposals(self.root, self.split, proposals, metadata)
+        write_proposals(self.root, self.split, proposals, metadata=metadata)
 
     def _tags(self, record: TagRecord) -> tuple[int, ...] | None:
         """The classes that the clue network is asked for."""
@@ -211,12 +218,12 @@ class _Job:
         if self.sam is None:
             return selective_search(image, self.settings.search, image_id=record.image_id)
         settings = self.settings.proposals
-        return propose(self.sam, image, prompts, settings, image_id=record.image_id)
+        return propose(self.sam, image, prompts, settings=settings, image_id=record.image_id)
 
     def _prompts(self, clues: Clues | None, height: int, width: int) -> Prompts:
         settings = self.settings.prompts
         if clues is not None and len(clues.class_ids):
-            return prompt_points(clues, settings, height, width)
+            return prompt_points(clues, settings, height, width=width)
         side = settings.grid_side if "grid" in settings.sources else 0
         return Prompts(dense_grid(side, height, width), np.zeros((0, 5), np.float32))
 
@@ -262,7 +269,7 @@ def _finish(job: _Job, split: TagSplit) -> bool:
         return False
     _remove_leftovers((job.root / split.split, job.clue_root / split.split))
     ids = [one.image_id for one in split.records]
-    write_manifest(job.root, split.split, ids, _manifest(job, split))
+    write_manifest(job.root, split.split, ids, metadata=_manifest(job, split))
     return True
 
 

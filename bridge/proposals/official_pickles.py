@@ -114,7 +114,7 @@ def import_official(
     job = fingerprint(key)
     for record, own in zip(split.records, boxes, strict=True):
         metadata = {"job": job, "fingerprint": fingerprint([job, record.image_id])}
-        write_proposals(root, split.split, _proposals(record, own, source), metadata)
+        write_proposals(root, split.split, _proposals(record, own, source), metadata=metadata)
     total = sum(map(len, boxes))
     mean = total / max(len(boxes), 1)
     manifest = {
@@ -125,7 +125,7 @@ def import_official(
         "fingerprint": job,
         **key,
     }
-    write_manifest(root, split.split, [one.image_id for one in split.records], manifest)
+    write_manifest(root, split.split, [one.image_id for one in split.records], metadata=manifest)
     return total
 
 

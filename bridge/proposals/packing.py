@@ -40,6 +40,6 @@ def pack_split(
         folders.insert(0, (clue_root, to / "clues"))
     for source, target in folders:
         files = (proposal_path(source, split, image_id).read_bytes() for image_id in images)
-        write_pack(target / split, images, files, per_shard)
-    write_manifest(to, split, images, manifest)
+        write_pack(target / split, images, files, per_shard=per_shard)
+    write_manifest(to, split, images, metadata=manifest)
     return len(images)

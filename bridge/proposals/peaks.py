@@ -25,7 +25,7 @@ def peak_points(
     if maps.ndim != 3:
         raise ValueError(f"maps must be [M, H, W], got shape {maps.shape}")
     maps = maps.astype(np.float64 if maps.dtype == np.float64 else np.float32, copy=False)
-    candidates = [_candidates(one, kernel, threshold, max_peaks) for one in maps]
+    candidates = [_candidates(one, kernel, threshold, max_peaks=max_peaks) for one in maps]
     return _drop_ties(candidates, (kernel - 1) // 2)
 
 

@@ -54,8 +54,10 @@ _PAPER = Preset(
 # amounts to a plain mean. The VOC07 commands prompt SAM with all cross points, the VOC12 ones with
 # their cluster centres. For COCO14 there are only the names of its point files: layers 5 to 12.
 _OFFICIAL_USE = ClueSettings(fusion="uniform", cross_layers=(8, 9))
-_VOC07 = Preset(PromptSettings.official(), ProposalSettings.paper(), _OFFICIAL_USE, True)
-_VOC12 = Preset(PromptSettings(), ProposalSettings.paper(), _OFFICIAL_USE, True)
+_VOC07 = Preset(
+    PromptSettings.official(), ProposalSettings.paper(), _OFFICIAL_USE, difficult_tags=True
+)
+_VOC12 = Preset(PromptSettings(), ProposalSettings.paper(), _OFFICIAL_USE, difficult_tags=True)
 _COCO14 = Preset(
     PromptSettings(),
     ProposalSettings.paper(),
@@ -86,4 +88,4 @@ def clue_network(path: Path, preset: PresetName, split: TagSplit) -> ClueNetwork
 
     Raises `BadInput` for a file that is no clue network or one of other classes.
     """
-    return load_clues(path, split.classes, split.category_ids, PRESETS[preset].clue_use)
+    return load_clues(path, split.classes, split.category_ids, settings=PRESETS[preset].clue_use)

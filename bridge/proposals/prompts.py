@@ -85,8 +85,8 @@ def prompt_points(
     for source in ("coarse", "fine", "cross"):
         maps = getattr(clues, source)
         if source in settings.sources and maps is not None:
-            kernel = _kernel(settings, source, max(height, width), clues.scale)
-            points = _source_points(maps, clues.class_ids, kernel, settings)
+            kernel = _kernel(settings, source, max(height, width), scale=clues.scale)
+            points = _source_points(maps, clues.class_ids, kernel, settings=settings)
             points[:, :2] /= (map_width / width, map_height / height)
             if source == "cross" and settings.cross_divisor is not None:
                 points = _cluster(points, settings.cross_divisor)
@@ -118,7 +118,9 @@ def _source_points(
     by_class = np.swapaxes(maps if maps.ndim == 4 else maps[None], 0, 1)
     found = [np.zeros((0, 4), np.float32)]
     for label, one_class in zip(class_ids, by_class, strict=True):
-        for peaks in peak_points(one_class, kernel, settings.threshold, settings.max_peaks):
+        for peaks in peak_points(
+            one_class, kernel, settings.threshold, max_peaks=settings.max_peaks
+        ):
             labels = np.full(len(peaks), label)
             found.append(np.column_stack([peaks, labels]).astype(np.float32))
     return np.concatenate(found)

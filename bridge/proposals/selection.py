@@ -167,7 +167,9 @@ def reduce_boxes(table: Table, settings: ProposalSettings) -> np.ndarray:
     if settings.dedupe_nms is not None:
         index = index[np.sort(_nms(boxes[index], scores[index], settings.dedupe_nms))]
     if settings.max_boxes is not None:
-        index = index[cap(scores[index], is_clue[index], settings.max_boxes, settings.clue_share)]
+        index = index[
+            cap(scores[index], is_clue[index], settings.max_boxes, clue_share=settings.clue_share)
+        ]
     return index
 
 

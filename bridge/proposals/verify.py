@@ -47,7 +47,9 @@ def verify_split(
     bar = tqdm(manifest["images"], desc=f"verify {split}", unit="images", disable=not progress)
     for row, image_id in enumerate(bar):
         try:
-            counts[row] = _verify_image(root, split, image_id, manifest, clue_root)
+            counts[row] = _verify_image(
+                root, split, image_id, manifest=manifest, clue_root=clue_root
+            )
         except BadInput as error:
             bad.append((error.path, error.problem))
     bad += _strangers(root, split, manifest)
@@ -70,7 +72,7 @@ def _verify_image(
     path = proposal_path(root, split, image_id)
     arrays, metadata = read_stored(root, split, image_id)
     try:
-        proposals = parse_proposals(arrays, metadata, image_id, path)
+        proposals = parse_proposals(arrays, metadata, image_id, path=path)
     except (KeyError, ValueError) as error:
         raise BadInput(path, f"lacks a column ({error})", _HINT) from error
     if metadata.get("job") != manifest["fingerprint"]:

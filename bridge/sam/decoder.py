@@ -77,17 +77,23 @@ class ImageDecoder:
         queries, keys = prompt, self.keys
         for index, layer in enumerate(decoder.transformer.layers):
             placed = keys if index == 0 else keys + self.position
-            queries = self._read(layer, index, queries, prompt, keys, placed)
+            queries = self._read(layer, index, queries, prompt=prompt, keys=keys, placed=placed)
             with_place = queries + prompt
             if index == 0:
                 keys = self._shared_scatter(layer, with_place, queries)
             else:
-                keys = _scatter(layer.cross_attn_image_to_token, keys, placed, with_place, queries)
+                keys = _scatter(
+                    layer.cross_attn_image_to_token,
+                    keys,
+                    placed,
+                    queries=with_place,
+                    values=queries,
+                )
             keys = layer.norm4(keys)
         last = [0, *(1 + token for token in tokens)]
         queries, prompt = queries[:, last], prompt[:, last]
         final = decoder.transformer.final_attn_token_to_image
-        queries = queries + _gather(final, queries + prompt, keys, keys + self.position)
+        queries = queries + _gather(final, queries + prompt, keys, placed=keys + self.position)
         queries = decoder.transformer.norm_final_attn(queries)
         predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, list(tokens)]
         filters = [
@@ -115,7 +121,7 @@ class ImageDecoder:
         if index == 0:
             read = self._shared_gather(layer, queries + prompt)
         else:
-            read = _gather(layer.cross_attn_token_to_image, queries + prompt, keys, placed)
+            read = _gather(layer.cross_attn_token_to_image, queries + prompt, keys, placed=placed)
         queries = layer.norm2(queries + read)
         return layer.norm3(queries + layer.mlp(queries))
 
@@ -134,7 +140,7 @@ class ImageDecoder:
         attention = layer.cross_attn_image_to_token
         k = _heads(attention, attention.k_proj(queries)) * self.shared_queries.shape[-1] ** -0.5
         logits = torch.einsum("bthd,nhd->bhtn", k, self.shared_queries)
-        return _add_values(attention, self.keys, logits, values)
+        return _add_values(attention, self.keys, logits, values=values)
 
     def _masks(self, keys: Tensor, filters: Tensor) -> Tensor:
         """Logits `[B, M, 4h, 4w]` of image tokens `[B, N, C]` and filters `[B, M, C / 8]`."""
@@ -182,7 +188,7 @@ def _scatter(
     bias = torch.einsum("bthd,hd->bht", k, _heads(attention, attention.q_proj.bias))
     k = torch.einsum("bthd,hdc->bhtc", k, w_q).flatten(1, 2)
     logits = torch.baddbmm(bias.flatten(1)[..., None], k, placed.mT)  # [B, heads * T, N]
-    return _add_values(attention, keys, logits.unflatten(1, bias.shape[1:]), values)
+    return _add_values(attention, keys, logits.unflatten(1, bias.shape[1:]), values=values)
 
 
 def _add_values(attention: Attention, keys: Tensor, logits: Tensor, values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def _load_published(path: Path) -> Sam:
     else:
         raise BadInput(path, "holds no SAM of a published size", hint)
     whole = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
-    return filled(sam, whole, path, f"taken for {name}: {hint}", assign=True)
+    return filled(sam, whole, path, hint=f"taken for {name}: {hint}", assign=True)
 
 
 def _empty_sam(name: str) -> Sam:

@@ -41,7 +41,9 @@ class PromptedImage:
         if can_share(sam):
             no_mask = sam.prompt_encoder.no_mask_embed.weight[..., None, None]
             position = sam.prompt_encoder.get_dense_pe()
-            self.shared = ImageDecoder(sam.mask_decoder, self.predictor.features, position, no_mask)
+            self.shared = ImageDecoder(
+                sam.mask_decoder, self.predictor.features, position, dense=no_mask
+            )
 
     @torch.no_grad()
     def decode(

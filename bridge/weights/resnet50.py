@@ -48,14 +48,14 @@ RESNET_TORCHVISION = Naming(
     lambda name: f"{torchvision_prefixes(name)[0]}.weight",
     lambda name: with_statistics(torchvision_prefixes(name)[1]),
     {},
-    False,
-    ("fc.",),
+    background_first=False,
+    ignored=("fc.",),
 )
 # The classifier's names differ between copies; detectron2 passes over the bias, too.
 RESNET_MSRA = Naming(
     lambda name: f"{_caffe(name)[0]}_w",
     lambda name: tuple(f"{_caffe(name)[1]}_{part}" for part in "sb"),
     {},
-    False,
-    ("fc1000_", "pred_", "conv1_b"),
+    background_first=False,
+    ignored=("fc1000_", "pred_", "conv1_b"),
 )

@@ -53,7 +53,7 @@ def vgg16_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
     """
     tensors = read_checkpoint(source)
     caffe = "classifier.1.weight" in tensors
-    arrays = take_layers(source, tensors, CAFFE if caffe else TORCHVISION, {})
+    arrays = take_layers(source, tensors, CAFFE if caffe else TORCHVISION, outputs={})
     refuse_others(source, tensors, ("classifier.6.",))
     return arrays, {"backbone": "vgg16", "pixels": "bgr" if caffe else "rgb"}
 
@@ -74,8 +74,8 @@ def take_layers(
         elif ours == "fc6":  # the side of the pooled features
             side = max(1, round((weight.size / max(1, count * inputs)) ** 0.5))
         window = (inputs, 3, 3) if convolution else (inputs * side * side,)
-        _check(source, f"{theirs}.weight", weight, (count, *window))
-        _check(source, f"{theirs}.bias", bias, (count,))
+        _check(source, f"{theirs}.weight", weight, shape=(count, *window))
+        _check(source, f"{theirs}.bias", bias, shape=(count,))
         kernel = weight.reshape(count, inputs, side, side).transpose(2, 3, 1, 0)
         arrays[f"{ours}/kernel"] = kernel if convolution else kernel.reshape(-1, count)
         arrays[f"{ours}/bias"] = bias

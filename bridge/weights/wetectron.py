@@ -48,7 +48,7 @@ def wetectron_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
     regression = any(".bbox_pred" in name for name in tensors)
     layers = {k: v for k, v in LAYERS.items() if regression or not k.startswith("deltas")}
     outputs = head_outputs(tensors, LAYERS, background=True)
-    arrays = take_layers(source, tensors, layers, outputs)
+    arrays = take_layers(source, tensors, layers, outputs=outputs)
     if not regression:
         arrays |= same_deltas(arrays)
     refuse_others(source, tensors, UNUSED)
@@ -64,4 +64,4 @@ def wetectron_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
 
 def wetectron_back(source: str | Path, arrays: Arrays) -> dict[str, dict[str, Tensor]]:
     """The checkpoint `{"model": tensors}` of a detector; `BadInput` as in `published_tensors`."""
-    return {"model": published_tensors(source, arrays, LAYERS, True, "wetectron")}
+    return {"model": published_tensors(source, arrays, LAYERS, background=True, kind="wetectron")}

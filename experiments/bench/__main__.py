@@ -85,7 +85,7 @@ def run(options: Bench) -> list[dict]:
 def measure(entry: Entry, repeats: int, cpu: bool) -> dict:
     """The figures of one entry."""
     clock = time.process_time if cpu else time.perf_counter
-    ours, other, results = time_pair(entry.ours, entry.other, repeats, clock)
+    ours, other, results = time_pair(entry.ours, entry.other, repeats, clock=clock)
     agreed = f" ({entry.agree(*results)})" if entry.agree else ""
     ours_ms, other_ms = (1e3 * statistics.median(times) for times in (ours, other))
     return {
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[0] not in SUITES:
             raise BadInput("NAME", f"{argv[0]} is no bench", f"choose from {', '.join(SUITES)}")
         return SUITES[argv[0]](argv[1:])
-    options = parse(Bench, argv, __doc__, "bench")
+    options = parse(Bench, argv, __doc__, name="bench")
     rows = run(options)
     write_json(options.json, rows, indent=1)
     print(table(rows))

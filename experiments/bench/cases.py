@@ -17,7 +17,7 @@ MAP, STRIDE = (60, 80, 512), 8
 def _roi_inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     features = rng.standard_normal(MAP, dtype=np.float32)
-    return features, random_boxes(rng, count, MAP[1] * STRIDE, MAP[0] * STRIDE)
+    return features, random_boxes(rng, count, MAP[1] * STRIDE, height=MAP[0] * STRIDE)
 
 
 def roi_align(count: int) -> Entry:
@@ -41,7 +41,7 @@ def roi_align(count: int) -> Entry:
         return maps.grad[0].permute(1, 2, 0).numpy()
 
     ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
-    return Entry(work, ours_call, "torch grid_sample", with_grid_sample, _difference)
+    return Entry(work, ours_call, "torch grid_sample", other=with_grid_sample, agree=_difference)
 
 
 def _difference(ours, other) -> str:
@@ -78,7 +78,7 @@ def roi_pool(count: int) -> Entry:
     work = f"RoIPool 7x7 forward + backward, {count} boxes, {'x'.join(map(str, MAP))}"
     ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
     other = "torch adaptive_max_pool2d loop"
-    return Entry(work, ours_call, other, with_adaptive_pool, _difference)
+    return Entry(work, ours_call, other, other=with_adaptive_pool, agree=_difference)
 
 
 def mining(count: int) -> Entry:
@@ -86,7 +86,10 @@ def mining(count: int) -> Entry:
     from weaksam_jax.detectors.mil.loss import mine_mist
 
     rng = np.random.default_rng(0)
-    boxes, scores = random_boxes(rng, count, 500, 375), rng.random((count, 20), dtype=np.float32)
+    boxes, scores = (
+        random_boxes(rng, count, 500, height=375),
+        rng.random((count, 20), dtype=np.float32),
+    )
     tags = np.isin(np.arange(20), (3, 7, 14))
     step = jax.jit(mine_mist)
     inputs = tuple(map(jnp.asarray, (boxes, np.ones(count, bool), scores, tags)))
@@ -98,7 +101,7 @@ def mining(count: int) -> Entry:
 
     work = f"MIST mining, {count} proposals, 3 of 20 classes"
     ours_call = lambda: jax.block_until_ready(step(*inputs))  # noqa: E731
-    return Entry(work, ours_call, "torch, class by class", lambda: mine(*tensors), same)
+    return Entry(work, ours_call, "torch, class by class", other=lambda: mine(*tensors), agree=same)
 
 
 def peaks() -> Entry:
@@ -118,7 +121,7 @@ def peaks() -> Entry:
 
     work, other = "peak points of 72 maps of 375x500, kernel 129", "one full max-pool per map"
     one_by_one = lambda: [_peaks_of_one(one) for one in torch.from_numpy(maps)]  # noqa: E731
-    return Entry(work, lambda: peak_points(maps, 129, 0.9), other, one_by_one, same)
+    return Entry(work, lambda: peak_points(maps, 129, 0.9), other, other=one_by_one, agree=same)
 
 
 def _peaks_of_one(one: torch.Tensor) -> list[tuple[int, int]]:
@@ -157,8 +160,8 @@ def proposals() -> Entry:
         ]
 
     work = "100 grid points of one 144x192 image, sam_mini, one image encoding"
-    ours = lambda: propose(network, image, prompts, ProposalSettings())  # noqa: E731
-    return Entry(work, ours, "SamPredictor per point", one_by_one)
+    ours = lambda: propose(network, image, prompts, settings=ProposalSettings())  # noqa: E731
+    return Entry(work, ours, "SamPredictor per point", other=one_by_one)
 
 
 _SAM = (sam.sam_predictor, sam.sam_grid, sam.sam_half, sam.sam_export)

@@ -60,7 +60,8 @@ def step_case(proposals: int, size: tuple[int, int] = (480, 640)) -> Case:
         more = {"dtype": "float32", "width": WIDTH, "batch": 1, "repeats": 2}
         more |= {"precision": "float32"}  # as the other form
         ours, other = (
-            lambda f=f: measure(f, proposals, size, weights, **more) for f in ("ours", "torch")
+            lambda f=f: measure(f, proposals, size, weights=weights, **more)
+            for f in ("ours", "torch")
         )
 
         def agree(ours: Measured, other: Measured) -> str:
@@ -68,7 +69,7 @@ def step_case(proposals: int, size: tuple[int, int] = (480, 640)) -> Case:
             return _agreement(ours, other)
 
         what = f"MIST step, VGG16, one image of {size[0]}x{size[1]}, {proposals} proposals"
-        return Entry(what, ours, "plain PyTorch", other, agree)
+        return Entry(what, ours, "plain PyTorch", other=other, agree=agree)
 
     return case
 
@@ -89,7 +90,7 @@ def grow(options: BenchMil) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(Path(folder) / "weights.safetensors", options.width)
         for form, proposals, size in _measurements(options):
-            found = measure(form, proposals, size, weights, **more)
+            found = measure(form, proposals, size, weights=weights, **more)
             place = {"form": form, "proposals": proposals, "size": list(size)}
             rows.append(place | _row(found, options.batch if form == "ours" else 1, options))
             print(json.dumps(rows[-1]), flush=True)

@@ -92,7 +92,7 @@ def our_step(job: dict) -> tuple[Callable[[], float], dict]:
 
     detector, mesh = detector_of(job), data_mesh()
     tx = detector.optimizer()
-    state = [create_state(load_params(job["weights"]), tx, jax.random.key(0), mesh)]
+    state = [create_state(load_params(job["weights"]), tx, jax.random.key(0), mesh=mesh)]
     batch = put_batch(inputs(job["proposals"], tuple(job["size"]), job["batch"]), mesh)
     step_fn = make_train_step(frozen_loss(detector), tx, mesh)
     with jax.default_matmul_precision(job["precision"]):
@@ -127,7 +127,7 @@ def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
 
     def step() -> float:
         adam.zero_grad()
-        loss = mist_loss(state, image, boxes, tags)
+        loss = mist_loss(state, image, boxes, tags=tags)
         loss.backward()
         adam.step()
         return loss.item()
@@ -143,7 +143,7 @@ def work(job: dict) -> Measured:
         start = time.perf_counter()
         losses.append(step())
         seconds.append(time.perf_counter() - start)
-    return Measured(min(seconds), round(peak_mb()), losses[0], losses[1], **known)
+    return Measured(min(seconds), round(peak_mb()), losses[0], after_loss=losses[1], **known)
 
 
 def peak_mb() -> float:

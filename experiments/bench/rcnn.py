@@ -90,15 +90,15 @@ def step_case(rois: int = 512, size: tuple[int, int] = (480, 640)) -> Case:
         model.transform.min_size = (min(size),)
         detector, params = our_detector(model, rois)
         image, targets = random_image(0, *size), objects(size)
-        ours = our_step(detector, params, image, targets)
-        theirs = torchvision_step(model, detector.config.optim.lr, image, targets)
+        ours = our_step(detector, params, image, targets=targets)
+        theirs = torchvision_step(model, detector.config.optim.lr, image, targets=targets)
         first = ours(), theirs()  # compiles; every timed call is a later step
 
         def agree(*_) -> str:
             return f"first losses {first[0]:.3f} and {first[1]:.3f}, of other random RoIs"
 
         work = f"Faster R-CNN R50-FPN step, one image of {size[0]}x{size[1]}, {rois} RoIs"
-        return Entry(work, ours, "torchvision", theirs, agree)
+        return Entry(work, ours, "torchvision", other=theirs, agree=agree)
 
     return case
 
@@ -112,7 +112,7 @@ def our_step(detector, params, image: np.ndarray, targets) -> Callable[[], float
     from weaksam_jax.engine.train import frozen_loss
 
     tx, mesh = detector.optimizer(), data_mesh()
-    state = [create_state(params, tx, jax.random.key(0), mesh)]
+    state = [create_state(params, tx, jax.random.key(0), mesh=mesh)]
     boxes, labels = targets
     batch = {
         "image": image[None],
@@ -175,7 +175,7 @@ def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
     work = f"Faster R-CNN R50-FPN inference, one image of {size[0]}x{size[1]}, 1000 proposals"
     ours = lambda: jax.block_until_ready(run(*on_device))  # noqa: E731
     ours(), theirs()  # compiles, and warms up
-    return Entry(work, ours, "torchvision", theirs, agree)
+    return Entry(work, ours, "torchvision", other=theirs, agree=agree)
 
 
 GROWTH = ((128, (480, 640)), (1024, (480, 640)), (512, (800, 1088)))

@@ -77,7 +77,7 @@ def official_procedure(sam: Sam, image: np.ndarray, prompts: Prompts) -> list[np
     found[:, 2:] += found[:, :2]
     boxes = [found]
     for source in (COARSE, FINE, CROSS):
-        made = _peak_boxes(sam, image, prompts, source)
+        made = _peak_boxes(sam, image, prompts, source=source)
         boxes.append(_thin(made, 0.9) if source == CROSS else made)
     return boxes
 
@@ -133,18 +133,22 @@ def sam_decoder() -> Entry:
     sparse, dense = sam.prompt_encoder((points, torch.ones(16, 1)), None, None)
 
     def ours():
-        return ImageDecoder(sam.mask_decoder, embedding, position, dense[:1])(sparse, (1, 2, 3))
+        return ImageDecoder(sam.mask_decoder, embedding, position, dense=dense[:1])(
+            sparse, (1, 2, 3)
+        )
 
     def theirs():
         with torch.no_grad():
             return sam.mask_decoder(embedding, position, sparse, dense, multimask_output=True)
 
-    return Entry("masks of 16 points, decoder of the published SAMs", ours, "MaskDecoder", theirs)
+    return Entry(
+        "masks of 16 points, decoder of the published SAMs", ours, "MaskDecoder", other=theirs
+    )
 
 
 def sam_predictor() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
-    points = random_prompts(0, 375, 500, 0, (8, 0, 0)).points
+    points = random_prompts(0, 375, 500, grid_side=0, counts=(8, 0, 0)).points
     prompts = Prompts(np.zeros((0, 2)), points)
 
     def theirs():
@@ -154,8 +158,8 @@ def sam_predictor() -> Entry:
         return [NO_POINTS[:, :4], np.asarray([_inclusive_box(m) for two in made for m in two])]
 
     work = "8 points of a 375x500 image, ViT-B, one encoding"
-    ours = lambda: propose(sam, image, prompts, ProposalSettings())  # noqa: E731
-    return Entry(work, ours, "SamPredictor per point", theirs, equal_boxes)
+    ours = lambda: propose(sam, image, prompts, settings=ProposalSettings())  # noqa: E731
+    return Entry(work, ours, "SamPredictor per point", other=theirs, agree=equal_boxes)
 
 
 def sam_grid() -> Entry:
@@ -163,17 +167,17 @@ def sam_grid() -> Entry:
     prompts = Prompts(dense_grid(16, 375, 500), NO_POINTS)
     work = "16x16 grid of a 375x500 image, ViT-B, thresholds .3/.3, NMS .3"
     theirs = lambda: official_procedure(sam, image, prompts)[:1]  # noqa: E731
-    ours = lambda: propose(sam, image, prompts, ProposalSettings())  # noqa: E731
-    return Entry(work, ours, "SamAutomaticMaskGenerator", theirs, equal_boxes)
+    ours = lambda: propose(sam, image, prompts, settings=ProposalSettings())  # noqa: E731
+    return Entry(work, ours, "SamAutomaticMaskGenerator", other=theirs, agree=equal_boxes)
 
 
 def sam_export() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
-    prompts = random_prompts(0, 375, 500, 32, (11, 11, 20))
+    prompts = random_prompts(0, 375, 500, grid_side=32, counts=(11, 11, 20))
     work = "1024 grid points, 42 peaks, 2 class-wise prompts (one class), 375x500, ViT-B, 1024 px"
     theirs = lambda: official_procedure(sam, image, prompts)  # noqa: E731
-    ours = lambda: propose(sam, image, prompts, ProposalSettings())  # noqa: E731
-    return Entry(work, ours, "official procedure, 6 encodings", theirs, equal_boxes)
+    ours = lambda: propose(sam, image, prompts, settings=ProposalSettings())  # noqa: E731
+    return Entry(work, ours, "official procedure, 6 encodings", other=theirs, agree=equal_boxes)
 
 
 def sam_half() -> Entry:
@@ -187,6 +191,6 @@ def sam_half() -> Entry:
         return f"boxes with IoU >= .9: {found.share:.3f} of {found.boxes}, {found.pixels:g} px"
 
     work = "encoding in bfloat16 and 4x4 grid, ViT-B"
-    ours = lambda: propose(sam, image, prompts, half)  # noqa: E731
-    other = lambda: propose(sam, image, prompts, full)  # noqa: E731
-    return Entry(work, ours, "float32", other, agreement)
+    ours = lambda: propose(sam, image, prompts, settings=half)  # noqa: E731
+    other = lambda: propose(sam, image, prompts, settings=full)  # noqa: E731
+    return Entry(work, ours, "float32", other=other, agree=agreement)

@@ -108,7 +108,7 @@ def forward(state, kind, x, boxes):
     (WSDDN's products)."""
     wetectron = kind == "wetectron"
     body = "backbone.body.features." if wetectron else "backbone."
-    maps = vgg_features(state, body, x, wetectron, rectify_last=not wetectron)
+    maps = vgg_features(state, body, x, by_place=wetectron, rectify_last=not wetectron)
     pooled = torch.stack([roi_pool(maps[0], box) for box in boxes])
 
     def linear(name, value):

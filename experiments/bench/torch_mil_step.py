@@ -19,7 +19,9 @@ def mist_loss(
     state: dict[str, torch.Tensor], image: torch.Tensor, boxes: torch.Tensor, tags: torch.Tensor
 ) -> torch.Tensor:
     """Loss [] of one image `[1, 3, H, W]` with proposals `[N, 4]` and tags bool `[C]`."""
-    maps = vgg_features(state, "backbone.body.features.", image, True, rectify_last=False)[0]
+    maps = vgg_features(state, "backbone.body.features.", image, by_place=True, rectify_last=False)[
+        0
+    ]
     hidden = pooled(maps, boxes).flatten(1)
     for name in ("feature_extractor.classifier.1", "feature_extractor.classifier.4"):
         hidden = torch.relu(linear(state, name, hidden))

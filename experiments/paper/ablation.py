@@ -65,7 +65,7 @@ class Ablation:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    print(ablate(parse(Ablation, argv, __doc__, "paper.ablation")))
+    print(ablate(parse(Ablation, argv, __doc__, name="paper.ablation")))
 
 
 def ablate(options: Ablation) -> str:
@@ -78,9 +78,9 @@ def ablate(options: Ablation) -> str:
     methods = methods_of(options, config)
     tables.check_drop(methods)
     name, cells = f"table_{options.table}", Cells(runs, methods, options.out)
-    table = Table(name, FIGURES, methods, runs.seeds, options.out)
+    table = Table(name, FIGURES, methods, seeds=runs.seeds, out=options.out)
     rows = run_cells(table, cells.work, cells.inputs)
-    said = verdicts_of(options, methods, rows, config)
+    said = verdicts_of(options, methods, rows, config=config)
     lines = [markdown(rows, FIGURES), "", *tables.setting_notes(config), "", *said]
     write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
     tables.draw(rows, options.out / f"{name}.png")

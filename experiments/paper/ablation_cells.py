@@ -36,7 +36,7 @@ class Cells:
         pgt = pseudo_boxes(run, method.pgt)
         until = common_steps(self.methods, name)
         if until and not (folder / "checkpoints").exists():
-            self._begin(method, seed, until, pgt, folder)
+            self._begin(method, seed, until, pgt=pgt, folder=folder)
         detector = FasterRcnn(method.retrain, run.data.splits["train"].classes)
         params = train(run, pgt, method.retrain, folder=folder, seed=seed)
         found = detect_retrained(run, detector, params)

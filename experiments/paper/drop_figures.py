@@ -64,7 +64,7 @@ class DropFigures:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    for row in measure(parse(DropFigures, argv, __doc__, "paper.drop_figures")):
+    for row in measure(parse(DropFigures, argv, __doc__, name="paper.drop_figures")):
         print(table(row))
 
 
@@ -77,7 +77,7 @@ def measure(options: DropFigures) -> list[dict]:
     judge = Judge(opened.data.truth("train"), options.same_class)
     pgt = read_json(opened.folder.pseudo_boxes())
     wanted = sorted(options.at) or (None,)
-    rows = [_measure_one(options, opened, pgt, judge, step) for step in wanted]
+    rows = [_measure_one(options, opened, pgt, judge=judge, step=step) for step in wanted]
     note = {**provenance(), "error_iou": ERROR_IOU, "same_class": options.same_class}
     write_json(options.out / "drop.json", {**note, "rows": rows}, indent=1)
     return rows
@@ -91,7 +91,7 @@ def _measure_one(
     if step is None:
         _, params = load_detector(opened.folder.weights("retrain"))
     else:
-        params = train_until(options, pgt, opened, step)
+        params = train_until(options, pgt, opened, step=step)
     samples = unaugmented(pgt, split, config)
     detector = FasterRcnn(config, split.classes)
     rois = sample_rois(detector, params, samples, judge=judge, seed=options.seed)

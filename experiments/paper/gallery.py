@@ -32,12 +32,12 @@ class Gallery:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Gallery, argv, __doc__, "paper.gallery")
+    options = parse(Gallery, argv, __doc__, name="paper.gallery")
     if options.out.suffix != ".png":
         raise BadInput("--out", f"{options.out} does not end in .png", "name a picture")
     made = open_run(options.run)
     train, truth = made.data.splits["train"], made.data.truths["train"]
-    print(save_gallery(report_files(made), train, truth, options.out, options.images))
+    print(save_gallery(report_files(made), train, truth, out=options.out, images=options.images))
 
 
 if __name__ == "__main__":

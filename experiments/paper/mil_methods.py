@@ -47,7 +47,7 @@ class MilMethods:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    print(markdown(compare(parse(MilMethods, argv, __doc__, "paper.mil_methods")), FIGURES))
+    print(markdown(compare(parse(MilMethods, argv, __doc__, name="paper.mil_methods")), FIGURES))
 
 
 def compare(options: MilMethods) -> list[dict]:
@@ -56,7 +56,7 @@ def compare(options: MilMethods) -> list[dict]:
     runs.first.data.truth("train")
     methods = {name: change(options.config, {"model.method": name}) for name in options.methods}
     cells = Cells(runs, methods)
-    table = Table("table", FIGURES, methods, runs.seeds, options.out)
+    table = Table("table", FIGURES, methods, seeds=runs.seeds, out=options.out)
     return run_cells(table, cells.work, cells.inputs)
 
 
@@ -83,7 +83,9 @@ class Cells:
             role: detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
             for role, split in data.splits.items()
         }
-        figures = measure.wsod(found, data.splits, data.truths, run.clues, run.config.ap50)
+        figures = measure.wsod(
+            found, data.splits, data.truths, clue_root=run.clues, rule=run.config.ap50
+        )
         return figures["wsod"]
 
 

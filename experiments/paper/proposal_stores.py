@@ -59,7 +59,7 @@ def given(name: str, root: Path, split: TagSplit) -> Stored:
         path = root / split.split / "manifest.json"
         hint = f"finish python -m bridge.export --split {split.split} --out {root}"
         raise BadInput(path, "does not exist", hint)
-    return _read(name, root, split, None, {"store": str(root)})
+    return _read(name, root, split, seconds=None, made_with={"store": str(root)})
 
 
 def made(
@@ -86,9 +86,9 @@ def made(
     loaded = [None if path is None else clue_network(path, preset, split) for _, path in networks]
     model, found = load_sam(sam), []
     for (name, path), network in zip(networks, loaded, strict=True):
-        seconds = _export(split, network, model, settings, root / name)
+        seconds = _export(split, network, model, settings=settings, root=root / name)
         how = {"sam": sam, "preset": preset, "clues": None if path is None else str(path)}
-        found.append(_read(name, root / name, split, seconds, how))
+        found.append(_read(name, root / name, split, seconds=seconds, made_with=how))
     return found
 
 
@@ -98,9 +98,9 @@ def searched(split: TagSplit, root: Path) -> Stored:
 
     settings = ExportSettings(source="selective_search")
     place = root / "selective_search"
-    seconds = _export(split, None, None, settings, place)
+    seconds = _export(split, None, None, settings=settings, root=place)
     how = {f.name: getattr(settings.search, f.name) for f in fields(settings.search)}
-    return _read("selective search", place, split, seconds, how)
+    return _read("selective search", place, split, seconds=seconds, made_with=how)
 
 
 def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None:
@@ -110,7 +110,9 @@ def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None
     """
     from bridge.proposals.export import export_split
 
-    report = export_split(split, network, sam, settings, root, root / "clues")
+    report = export_split(
+        split, network, sam, settings=settings, root=root, clue_root=root / "clues"
+    )
     path = root / f"seconds-{split.split}.json"
     job = read_manifest(root, split.split)["fingerprint"]
     known = read_json(path) if path.exists() else {}
@@ -133,7 +135,7 @@ def _read(name: str, root: Path, split: TagSplit, seconds: float | None, made_wi
     settings = None
     if found and all(one.decoded is not None for one in found):
         settings = export_settings(root, split)
-    return Stored(name, found, settings, seconds, made_with)
+    return Stored(name, found, settings, seconds=seconds, made_with=made_with)
 
 
 def export_settings(root: Path, split: TagSplit) -> ProposalSettings:

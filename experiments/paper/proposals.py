@@ -79,7 +79,7 @@ class ProposalsOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(ProposalsOptions, argv, __doc__, "paper.proposals")
+    options = parse(ProposalsOptions, argv, __doc__, name="paper.proposals")
     if options.table is None and options.figure is None:
         raise BadInput("--table", "is missing", "give --table 4, 6 or 8, or --figure")
     images = 4 if options.figure == "photos" and options.images is None else options.images
@@ -130,7 +130,9 @@ def gather(options: ProposalsOptions, split: TagSplit) -> list[Stored]:
         networks = networks or [("grid alone", None)]
         labels = "tags" if is_training(split.split) else "predicted"
         where, preset = options.out / "stores", _preset(options)
-        found += proposal_stores.made(split, networks, options.sam, preset, labels, where)
+        found += proposal_stores.made(
+            split, networks, options.sam, preset=preset, labels=labels, root=where
+        )
     if options.selective_search and options.table in (4, 6):
         found.insert(0, proposal_stores.searched(split, options.out / "stores"))
     return found
@@ -160,7 +162,7 @@ def tabulate(options: ProposalsOptions, split: TagSplit, stores: Sequence[Stored
         elif options.table == 8 and stored is stores[0] and "grid" in stored.sources:
             groups = [("grid alone", ("grid",)), ("", SOURCES)]
         for name, sources in groups:
-            row = measured(stored, name, sources, truth, options.difficult)
+            row = measured(stored, name, sources, truth=truth, difficult=options.difficult)
             if options.table == 6 and stored.seconds is not None:
                 row["seconds_per_image"] = stored.seconds
             rows.append(row)

@@ -61,7 +61,7 @@ class Judge:
 
 def unaugmented(pgt: Mapping, split: TagSplit, config: FasterRcnnConfig) -> PseudoSamples:
     """The training samples at the largest scale, as they are."""
-    return PseudoSamples(pgt, split, config.data.scales[-1:], AugmentConfig(flip=0.0))
+    return PseudoSamples(pgt, split, config.data.scales[-1:], augment=AugmentConfig(flip=0.0))
 
 
 def sample_rois(
@@ -110,9 +110,9 @@ def summary(rois: Rois, config: FasterRcnnConfig) -> dict:
     """Intervals of both losses, and what the config's RoI drop (else the paper's) would drop;
     shares are None where there is nothing to share."""
     drop = config.loss.drop or DropConfig()
-    stays = _kept(rois.cls, rois.reg, True, drop)
+    stays = _kept(rois.cls, rois.reg, True, drop=drop)
     no_boxes = np.zeros_like(rois.cls_background)
-    background = _kept(rois.cls_background, no_boxes, False, drop)
+    background = _kept(rois.cls_background, no_boxes, False, drop=drop)
     return {
         "rois": len(rois.cls),
         "errors": _share(rois.wrong),
@@ -135,7 +135,7 @@ def _kept(cls: np.ndarray, reg: np.ndarray, foreground: bool, drop: DropConfig) 
         cls,
         reg,
         np.full(len(cls), foreground),
-        np.ones(len(cls), bool),
+        valid=np.ones(len(cls), bool),
         tau_cls=drop.tau_cls,
         tau_reg=drop.tau_reg,
         rule=drop.rule,

@@ -93,7 +93,7 @@ def run_cells(
         row = _finished(table.out, job)
         if row is None:
             say(f"cell {number} of {len(cells)}: {method}, seed {seed}")
-            row = _run_cell(method, job, table.out, work)
+            row = _run_cell(method, job, table.out, work=work)
             last = table.figures[-1]
             say(f"  {last} {row[last]:.1f} after {row['seconds']:.0f} s")
         rows.append(row | {"method": method})

@@ -98,7 +98,7 @@ def train_spoiled(options: Stress, opened: Run) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    print(stress(parse(Stress, argv, __doc__, "paper.stress")))
+    print(stress(parse(Stress, argv, __doc__, name="paper.stress")))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ def train(run: Run) -> ClueNetwork:
     """
     recipe, split, folder = run.config.clue_recipe(), run.data.splits["train"], run.folder.clues
     if isinstance(recipe, WeakTrSettings):
-        train_weaktr(split, recipe, folder, run.seed)
+        train_weaktr(split, recipe, folder, seed=run.seed)
     elif isinstance(recipe, LiteSettings):
-        train_lite_head(split, recipe, folder, run.seed)
+        train_lite_head(split, recipe, folder, seed=run.seed)
     return load(run, split)
 
 
@@ -36,7 +36,7 @@ def load(run: Run, split: TagSplit) -> ClueNetwork:
     """
     recipe, names = run.config.clue_recipe(), {WeakTrSettings: "weaktr", LiteSettings: "lite_cam"}
     path = recipe if isinstance(recipe, Path) else run.folder.clue_network(names[type(recipe)])
-    return load_clues(path, split.classes, split.category_ids, run.config.clue_use)
+    return load_clues(path, split.classes, split.category_ids, settings=run.config.clue_use)
 
 
 def tag_map(root: Path, test: TagSplit) -> dict:

@@ -144,7 +144,7 @@ def train_retrainer(
     Resumes in `folder`. until: stop after so many steps of the schedule.
     """
     data = detector.config.data
-    samples = PseudoSamples(pgt, split, data.scales, data.augment)
+    samples = PseudoSamples(pgt, split, data.scales, augment=data.augment)
     return train_detector(
         detector, samples, folder, mesh=data_mesh(), seed=seed, weights=start, until=until
     )

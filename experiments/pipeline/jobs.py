@@ -54,7 +54,7 @@ def _roots() -> Iterator[Path]:
 
 JOBS = {
     "voc07": Job("voc07", lambda: find_voc(2007), "tfds:voc/2007"),
-    "voc12": Job("voc12", lambda: find_voc(2012), "tfds:voc/2012", "voc12"),
+    "voc12": Job("voc12", lambda: find_voc(2012), "tfds:voc/2012", ap50="voc12"),
     "coco14": Job("coco14", find_coco14, ap50="coco"),
     "custom": Job("custom"),
 }

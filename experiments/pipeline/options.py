@@ -64,7 +64,9 @@ def parse_options(argv: Sequence[str], doc: str, job: Job) -> PipelineOptions:
     if preset == "auto":
         preset = "mini" if data == "mini" else "light"
     _check_preset(argv, values, preset)
-    options = parse(PipelineOptions, argv, doc, job.name, _start(argv, values, preset, job))
+    options = parse(
+        PipelineOptions, argv, doc, name=job.name, default=_start(argv, values, preset, job=job)
+    )
     if data == "auto":
         raise BadInput("--data", "is missing", "give the folder of your photos, see --help")
     out = options.out or Path("runs") / f"{Path(data.replace(':', '-')).resolve().name}-{preset}"
@@ -91,17 +93,17 @@ def read_settings(path: Path) -> PipelineOptions:
 def _read_config(path: Path) -> Mapping[str, Any]:
     values = read_json(path)
     if not isinstance(values, Mapping):
-        raise BadSetting(path, "", "is no object of settings", "give a JSON object {...}")
+        raise BadSetting(path, "", "is no object of settings", hint="give a JSON object {...}")
     if "config" in values:
-        raise BadSetting(path, "config", "names another file", "write its settings here")
+        raise BadSetting(path, "config", "names another file", hint="write its settings here")
     for name, value in values.items():
         first = name.partition(".")[0]
         flag = name in _TEXTS and isinstance(value, str | None)
         if first in _SECTIONS and not flag:
             hint = f'nest it: {{"settings": {{"{first}": {{...}}}}}}, as settings.json of a run'
-            raise BadSetting(path, name, "is a setting of a stage", hint)
+            raise BadSetting(path, name, "is a setting of a stage", hint=hint)
         if name in _TEXTS and not flag:
-            raise BadSetting(path, name, f"is {value!r}, not text", "correct it")
+            raise BadSetting(path, name, f"is {value!r}, not text", hint="correct it")
     return values
 
 
@@ -131,7 +133,7 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     config = replace(make(method, kind), ap50=job.ap50)
     config = _with_rule(config, _inner(values, "settings", "pgt", "rule"))
     start = PipelineOptions(wsod=method, settings=config)
-    start = from_plain(PipelineOptions, values, peek(argv, "config") or "", start)
+    start = from_plain(PipelineOptions, values, peek(argv, "config") or "", base=start)
     config = _with_rule(start.settings, peek(argv, "pgt.rule"))
     if flag is not None:
         config = change(config, {"wsod.model.method": method})

@@ -34,7 +34,9 @@ class RunPredictor:
             yield photo, rows
 
     def _coco(self, photo: Photo, found: PhotoDetections) -> list[dict]:
-        rows = to_coco(photo.record, self.photos, found.boxes, found.scores, found.labels)
+        rows = to_coco(
+            photo.record, self.photos, found.boxes, scores=found.scores, labels=found.labels
+        )
         if found.masks is None:
             return rows
         pairs = zip(rows, found.masks, strict=True)
@@ -61,4 +63,6 @@ def open_predictor(root: Path, threshold: float, masks: bool) -> RunPredictor:
     seen = of_run(run.folder, threshold, networks.__getitem__, masks=masks)
     ids = {one["name"]: one["id"] for one in read_json(pgt)["categories"]}
     categories = tuple(ids[name] for name in seen.classes)
-    return RunPredictor(seen, TagSplit("photos", "predict", seen.classes, categories, ()))
+    return RunPredictor(
+        seen, TagSplit("photos", "predict", seen.classes, category_ids=categories, records=())
+    )

@@ -103,48 +103,50 @@ def graph(run: Run) -> list[Stage]:
     mil = [config.wsod, _content(config.wsod.optim.init), config.ap50]
     stages = [
         # <out>/data may hold the data set itself: it is not this stage's to delete.
-        replace(_stage("data", _images(run), (), partial(check_data, run)), owns_folder=False),
+        replace(_stage("data", _images(run), (), run=partial(check_data, run)), owns_folder=False),
         *([_clue_stage(run)] if needs_clues(run) else []),
         _stage(
             "proposals",
             made_by,
             ("data", "clues") if run.exports else ("data",),
-            partial(make_proposals, run, export),
+            run=partial(make_proposals, run, export),
         ),
-        _training("wsod", mil, ("proposals",), partial(train_wsod, run)),
-        _stage("pgt", [config.pgt], ("wsod",), partial(make_pseudo_boxes, run)),
+        _training("wsod", mil, ("proposals",), run=partial(train_wsod, run)),
+        _stage("pgt", [config.pgt], ("wsod",), run=partial(make_pseudo_boxes, run)),
     ]
     extra = []
     if run.options.retrain != "none":
         plain = change(config.retrain, {"loss.drop": None})
         stages.append(_retraining(run, "retrain", config.retrain))
         extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
-    stages.append(_stage("masks", [config.masks, config.sam], ("pgt",), partial(make_masks, run)))
-    report = _stage("report", [], tuple(one.name for one in stages), partial(write_page, run))
+    stages.append(
+        _stage("masks", [config.masks, config.sam], ("pgt",), run=partial(make_masks, run))
+    )
+    report = _stage("report", [], tuple(one.name for one in stages), run=partial(write_page, run))
     return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
 
 
 def _stage(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
     """A `Stage` whose settings are plain values, so that their fingerprint is stable."""
-    return Stage(name, to_plain(settings), reads, run)
+    return Stage(name, to_plain(settings), reads, run=run)
 
 
 def _training(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
     """A stage in which all processes join."""
-    return replace(_stage(name, settings, reads, run), together=True)
+    return replace(_stage(name, settings, reads, run=run), together=True)
 
 
 def _retraining(run: Run, name: str, config: RetrainConfig) -> Stage:
     """A stage that retrains on the pseudo boxes."""
     settings = [config, _content(config.optim.init), run.config.ap50]
-    return _training(name, settings, ("pgt",), partial(retrain, run, name, config))
+    return _training(name, settings, ("pgt",), run=partial(retrain, run, name, config))
 
 
 def _clue_stage(run: Run) -> Stage:
     network = run.config.clue_recipe()
     if isinstance(network, Path):
         network = file_fingerprint(network)
-    return _stage("clues", [run.config.clues, network], ("data",), partial(train_clues, run))
+    return _stage("clues", [run.config.clues, network], ("data",), run=partial(train_clues, run))
 
 
 def _images(run: Run) -> list:
@@ -223,7 +225,9 @@ def _export(run: Run, export) -> None:
     sam = load_sam(run.config.sam) if export.source == "sam" else None
     for role, labels in (("train", "tags"), ("test", "predicted")):
         settings = replace(export, labels=labels)
-        export_split(splits[role], network, sam, settings, run.proposals, run.clues)
+        export_split(
+            splits[role], network, sam, settings=settings, root=run.proposals, clue_root=run.clues
+        )
 
 
 def _lite0(run: Run) -> Path:
@@ -254,7 +258,9 @@ def _finish_wsod(run: Run, detector: MilDetector, params: dict) -> dict:
     for role, split in run.data.splits.items():
         found[role] = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
         write_json(run.folder.detections("wsod", role), found[role])
-    return measure.wsod(found, run.data.splits, run.data.truths, run.clues, run.config.ap50)
+    return measure.wsod(
+        found, run.data.splits, run.data.truths, clue_root=run.clues, rule=run.config.ap50
+    )
 
 
 def make_pseudo_boxes(run: Run) -> dict:
@@ -291,7 +297,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
             seed=run.seed,
             start=detectors.retrain_start(run.folder, config),
         )
-    return run_on_leader(lambda: _finish_retrain(run, name, detector, params))
+    return run_on_leader(lambda: _finish_retrain(run, name, detector, params=params))
 
 
 def _finish_retrain(run: Run, name: str, detector: Detector, params: dict) -> dict:
@@ -299,7 +305,7 @@ def _finish_retrain(run: Run, name: str, detector: Detector, params: dict) -> di
     save_detector(run.folder.weights(name), detector, params)
     found = detect_retrained(run, detector, params)
     write_json(run.folder.detections(name, "test"), found)
-    return measure.detector(name, found, run.data.truths["test"], run.config.ap50)
+    return measure.detector(name, found, run.data.truths["test"], rule=run.config.ap50)
 
 
 def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:
@@ -318,7 +324,7 @@ def make_masks(run: Run) -> dict:
 
     path, train = run.folder.pseudo_masks, run.data.splits["train"]
     pgt = read_json(run.folder.pseudo_boxes())
-    pseudo_masks(load_sam(run.config.sam), pgt, train, run.config.masks, path)
+    pseudo_masks(load_sam(run.config.sam), pgt, train, settings=run.config.masks, out_path=path)
     return measure.masks(read_json(path), run.data.truths["train"])
 
 

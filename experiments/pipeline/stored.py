@@ -54,7 +54,7 @@ def open_stored(
     if detector.kind != "mil" and proposals is not None:
         raise BadInput("--proposals", f"is not for {detector.kind}", "leave it out")
     detector = replace(detector, config=replace(detector.config, test=test))
-    return StoredDetector(weights, detector, params, proposals, clues)
+    return StoredDetector(weights, detector, params, proposals=proposals, clues=clues)
 
 
 def find(stored: StoredDetector, split: TagSplit, journal_path: Path) -> list[dict]:

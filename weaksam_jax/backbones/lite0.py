@@ -35,15 +35,15 @@ class Lite0(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        x = nn.relu6(_conv("stem", 32, 3, 2)(images))
+        x = nn.relu6(_conv("stem", 32, 3, stride=2)(images))
         levels = []
         for i, (kernel, stride, expansion, features) in enumerate(BLOCKS):
-            block = _Block(kernel, stride, expansion, features, name=f"block{i}")
+            block = _Block(kernel, stride, expansion, features=features, name=f"block{i}")
             x = block(x)
             if i in _LEVEL_ENDS:
                 levels.append(x)
         if self.head:
-            levels[-1] = nn.relu6(_conv("head", 1280, 1, 1)(x))
+            levels[-1] = nn.relu6(_conv("head", 1280, 1, stride=1)(x))
         return tuple(levels[i] for i in self.maps)
 
 
@@ -59,9 +59,9 @@ class _Block(nn.Module):
     def __call__(self, x):
         y = x
         if self.expansion > 1:
-            y = nn.relu6(_conv("expand", x.shape[-1] * self.expansion, 1, 1)(y))
+            y = nn.relu6(_conv("expand", x.shape[-1] * self.expansion, 1, stride=1)(y))
         y = nn.relu6(_Depthwise(self.kernel, self.stride, name="depthwise")(y))
-        y = _conv("project", self.features, 1, 1)(y)
+        y = _conv("project", self.features, 1, stride=1)(y)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 

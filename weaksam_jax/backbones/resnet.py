@@ -44,9 +44,9 @@ class ResNet50(nn.Module):
                 blocks,
                 width * 2**k,
                 1 if k == 0 or dilated else 2,
-                2 if dilated else 1,
-                self.stride_in_1x1,
-                self.dtype,
+                dilation=2 if dilated else 1,
+                stride_in_1x1=self.stride_in_1x1,
+                dtype=self.dtype,
                 name=f"res{k + 2}",
             )
             x = stage(x)
@@ -67,7 +67,12 @@ class _Stage(nn.Module):
         for i in range(self.blocks):
             stride = self.stride if i == 0 else 1
             block = _Bottleneck(
-                self.width, stride, self.dilation, self.stride_in_1x1, self.dtype, name=f"block{i}"
+                self.width,
+                stride,
+                self.dilation,
+                stride_in_1x1=self.stride_in_1x1,
+                dtype=self.dtype,
+                name=f"block{i}",
             )
             x = block(x)
         return x
@@ -85,11 +90,17 @@ class _Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x):
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        y = nn.relu(_ConvNorm(self.width, 1, first, 1, self.dtype, name="conv1")(x))
-        y = nn.relu(_ConvNorm(self.width, 3, second, self.dilation, self.dtype, name="conv2")(y))
-        y = _ConvNorm(4 * self.width, 1, 1, 1, self.dtype, name="conv3")(y)
+        y = nn.relu(_ConvNorm(self.width, 1, first, dilation=1, dtype=self.dtype, name="conv1")(x))
+        y = nn.relu(
+            _ConvNorm(
+                self.width, 3, second, dilation=self.dilation, dtype=self.dtype, name="conv2"
+            )(y)
+        )
+        y = _ConvNorm(4 * self.width, 1, 1, dilation=1, dtype=self.dtype, name="conv3")(y)
         if x.shape[-1] != y.shape[-1]:
-            shortcut = _ConvNorm(4 * self.width, 1, self.stride, 1, self.dtype, name="shortcut")
+            shortcut = _ConvNorm(
+                4 * self.width, 1, self.stride, dilation=1, dtype=self.dtype, name="shortcut"
+            )
             x = shortcut(x)
         return nn.relu(x + y)
 

@@ -90,7 +90,7 @@ def make_batches(
     if batch_size % process[1]:
         problem = f"{batch_size} images do not divide among {process[1]} processes"
         raise BadInput("batch_size", problem, f"choose a multiple of {process[1]}")
-    source = Batches(sample_fn, list(buckets), batch_size, seed, draw, process)
+    source = Batches(sample_fn, list(buckets), batch_size, seed=seed, draw=draw, process=process)
     ahead = prefetch if threads else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -46,9 +46,14 @@ _VOC = {
 FORMATS = {
     "tfds": Format(tfds.find_tfds, **_VOC),
     "voc": Format(voc.find_voc, **_VOC),
-    "coco": Format(coco.find_coco, coco.coco_tags, coco.coco_truth, coco.coco_split_names),
+    "coco": Format(
+        coco.find_coco, coco.coco_tags, coco.coco_truth, split_names=coco.coco_split_names
+    ),
     "tags_csv": Format(
-        tags_csv.find_tags_csv, tags_csv.csv_tags, tags_csv.csv_truth, tags_csv.csv_split_names
+        tags_csv.find_tags_csv,
+        tags_csv.csv_tags,
+        tags_csv.csv_truth,
+        split_names=tags_csv.csv_split_names,
     ),
 }
 

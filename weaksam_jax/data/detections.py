@@ -132,7 +132,7 @@ def as_arrays(detections: Sequence[Mapping], split: Split) -> DetectionTable:
     scores = np.asarray([one.get("score", 1.0) for one in detections], np.float64)
     _check_finite(boxes, scores)
     image, label = np.asarray(integers, np.int64).reshape(-1, 2).T
-    return DetectionTable(image, from_xywh(boxes), scores, label)
+    return DetectionTable(image, from_xywh(boxes), scores, labels=label)
 
 
 def _check_finite(boxes: np.ndarray, scores: np.ndarray) -> None:

@@ -74,7 +74,7 @@ def open_pack(folder: Path) -> Pack | None:
         written = (folder / INDEX).stat()
     except OSError:
         return None
-    return _opened(folder, written.st_mtime_ns, written.st_size, os.getpid())
+    return _opened(folder, written.st_mtime_ns, written.st_size, _process=os.getpid())
 
 
 @lru_cache(maxsize=8)

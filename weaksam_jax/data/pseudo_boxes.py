@@ -62,7 +62,9 @@ class PseudoSamples:
         `image_id` int64."""
         record, (boxes, labels) = self._records[index], self._truth[index]
         image = load_image(record.path)
-        image, boxes, inside, size = crop_and_resize(image, boxes, padded, rng, self._augment)
+        image, boxes, inside, size = crop_and_resize(
+            image, boxes, padded, rng=rng, config=self._augment
+        )
         boxes, valid = pad_boxes(boxes[inside], self.max_boxes)
         return {
             "image": image,

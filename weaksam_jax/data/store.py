@@ -112,7 +112,7 @@ def write_proposals(
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
     """Reads one image's proposals; `BadInput` when the file is missing, truncated or foreign."""
     arrays, metadata = read_stored(root, split, image_id)
-    return parse_proposals(arrays, metadata, image_id, proposal_path(root, split, image_id))
+    return parse_proposals(arrays, metadata, image_id, path=proposal_path(root, split, image_id))
 
 
 def parse_proposals(

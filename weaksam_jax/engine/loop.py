@@ -61,7 +61,7 @@ def train(
         state, pending = checkpoints.restore(state, batches)
         done = int(state.step)
         path = Path(log or folder.parent / "log.jsonl")
-        lines = _Log(path, name, done, pending, every_step)
+        lines = _Log(path, name, done, pending=pending, every_step=every_step)
         batch = next(batches) if done < steps else {}
         alone, steps_left = process()[1] == 1, range(done, steps)
         bar = tqdm(
@@ -73,7 +73,7 @@ def train(
             on_device = put_batch(batch, mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, on_device)
-            lines.add(step + 1, metrics, ids, len(next(iter(batch.values()))))
+            lines.add(step + 1, metrics, ids, images=len(next(iter(batch.values()))))
             last = step + 1 == steps
             log = last or (step + 1) % log_every == 0
             if log:

@@ -148,7 +148,7 @@ def union_of_views(
         boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         if "class_factor" in every[0][0]:
             scores = scores * every[0][0]["class_factor"][row, labels]
-        keep = classwise_nms(boxes, scores, labels, iou_threshold)[:max_detections]
+        keep = classwise_nms(boxes, scores, labels, iou_threshold=iou_threshold)[:max_detections]
         return Found(boxes[keep], scores[keep], labels[keep])
 
     return predictor
@@ -158,7 +158,10 @@ def _in_original(batch: dict, found: Detections, row: int) -> Found:
     """The valid detections of one image of a view, in pixels of the original."""
     valid = found.valid[row]
     boxes = restore_boxes(
-        found.boxes[row][valid], batch["size"][row], batch["original"][row], batch["flipped"][row]
+        found.boxes[row][valid],
+        batch["size"][row],
+        batch["original"][row],
+        flipped=batch["flipped"][row],
     )
     return Found(boxes, found.scores[row][valid], found.labels[row][valid])
 

@@ -50,7 +50,7 @@ def create_state(
     def init(params, key):
         params = jax.tree.map(jnp.copy, params)
         rng = jax.random.wrap_key_data(jnp.copy(key))
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), rng=rng)
 
     # From the host, because arrays of one process's device cannot go to a mesh of several.
     values = jax.device_get((params, jax.random.key_data(rng)))
@@ -83,11 +83,11 @@ def make_train_step(
     def gradient(params, batch, rng, step):
         check_batch(len(next(iter(batch.values()))), 1, micro_batches)
         if micro_batches == 1:
-            return jax.lax.pmean(part_gradient(params, batch, 0, rng, step), AXIS)
+            return jax.lax.pmean(part_gradient(params, batch, 0, rng=rng, step=step), AXIS)
         parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
 
         def add(total, one):
-            found = part_gradient(params, one[1], one[0], rng, step)
+            found = part_gradient(params, one[1], one[0], rng=rng, step=step)
             return jax.tree.map(jnp.add, total, found), None
 
         first = jax.tree.map(lambda x: x[0], parts)
@@ -104,7 +104,7 @@ def make_train_step(
         grads, metrics = mapped(state.params, batch, rng, state.step)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt, state.rng), metrics
+        return TrainState(state.step + 1, params, opt, rng=state.rng), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
 

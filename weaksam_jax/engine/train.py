@@ -56,21 +56,21 @@ def train_detector(
     folder, optim = Path(folder), detector.config.optim
     check_batch(optim.batch_size, mesh.size, optim.micro_batches)
     batches = make_batches(
-        samples, samples.buckets, optim.batch_size, seed, draw=samples.draw, process=process()
+        samples, samples.buckets, optim.batch_size, seed=seed, draw=samples.draw, process=process()
     )
     if params is None:
         init_key, key = jax.random.split(jax.random.key(seed))
         params = detector.init(init_key, samples.example(), weights)
     tx = detector.optimizer()
-    state = create_state(params, tx, key, mesh)
-    step = make_train_step(frozen_loss(detector), tx, mesh, optim.micro_batches)
+    state = create_state(params, tx, key, mesh=mesh)
+    step = make_train_step(frozen_loss(detector), tx, mesh, micro_batches=optim.micro_batches)
     state = train(
         state,
         step,
         batches,
-        optim.steps if until is None else min(until, optim.steps),
-        folder,
-        mesh,
+        steps=optim.steps if until is None else min(until, optim.steps),
+        folder=folder,
+        mesh=mesh,
         checkpoint_every=optim.checkpoint_every,
         name=name or folder.name,
         log=log,
@@ -83,6 +83,6 @@ def frozen_loss(detector) -> LossFn:
     """The detector's loss with its frozen parameters as constants."""
 
     def loss(params, batch, rng, step):
-        return detector.loss(freeze(params, detector.frozen), batch, rng, step)
+        return detector.loss(freeze(params, detector.frozen), batch, rng, step=step)
 
     return loss

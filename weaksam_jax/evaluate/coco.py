@@ -25,10 +25,12 @@ def coco_ap(
     ignored (neither right nor wrong).
     """
     as_arrays(detections, truth)  # refuses what is not of this split
-    ap = _precisions(detections, truth, kind, IOUS)
+    ap = _precisions(detections, truth, kind, thresholds=IOUS)
     result = {"ap": float(np.mean(ap)), "ap50": ap[0], "ap75": ap[5]}
     if kind == "segm":
-        result["ap25"], result["ap70"] = _precisions(detections, truth, kind, [0.25, 0.7])
+        result["ap25"], result["ap70"] = _precisions(
+            detections, truth, kind, thresholds=[0.25, 0.7]
+        )
     return result
 
 

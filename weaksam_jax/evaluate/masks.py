@@ -93,7 +93,8 @@ def voc_mask_ap(detections: Sequence[Mapping], truth: TruthSplit) -> dict:
         return ious[image][row[detection], own]
 
     per_class = {
-        iou: class_precisions(found, truth, iou, "12", overlap) for iou in (0.25, 0.5, 0.7, 0.75)
+        iou: class_precisions(found, truth, iou, rule="12", overlap=overlap)
+        for iou in (0.25, 0.5, 0.7, 0.75)
     }
     means = {f"ap{round(100 * iou)}": mean_precision(one) for iou, one in per_class.items()}
     return {**means, "per_class": per_class[0.5]}

@@ -73,7 +73,7 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
             own = record.labels == label
             ignored = (record.difficult | record.crowd)[own]
             mine = boxes[labels == label]
-            counts[label] += _judge(mine, record.boxes[own].astype(np.float64), ignored, iou)
+            counts[label] += _judge(mine, record.boxes[own].astype(np.float64), ignored, iou=iou)
     some = {
         name: _shares(*row) for name, row in zip(truth.classes, counts, strict=True) if row.any()
     }

@@ -31,7 +31,7 @@ def voc_ap(
     kinder: docs/provenance/mil.md, section 4.)
     The key is "ap50" whatever `iou` is.
     """
-    per_class = class_precisions(as_arrays(detections, truth), truth, iou, rule)
+    per_class = class_precisions(as_arrays(detections, truth), truth, iou, rule=rule)
     return {"ap50": mean_precision(per_class), "per_class": per_class}
 
 
@@ -41,7 +41,7 @@ def class_precisions(
     """{class name: AP in percent} of the classes with an object that is not difficult."""
     per_class = {}
     for label, name in enumerate(truth.classes):
-        right, wrong, positives = match_class(found, truth, label, iou, overlap)
+        right, wrong, positives = match_class(found, truth, label, iou=iou, overlap=overlap)
         if positives:
             recall = np.cumsum(right) / positives
             precision = np.cumsum(right) / np.maximum(np.cumsum(right) + np.cumsum(wrong), 1)

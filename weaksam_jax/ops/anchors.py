@@ -58,6 +58,8 @@ def pyramid_anchors(
         rows, columns = (side * strides[0] for side in shapes[0])
         steps = [(rows // height, columns // width) for height, width in shapes]
     return [
-        level_anchors(height, width, stride, cell_anchors(size, ratios, rounded), offset)
+        level_anchors(
+            height, width, stride, cells=cell_anchors(size, ratios, rounded), offset=offset
+        )
         for (height, width), stride, size in zip(shapes, steps, sizes, strict=True)
     ]

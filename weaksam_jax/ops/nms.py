@@ -102,7 +102,13 @@ def multiclass_nms(
             class_scores, order = jax.lax.top_k(class_scores, top)
             class_boxes = class_boxes[order]
         usable = class_scores > -jnp.inf
-        picked, kept = nms(class_boxes, class_scores, usable, iou_threshold, min(top, max_output))
+        picked, kept = nms(
+            class_boxes,
+            class_scores,
+            usable,
+            iou_threshold=iou_threshold,
+            max_output=min(top, max_output),
+        )
         return class_boxes[picked], jnp.where(kept, class_scores[picked], -jnp.inf)
 
     found_boxes, found = jax.vmap(one_class, in_axes=(1, 1))(boxes, scores)

@@ -46,5 +46,7 @@ def _level_proposals(logits, deltas, anchors, image_size, pre_nms, post_nms, iou
     limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
     boxes = jnp.clip(boxes, 0, limit)
     valid = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    kept, kept_valid = dense_nms(boxes, scores, valid, iou_threshold, min(top, post_nms))
+    kept, kept_valid = dense_nms(
+        boxes, scores, valid, iou_threshold=iou_threshold, max_output=min(top, post_nms)
+    )
     return boxes[kept], jnp.where(kept_valid, scores[kept], -jnp.inf)

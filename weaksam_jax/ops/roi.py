@@ -128,7 +128,7 @@ def roi_align(
         [features],
         [stride],
         boxes,
-        level,
+        level=level,
         output_size=output_size,
         sampling_ratio=sampling_ratio,
         aligned=aligned,

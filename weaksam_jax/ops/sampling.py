@@ -18,7 +18,7 @@ def sample_balanced(
     total = label.shape[0]
     random = jax.random.uniform(key, (total,))  # in [0, 1)
     foreground = _random_subset(
-        label == FOREGROUND, random, int(count * foreground_fraction), total
+        label == FOREGROUND, random, int(count * foreground_fraction), total=total
     )
     priority = jnp.where(label == BACKGROUND, random, -1.0)
     priority = jnp.where(foreground, 2.0 + random, priority)

@@ -81,7 +81,7 @@ class Found:
         """Those with at least this score."""
         keep = self.scores >= score
         masks = tuple(mask for mask, kept in zip(self.masks, keep, strict=True) if kept)
-        return Found(self.boxes[keep], self.labels[keep], self.scores[keep], masks)
+        return Found(self.boxes[keep], self.labels[keep], self.scores[keep], masks=masks)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def read_artefacts(files: RunFiles, train: TagSplit, test: TagSplit | None) -> A
     splits = {"train": train, "test": test}
     settings, metrics = _json(files.settings) or {}, _json(files.metrics) or {}
     found = {name: _found(getattr(files, name), splits[part.role]) for name, part in PARTS.items()}
-    return Artefacts(files, train, test, metrics, settings, read_log(files.log), found)
+    return Artefacts(
+        files, train, test, metrics=metrics, settings=settings, log=read_log(files.log), found=found
+    )
 
 
 def read_log(path: Path) -> dict[str, list[dict]]:
@@ -164,5 +166,5 @@ def _one(rows: list[Mapping], labels: Mapping[int, int]) -> Found:
         from_xywh(np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4)),
         np.asarray([labels[row["category_id"]] for row in rows], np.int64),
         np.asarray([row.get("score", 1.0) for row in rows], np.float64),
-        tuple(row.get("segmentation") for row in rows),
+        masks=tuple(row.get("segmentation") for row in rows),
     )

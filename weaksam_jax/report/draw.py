@@ -96,12 +96,12 @@ def draw_boxes(
     pen = ImageDraw.Draw(picture)
     thickness = thickness or max(2, round(max(picture.size) / 150))
     for box, label, broken in zip(boxes, labels, dashed, strict=True):
-        _rectangle(pen, box, colors[label], thickness, broken)
+        _rectangle(pen, box, colors[label], thickness=thickness, dashed=broken)
     if text:
         names = [classes[label] for label in labels]
         if scores is not None:
             names = [f"{n} {100 * s:.0f}" for n, s in zip(names, scores, strict=True)]
-        _labels(pen, picture.size, boxes, names, [colors[label] for label in labels])
+        _labels(pen, picture.size, boxes, names=names, colors=[colors[label] for label in labels])
     drawn = np.asarray(picture)
     return drawn if opacity == 1 else cv2.addWeighted(drawn, opacity, base, 1 - opacity, 0)
 
@@ -160,7 +160,7 @@ def draw_points(
     for x, y, _, label, source in np.asarray(points, float).reshape(-1, 5):
         name = sources[int(source)] if sources else ""
         color = colors[int(label)] if label >= 0 else WHITE
-        _mark(pen, x * scale, y * scale, radius, color, name)
+        _mark(pen, x * scale, y * scale, radius=radius, color=color, name=name)
     return np.asarray(picture)
 
 
@@ -206,11 +206,13 @@ def draw_detections(
     masked = [(mask, label) for mask, label in zip(shapes, labels, strict=True) if mask]
     colors = class_colors(len(split.classes))
     rles, own = [mask for mask, _ in masked], [label for _, label in masked]
-    picture = draw_masks(image, rles, own, colors, scale=scale)
+    picture = draw_masks(image, rles, own, colors=colors, scale=scale)
     boxes = from_xywh(np.asarray([one["bbox"] for one in ordered], float).reshape(-1, 4)) * scale
     scored = all("score" in one for one in ordered)
     scores = [one["score"] for one in ordered] if scored else None
-    return draw_boxes(picture, boxes, labels, split.classes, scores, colors, scale=1)
+    return draw_boxes(
+        picture, boxes, labels, classes=split.classes, scores=scores, colors=colors, scale=1
+    )
 
 
 def save_png(path: str | Path, picture: np.ndarray | bytes) -> None:
@@ -273,7 +275,7 @@ def _labels(pen, size: tuple[int, int], boxes: np.ndarray, names, colors) -> Non
         left, top, right, bottom = pen.textbbox((0, 0), names[index], font=font)
         chip = np.array([right - left + 6, bottom - top + 5], float)
         others = np.delete(boxes, index, axis=0)
-        spot = _place(chip, boxes[index], others, np.array(placed).reshape(-1, 4), size)
+        spot = _place(chip, boxes[index], others, placed=np.array(placed).reshape(-1, 4), size=size)
         placed.append(spot)
         pen.rectangle(spot.round().tolist(), fill=colors[index])
         light = np.dot(colors[index], (0.299, 0.587, 0.114)) > 120

@@ -23,7 +23,7 @@ def save_gallery(
     artefacts = read_artefacts(files, train, None)
     truths = panels.truth_by_id(truth)
     chosen = showcase(train.records, images)
-    rows = panels.rows(artefacts, chosen, truths, panels.train_row)
+    rows = panels.rows(artefacts, chosen, truths, make=panels.train_row)
     names = list(dict.fromkeys(panel.name for row in rows for panel in row.panels))
     cells = [_cell(row, name) for row in rows for name in names]
     sheet = contact_sheet(cells, len(names), cell=_size(cells))

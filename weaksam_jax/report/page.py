@@ -47,14 +47,14 @@ def write_report(
 
 def _train_rows(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[panels.Row]:
     chosen = showcase(artefacts.train.records, TRAIN_IMAGES)
-    return panels.rows(artefacts, chosen, truths, panels.train_row)
+    return panels.rows(artefacts, chosen, truths, make=panels.train_row)
 
 
 def _test_rows(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[panels.Row]:
     if artefacts.detections is None:
         return []
     chosen = showcase(artefacts.test.records, TEST_IMAGES)
-    return panels.rows(artefacts, chosen, truths, panels.test_row)
+    return panels.rows(artefacts, chosen, truths, make=panels.test_row)
 
 
 def _worst_train(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[panels.Row]:
@@ -67,7 +67,7 @@ def _worst_train(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[p
         return judge(found[record.image_id], truths[record.image_id]).missed
 
     chosen = worst(artefacts.train.records, faults, WORST_IMAGES)
-    return panels.rows(artefacts, chosen, truths, panels.train_row)
+    return panels.rows(artefacts, chosen, truths, make=panels.train_row)
 
 
 def _worst_test(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[panels.Row]:
@@ -82,7 +82,7 @@ def _worst_test(artefacts: Artefacts, truths: dict[int, TruthRecord]) -> list[pa
         return verdict.missed + verdict.wrong
 
     chosen = worst(artefacts.test.records, faults, WORST_IMAGES)
-    return panels.rows(artefacts, chosen, truths, panels.test_row)
+    return panels.rows(artefacts, chosen, truths, make=panels.test_row)
 
 
 def _facts(artefacts: Artefacts, truths: Mapping[str, TruthSplit | None]) -> dict:

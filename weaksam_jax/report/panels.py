@@ -78,7 +78,9 @@ def open_scene(artefacts: Artefacts, record: TagRecord, truth: TruthRecord | Non
     image = load_image(record.path)
     long_side = max(image.shape[:2])
     scale = LONG_SIDE / long_side if long_side > LONG_SIDE else display_scale(image, LONG_SIDE)
-    return Scene(artefacts, record, truth, image, scale, artefacts.train.classes)
+    return Scene(
+        artefacts, record, truth, image=image, scale=scale, classes=artefacts.train.classes
+    )
 
 
 def truth_by_id(truth: TruthSplit | None) -> dict[int, TruthRecord]:
@@ -92,8 +94,8 @@ def train_row(scene: Scene) -> Row:
         photo(scene),
         points(scene),
         proposals(scene),
-        pseudo(scene, "top1", "top-1 pseudo boxes", verdicts["top1"]),
-        pseudo(scene, "pgt", "adaptive pseudo boxes", verdicts["pgt"]),
+        pseudo(scene, "top1", "top-1 pseudo boxes", verdict=verdicts["top1"]),
+        pseudo(scene, "pgt", "adaptive pseudo boxes", verdict=verdicts["pgt"]),
         truth(scene, verdicts["pgt"]),
         masks(scene),
     ]
@@ -111,7 +113,7 @@ def test_row(scene: Scene) -> Row:
     verdicts = {name: scene.judged(scene.boxes(name)) for name in names}
     last = verdicts["retrain"] or verdicts["mil"]
     panels = [truth(scene, last) or photo(scene)]
-    panels += [pseudo(scene, name, title, verdicts[name]) for name, title in names.items()]
+    panels += [pseudo(scene, name, title, verdict=verdicts[name]) for name, title in names.items()]
     said = [
         f"{names[name]}: {found_of(verdict)}, {verdict.wrong} wrong"
         for name, verdict in verdicts.items()
@@ -139,7 +141,7 @@ def points(scene: Scene) -> Panel | None:
     colors = [scene.colors[label] for label in clues["class_ids"]]
     drawn = overlay_map(scene.image, clues["fine"], colors, scale=scene.scale)
     scaled = clues["points"] * [scene.scale, scene.scale, 1, 1, 1]
-    drawn = draw_points(drawn, scaled, scene.colors, SOURCES, scale=1)
+    drawn = draw_points(drawn, scaled, scene.colors, sources=SOURCES, scale=1)
     return Panel("points over class maps", f"{len(scaled)} points", drawn)
 
 
@@ -153,7 +155,7 @@ def proposals(scene: Scene) -> Panel | None:
         overlay_map(scene.image, np.zeros((0, 1, 1)), scale=scene.scale),
         found.boxes[:count] * scene.scale,
         np.zeros(count, int),
-        ("",),
+        classes=("",),
         colors=[WHITE],
         scale=1,
         text=False,
@@ -166,7 +168,9 @@ def proposals(scene: Scene) -> Panel | None:
         overlap = iou(found.boxes.astype(float), scene.truth.boxes.astype(float))
         boxes, best = found.boxes[overlap.argmax(0)] * scene.scale, overlap.max(0)
         labels, colors = scene.truth.labels, scene.colors
-        drawn = draw_boxes(drawn, boxes, labels, scene.classes, best, colors, scale=1)
+        drawn = draw_boxes(
+            drawn, boxes, labels, classes=scene.classes, scores=best, colors=colors, scale=1
+        )
     return Panel("proposals", note, drawn)
 
 
@@ -183,8 +187,8 @@ def pseudo(scene: Scene, name: str, title: str, verdict: Verdict | None) -> Pane
         scene.image,
         found.boxes[order],
         found.labels[order],
-        scene.classes,
-        found.scores[order],
+        classes=scene.classes,
+        scores=found.scores[order],
         scale=scene.scale,
         dashed=None if verdict is None else ~verdict.right[order],
     )
@@ -202,7 +206,7 @@ def truth(scene: Scene, verdict: Verdict | None) -> Panel | None:
         scene.image,
         scene.truth.boxes,
         scene.truth.labels + count * ignored,
-        names,
+        classes=names,
         colors=scene.colors * 2,
         scale=scene.scale,
         dashed=None if verdict is None else ~verdict.found,
@@ -220,7 +224,7 @@ def masks(scene: Scene) -> Panel | None:
         return None
     kept = [(m, label) for m, label in zip(found.masks, found.labels, strict=True) if m]
     rles, labels = [mask for mask, _ in kept], [label for _, label in kept]
-    drawn = draw_masks(scene.image, rles, labels, scene.colors, scale=scene.scale)
+    drawn = draw_masks(scene.image, rles, labels, colors=scene.colors, scale=scene.scale)
     return Panel("pseudo masks", _count(len(rles), "mask", "masks"), drawn)
 
 

@@ -37,7 +37,7 @@ def proposal_sheet(image: np.ndarray, proposals: Proposals, columns: int = 3) ->
     photo, dark = enlarge(image, scale), overlay_map(image, np.zeros((0, 1, 1)), scale=scale)
     # The class column chooses the colour in `draw_points`: here it is the source.
     marks = proposals.points[:, [0, 1, 2, 4, 4]] * [scale, scale, 1, 1, 1]
-    points = draw_points(photo, marks, SOURCE_COLORS, SOURCES, scale=1)
+    points = draw_points(photo, marks, SOURCE_COLORS, sources=SOURCES, scale=1)
     pictures = [_titled(points, _count(len(marks), "prompt point of the maps"), (0, 0, 0))]
     present = np.unique(proposals.source)
     for source in present:
@@ -82,7 +82,7 @@ def _boxes(picture: np.ndarray, proposals: Proposals, scale: float) -> np.ndarra
         picture,
         proposals.boxes * scale,
         proposals.source,
-        SOURCES,
+        classes=SOURCES,
         colors=SOURCE_COLORS,
         scale=1,
         text=False,

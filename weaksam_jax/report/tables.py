@@ -49,13 +49,13 @@ def results(metrics: Mapping) -> tuple[list[Figure], list[Figure]]:
     """(known figures in the pipeline's order, all others under their own names)."""
     values = dict(flatten(metrics))
     known = [
-        Figure(key, name, meaning, as_text(values[key], kind))
+        Figure(key, name, meaning, value=as_text(values[key], kind))
         for key, name, meaning, kind in KNOWN
         if isinstance(values.get(key), int | float)
     ]
     shown = {figure.key for figure in known}
     others = [
-        Figure(key, key, "", as_text(value, 0))
+        Figure(key, key, "", value=as_text(value, 0))
         for key, value in values.items()
         if key not in shown and not key.startswith(_ELSEWHERE) and ".per_class." not in key
     ]

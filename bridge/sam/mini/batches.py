@@ -145,7 +145,7 @@ def collate(
     rows: list[tuple] = []
     for example in examples:
         image, masks, inside = pose(rng, example, rotate)
-        low = thin_grid(masks, stride, thin, phase)
+        low = thin_grid(masks, stride, thin, phase=phase)
         points, meant, boxes, boxed, clicks, clicked = prompts_of(rng, masks, inside)
         nested = np.zeros((len(points), NESTED, *low.shape[1:]), np.float32)
         for p, numbers in enumerate(meant):

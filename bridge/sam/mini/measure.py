@@ -224,12 +224,12 @@ def main() -> None:
         names, budgets = names[: options.images], (150, 250, 1000)
         print(options.name)
         measure_photos(
-            lambda image: grid_proposals(sam, image, options.side, options.suppress),
-            options.voc, names, budgets,
+            lambda image: grid_proposals(sam, image, options.side, suppress=options.suppress),
+            options.voc, names, budgets=budgets,
         )  # fmt: skip
         if options.selective_search:
             print("selective search")
-            measure_photos(selective_search, options.voc, names, budgets)
+            measure_photos(selective_search, options.voc, names, budgets=budgets)
 
 
 if __name__ == "__main__":

@@ -196,8 +196,8 @@ class TracePromptEncoder(PromptEncoder):
             x0, y0, x1, y1 = (v[:, None, None] for v in boxes.reshape(-1, 4).unbind(1))
             left, right = (torch.arange(columns, device=device) + i for i in (0, 1))
             upper, lower = (torch.arange(rows, device=device)[:, None] + i for i in (0, 1))
-            across = covered(left, right, x0 * columns / wide, x1 * columns / wide)
-            down = covered(upper, lower, y0 * rows / high, y1 * rows / high)
+            across = covered(left, right, x0 * columns / wide, end=x1 * columns / wide)
+            down = covered(upper, lower, y0 * rows / high, end=y1 * rows / high)
             # In half sides from the centre: below 1 is inside.
             u = (2 * x * wide - x0 - x1).abs() / (x1 - x0).clamp(min=1)
             v = (2 * y * high - y0 - y1).abs() / (y1 - y0).clamp(min=1)
@@ -340,7 +340,7 @@ def load_sam_mini(name: str = "sam_mini", path: str | Path | None = None) -> Sam
         raise BadInput(name, "no such sam_mini", f"choose one of {', '.join(VARIANTS)}")
     path = Path(path) if path else weights_path(name)
     hint = "restore the file from the repository or train it anew (bridge/sam/mini/README.md)"
-    return filled(build_sam_mini(*VARIANTS[name]), read_tensors(path)[0], path, hint)
+    return filled(build_sam_mini(*VARIANTS[name]), read_tensors(path)[0], path, hint=hint)
 
 
 def save_weights(tensors: dict[str, Tensor], path: Path) -> None:

@@ -170,7 +170,7 @@ def hierarchy(photo: np.ndarray, backbone: nn.Module) -> tuple[np.ndarray, np.nd
     length, strength = borders(leaves, edge_map(lab), count)
     colour = leaf_means(leaves, lab, count)
     deep = leaf_means(leaves, deep_maps(photo, backbone), count)
-    members, persistence = merge_tree(area.copy(), colour, deep, length, strength)
+    members, persistence = merge_tree(area.copy(), colour, deep, length=length, edge=strength)
     return leaves.astype(np.uint16), choose(members, persistence, area)
 
 

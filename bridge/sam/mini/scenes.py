@@ -39,7 +39,14 @@ def draw_scene(
         for _ in range(members):
             place = centre if members == 1 else centre + rng.normal(0, 0.9 * radius, 2)
             own = texture if rng.random() < 0.5 else make_texture(rng, size, photos)
-            masks = draw_thing(rng, canvas, place, radius * rng.uniform(0.7, 1.2), own, photos)
+            masks = draw_thing(
+                rng,
+                canvas,
+                place,
+                radius=radius * rng.uniform(0.7, 1.2),
+                texture=own,
+                photos=photos,
+            )
             for earlier in labels + cluster:
                 earlier &= ~masks[0]
             cluster += masks
@@ -104,7 +111,7 @@ def axes(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
 def bands(rng: Rng, size: int) -> np.ndarray:
     """Soft or hard parallel bands, bent by noise."""
     u, _ = axes(rng, size)
-    bend = rng.uniform(0, 25) * fractal(rng, size, 2, 0.3)
+    bend = rng.uniform(0, 25) * fractal(rng, size, 2, persistence=0.3)
     wave = np.sin((u + bend) * np.float32(2 * np.pi / rng.uniform(5, 40)))
     return np.clip(0.5 + wave * rng.choice([0.5, 3.0]), 0, 1)
 
@@ -131,7 +138,7 @@ def rings(rng: Rng, size: int) -> np.ndarray:
     """Stretched, disturbed rings, as in sawn wood."""
     u, v = axes(rng, size)
     far = np.hypot(u - rng.uniform(-size, size), (v - rng.uniform(-size, size)) * 0.2)
-    phase = far / rng.uniform(3, 10) + 5 * fractal(rng, size, 2, 0.4)
+    phase = far / rng.uniform(3, 10) + 5 * fractal(rng, size, 2, persistence=0.4)
     return (0.5 + 0.5 * np.sin(phase)).astype(np.float32)
 
 
@@ -297,11 +304,11 @@ def draw_thing(
         patches = [part * body for part in patches]
     whole = np.maximum.reduce([body, *limbs])
     if rng.random() < 0.4:
-        cast_shadow(rng, canvas, whole, radius)
+        cast_shadow(rng, canvas, whole, radius=radius)
     pieces = [*limbs, body, *patches]
     for piece in pieces:
         sheet = texture if piece is body else make_texture(rng, size, photos)
-        paint(rng, canvas, piece, sheet, radius)
+        paint(rng, canvas, piece, sheet=sheet, radius=radius)
     masks = [piece > 0.5 for piece in pieces]
     for i, mask in enumerate(masks):
         later = patches if piece_is_limb(i, limbs) else []
@@ -356,7 +363,7 @@ def scatter_clutter(rng: Rng, canvas: np.ndarray):
 
 def light(rng: Rng, canvas: np.ndarray) -> np.ndarray:
     """Uneven light, contrast and tint over the whole scene."""
-    field = 1 + rng.uniform(0, 0.5) * (fractal(rng, len(canvas), 1, 0.3) - 0.5)
+    field = 1 + rng.uniform(0, 0.5) * (fractal(rng, len(canvas), 1, persistence=0.3) - 0.5)
     tint = rng.uniform(0.85, 1.15, 3).astype(np.float32)
     grey = canvas.mean()
     return (grey + (canvas * field[..., None] * tint - grey) * rng.uniform(0.6, 1.1)).clip(0, 255)

@@ -154,9 +154,11 @@ def make_pools(options: argparse.Namespace, size: int, step: int) -> list[Pool]:
     folder = PhotoFolder(options.photos, size) if options.photos else None
     first = FIRST_SCENE + step * options.batch_size
     fills = folder.images() if folder else None
-    pools = [Pool(lambda i: draw_scene(i, size, fills), first, options.pool, options.fresh)]
+    pools = [Pool(lambda i: draw_scene(i, size, fills), first, options.pool, fresh=options.fresh)]
     if folder:
-        pools.append(Pool(folder.example, step * options.batch_size, options.pool, options.fresh))
+        pools.append(
+            Pool(folder.example, step * options.batch_size, options.pool, fresh=options.fresh)
+        )
     return pools
 
 
@@ -230,9 +232,9 @@ def train(options: argparse.Namespace) -> None:
     while run.spent < 60 * options.minutes and run.spent - before < 60 * options.stretch:
         source = rng.choice(len(pools), size=options.batch_size, p=shares)
         examples = [pools[i].take(rng) for i in source]
-        batch = collate(rng, examples, stride, thin, rotate=options.rotate)
+        batch = collate(rng, examples, stride, thin=thin, rotate=options.rotate)
         lr = lr_at(run.spent / (60 * options.minutes), run.step, options.lr)
-        figures = run.advance(batch, lr, thin, options.bf16)
+        figures = run.advance(batch, lr, thin, bf16=options.bf16)
         run.spent = before + time.monotonic() - begun
         seen.append(list(figures.values()))
         if run.step % 25 == 0:

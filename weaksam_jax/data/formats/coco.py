@@ -67,9 +67,17 @@ def coco_tags(root: Path, split: str) -> TagSplit:
         found = tuple(sorted(tags[image["id"]]))
         uncertain = not found and image["id"] in crowded
         records.append(
-            TagRecord(image["id"], image["file_name"], where, width, height, found, uncertain)
+            TagRecord(
+                image["id"],
+                image["file_name"],
+                where,
+                width=width,
+                height=height,
+                tags=found,
+                uncertain=uncertain,
+            )
         )
-    return TagSplit("COCO", split, classes, category_ids, tuple(records))
+    return TagSplit("COCO", split, classes, category_ids=category_ids, records=tuple(records))
 
 
 def coco_truth(root: Path, split: str) -> TruthSplit:
@@ -83,8 +91,10 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
     records = []
     for image in tqdm(data["images"], desc=f"read {split}", unit="images", delay=3):
         where = _image_path(root, split, image["file_name"])
-        records.append(_truth_record(path, where, image, groups[image["id"]], index))
-    return TruthSplit("COCO", split, classes, category_ids, tuple(records))
+        records.append(
+            _truth_record(path, where, image, annotations=groups[image["id"]], index=index)
+        )
+    return TruthSplit("COCO", split, classes, category_ids=category_ids, records=tuple(records))
 
 
 def _files(root: Path) -> dict[str, Path]:
@@ -165,19 +175,19 @@ def _truth_record(
         problem = f"image {image['id']} is said to be {stated[0]} x {stated[1]}"
         hint = f"{where} is {width} x {height} upright; correct its size and annotations"
         raise BadInput(path, problem, hint)
-    boxes = [_box(path, annotation, width, height) for annotation in annotations]
-    masks = tuple(_mask(path, annotation, width, height) for annotation in annotations)
+    boxes = [_box(path, annotation, width, height=height) for annotation in annotations]
+    masks = tuple(_mask(path, annotation, width, height=height) for annotation in annotations)
     return TruthRecord(
         image["id"],
         image["file_name"],
         where,
-        width,
-        height,
-        np.asarray(boxes, np.float32).reshape(-1, 4),
-        np.asarray([_label(path, a, index) for a in annotations], np.int32),
-        np.zeros(len(annotations), bool),
-        np.asarray([bool(a.get("iscrowd")) for a in annotations], bool),
-        masks if any(mask is not None for mask in masks) else None,
+        width=width,
+        height=height,
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        labels=np.asarray([_label(path, a, index) for a in annotations], np.int32),
+        difficult=np.zeros(len(annotations), bool),
+        crowd=np.asarray([bool(a.get("iscrowd")) for a in annotations], bool),
+        masks=masks if any(mask is not None for mask in masks) else None,
     )
 
 

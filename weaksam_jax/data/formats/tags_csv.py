@@ -59,12 +59,20 @@ def csv_tags(root: Path, split: str) -> TagSplit:
         raise BadInput(root / "tags.csv", problem, f"write {split} into the column split")
     records = []
     for row in tqdm(chosen, desc=f"read {split}", unit="images", delay=3):
-        tags = {_tag_index(root / "tags.csv", row, tag, index) for tag in row.tags}
+        tags = {_tag_index(root / "tags.csv", row, tag, index=index) for tag in row.tags}
         path = root / "images" / row.file
         width, height = image_size(path)
-        record = TagRecord(ids[row.file], row.file, path, width, height, tuple(sorted(tags)))
+        record = TagRecord(
+            ids[row.file], row.file, path, width=width, height=height, tags=tuple(sorted(tags))
+        )
         records.append(record)
-    return TagSplit("tags", split, classes, tuple(range(1, len(classes) + 1)), tuple(records))
+    return TagSplit(
+        "tags",
+        split,
+        classes,
+        category_ids=tuple(range(1, len(classes) + 1)),
+        records=tuple(records),
+    )
 
 
 def csv_truth(root: Path, split: str) -> None:
@@ -110,4 +118,4 @@ def _row(path: Path, line: int, fields: dict) -> _Row:
         problem = f"line {line} has more than {len(fields) - 1} fields"
         raise BadInput(path, problem, "separate tags by ; and quote names that hold a comma")
     found = tuple(tag.strip() for tag in tags.split(";") if tag.strip())
-    return _Row(line, file, found, split)
+    return _Row(line, file, found, split=split)

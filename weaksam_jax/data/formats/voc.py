@@ -91,7 +91,13 @@ def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
     for name in tqdm(names, desc=f"read {split}", unit="images", delay=3):
         path = _image_path(root, name)
         records.append(TagRecord(ids[name], path.name, path, *image_size(path), *tags_of(name)))
-    return TagSplit(root.name, split, classes, tuple(range(1, len(classes) + 1)), tuple(records))
+    return TagSplit(
+        root.name,
+        split,
+        classes,
+        category_ids=tuple(range(1, len(classes) + 1)),
+        records=tuple(records),
+    )
 
 
 def voc_truth(root: Path, split: str) -> TruthSplit | None:
@@ -106,9 +112,9 @@ def voc_truth(root: Path, split: str) -> TruthSplit | None:
     ids, classes = _image_ids(root, names, split), _classes(root)
     index = {name: i for i, name in enumerate(classes)}
     bar = tqdm(names, desc=f"read {split}", unit="images", delay=3)
-    records = tuple(_truth_record(root, name, ids[name], index) for name in bar)
+    records = tuple(_truth_record(root, name, ids[name], index=index) for name in bar)
     category_ids = tuple(range(1, len(classes) + 1))
-    return TruthSplit(root.name, split, classes, category_ids, records)
+    return TruthSplit(root.name, split, classes, category_ids=category_ids, records=records)
 
 
 def voc_image_id(name: str) -> int | None:
@@ -250,20 +256,20 @@ def _truth_record(root: Path, name: str, image_id: int, index: dict[str, int]) -
     for label, hard, element in _objects(annotation):
         labels.append(_class_index(index, annotation, label))
         difficult.append(hard)
-        boxes.append(_box(element, annotation, width, height))
+        boxes.append(_box(element, annotation, width, height=height))
     masks_path = root / "SegmentationObject" / f"{name}.png"
-    masks = _masks(masks_path, len(boxes), width, height) if masks_path.exists() else None
+    masks = _masks(masks_path, len(boxes), width, height=height) if masks_path.exists() else None
     return TruthRecord(
         image_id,
         path.name,
         path,
-        width,
-        height,
-        np.asarray(boxes, np.float32).reshape(-1, 4),
-        np.asarray(labels, np.int32),
-        np.asarray(difficult, bool),
-        np.zeros(len(boxes), bool),
-        masks,
+        width=width,
+        height=height,
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        labels=np.asarray(labels, np.int32),
+        difficult=np.asarray(difficult, bool),
+        crowd=np.zeros(len(boxes), bool),
+        masks=masks,
     )
 
 

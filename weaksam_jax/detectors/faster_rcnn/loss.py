@@ -65,7 +65,7 @@ def faster_rcnn_loss(
     """
     keys = jax.random.split(rng, batch["image"].shape[0])
     proposed = _propose(network, params, batch["image"])
-    rpn_terms = _rpn_terms(proposed, keys, batch, config)
+    rpn_terms = _rpn_terms(proposed, keys, batch, config=config)
     rois = _score_rois(network, params, proposed, keys=keys, batch=batch, config=config)
     flat = RoiLosses(*(x.reshape(-1) for x in rois[:4]))
     roi_terms, metrics = roi_objective(flat, step=step, drop=config.drop, axis_name=axis_name)
@@ -91,7 +91,9 @@ def sampled_roi_losses(
 def _propose(network, params: dict, images: jax.Array) -> Proposed:
     levels = network.apply({"params": params}, images, method="pyramid")
     logits, deltas = network.apply({"params": params}, levels, method="propose")
-    return Proposed(levels, logits, deltas, [jnp.asarray(one) for one in network.anchors(levels)])
+    return Proposed(
+        levels, logits, deltas, anchors=[jnp.asarray(one) for one in network.anchors(levels)]
+    )
 
 
 def _objects(batch: dict[str, jax.Array]) -> Objects:
@@ -130,7 +132,7 @@ def _score_rois(
             logits,
             deltas,
             proposed.anchors,
-            size,
+            image_size=size,
             pre_nms=config.pre_nms,
             post_nms=config.post_nms,
         )
@@ -147,7 +149,9 @@ def _score_rois(
     scored = network.apply({"params": params}, proposed.levels, rois, method="classify")
     losses = functools.partial(roi_losses, beta=config.smooth_l1_beta)
     cls, reg = jax.vmap(losses)(*scored, labels, boxes=rois, targets=targets)
-    return RoiLosses(cls, reg, labels < network.classes, valid, labels, targets)
+    return RoiLosses(
+        cls, reg, labels < network.classes, valid=valid, labels=labels, targets=targets
+    )
 
 
 def rpn_losses(

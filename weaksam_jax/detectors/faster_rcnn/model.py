@@ -125,14 +125,16 @@ class FasterRcnnNetwork(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Class logits `[B, R, classes + 1]`, deltas `[B, R, classes, 4]` of boxes `[B, R, 4]`."""
         used = len(self.strides) - self.extra_levels
-        level = pyramid_level(boxes, used, self.canonical_size, self.canonical_level)
+        level = pyramid_level(
+            boxes, used, self.canonical_size, canonical_level=self.canonical_level
+        )
 
         def pool(maps, boxes, level):
             return roi_align_pyramid(
                 maps,
                 self.strides[:used],
                 boxes,
-                level,
+                level=level,
                 output_size=self.pool_size,
                 sampling_ratio=self.sampling_ratio,
                 aligned=self.aligned,
@@ -148,5 +150,9 @@ class FasterRcnnNetwork(nn.Module):
         """The anchors of each level, `[N_l, 4]`: constants of the program."""
         shapes = [level.shape[1:3] for level in levels]
         return pyramid_anchors(
-            shapes, self.strides, self.anchor_sizes, self.anchor_ratios, rounded=self.round_anchors
+            shapes,
+            self.strides,
+            self.anchor_sizes,
+            ratios=self.anchor_ratios,
+            rounded=self.round_anchors,
         )

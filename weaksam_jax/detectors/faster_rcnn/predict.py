@@ -33,7 +33,12 @@ def detect(
 
     def propose(logits, deltas, size):
         return select_proposals(
-            logits, deltas, anchors, size, pre_nms=config.pre_nms, post_nms=config.post_nms
+            logits,
+            deltas,
+            anchors,
+            image_size=size,
+            pre_nms=config.pre_nms,
+            post_nms=config.post_nms,
         )
 
     boxes, _, valid = jax.vmap(propose)(logits, deltas, size)

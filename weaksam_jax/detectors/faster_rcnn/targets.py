@@ -28,9 +28,16 @@ def sample_anchors(
     """
     background, foreground = config.rpn_iou
     label, index = match_by_iou(
-        anchors, objects.boxes, objects.valid, foreground, background, best_per_target=True
+        anchors,
+        objects.boxes,
+        objects.valid,
+        foreground_iou=foreground,
+        background_iou=background,
+        best_per_target=True,
     )
-    chosen, usable = sample_balanced(label, key, config.rpn_batch, config.rpn_foreground)
+    chosen, usable = sample_balanced(
+        label, key, config.rpn_batch, foreground_fraction=config.rpn_foreground
+    )
     return chosen, objects.boxes[index[chosen]], label[chosen] == FOREGROUND, usable
 
 
@@ -50,10 +57,17 @@ def sample_rois(
     """
     iou, boxes = config.roi_iou, objects.boxes
     matched, index = match_by_iou(
-        candidates, boxes, objects.valid, iou, iou, top_k=config.roi_top_k
+        candidates,
+        boxes,
+        objects.valid,
+        foreground_iou=iou,
+        background_iou=iou,
+        top_k=config.roi_top_k,
     )
     matched = jnp.where(usable, matched, -1)
-    chosen, kept = sample_balanced(matched, key, config.roi_batch, config.roi_foreground)
+    chosen, kept = sample_balanced(
+        matched, key, config.roi_batch, foreground_fraction=config.roi_foreground
+    )
     target = index[chosen]
     label = jnp.where(matched[chosen] == FOREGROUND, objects.labels[target], classes)
     rois = jax.lax.stop_gradient(candidates[chosen])

@@ -29,6 +29,6 @@ def detect_mil(
     one of every class among them; the official code keeps ties with the last of them too). folder:
     where maps of a frozen backbone are cached.
     """
-    samples = tta_samples(split, proposals_root, detector.config, clues_root)
-    samples.features = frozen_maps(detector, params, samples, Path(folder))
+    samples = tta_samples(split, proposals_root, detector.config, clues_root=clues_root)
+    samples.features = frozen_maps(detector, params, samples, folder=Path(folder))
     return detect_split(detector.predictor(params), MilViews(samples), journal=journal)

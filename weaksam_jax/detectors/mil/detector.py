@@ -166,7 +166,7 @@ class MilDetector:
         )
         boxes, scores, labels, found = jax.vmap(best)(boxes, scores, valid)
         found &= (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        return Detections(boxes, scores, labels, found)
+        return Detections(boxes, scores, labels, valid=found)
 
     def predictor(self, params: Params) -> Predictor:
         """Scores and boxes are averaged over the views, then multiplied by `clue_factor` and
@@ -266,7 +266,7 @@ def mean_of_views(detector: MilDetector, params: Params) -> Predictor:
             if sums is None:
                 sums = jnp.zeros(factor.shape), jnp.zeros((*factor.shape, 4))
             sums, count = add_view(params, batch, sums), count + 1
-        found = jax.device_get(select(sums, factor, batch["valid"], count))
+        found = jax.device_get(select(sums, factor, batch["valid"], count=count))
         return [_valid(found, row) for row in range(len(factor))]
 
     return predictor

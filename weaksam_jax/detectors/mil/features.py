@@ -59,7 +59,7 @@ class FeatureCache:
                 for start in range(0, len(records), batch_size):
                     chunk = records[start : start + batch_size]
                     images = np.zeros((batch_size, *padded, 3), np.uint8)  # the last is filled up
-                    self._compute(chunk, view, images, maps_of)
+                    self._compute(chunk, view, images, maps_of=maps_of)
                     bar.update(len(chunk))
 
     def _compute(

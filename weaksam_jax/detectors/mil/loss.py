@@ -136,7 +136,7 @@ def mil_loss(
     scores = wsddn_scores(outputs.cls, outputs.det, valid)
     columns = jnp.pad(image_labels, (scores.shape[1] - classes, 0))
     terms = {
-        "image": image_loss(scores, columns, valid, reduction),
+        "image": image_loss(scores, columns, valid, reduction=reduction),
         "refine": jnp.float32(0),
         "regress": jnp.float32(0),
     }
@@ -147,13 +147,20 @@ def mil_loss(
     teacher = scores[:, -classes:]
     for weight, logits, deltas in zip(branch_weights, outputs.refine, outputs.deltas, strict=True):
         if method == "mist":
-            target = mine_mist(boxes, valid, teacher, image_labels, ignore_below=ignore_below)
-            terms["regress"] += weight * regression_loss(deltas, boxes, target, valid)
+            target = mine_mist(
+                boxes, valid, teacher, image_labels=image_labels, ignore_below=ignore_below
+            )
+            terms["regress"] += weight * regression_loss(deltas, boxes, target, valid=valid)
         else:
             target = mine_oicr(
-                boxes, valid, teacher, image_labels, rule=oicr_rule, ignore_below=ignore_below
+                boxes,
+                valid,
+                teacher,
+                image_labels=image_labels,
+                rule=oicr_rule,
+                ignore_below=ignore_below,
             )
         epsilon = OFFICIAL_EPSILON if official else 0.0
-        terms["refine"] += weight * classification_loss(logits, target, valid, epsilon)
+        terms["refine"] += weight * classification_loss(logits, target, valid, epsilon=epsilon)
         teacher = jax.nn.softmax(logits)[:, 1:]
     return sum(terms.values()), terms

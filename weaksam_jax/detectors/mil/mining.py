@@ -68,9 +68,23 @@ def mine_mist(
     ignore_below (see `mine_oicr`). Equal scores rank the lower index first.
     """
     boxes, valid, scores, image_labels = map(jnp.asarray, (boxes, valid, scores, image_labels))
-    pseudo = _mist_boxes(boxes, valid, scores, image_labels, top_fraction, max_overlap)
+    pseudo = _mist_boxes(
+        boxes,
+        valid,
+        scores,
+        image_labels=image_labels,
+        top_fraction=top_fraction,
+        max_overlap=max_overlap,
+    )
     overlap, index = _closest(boxes, pseudo)
-    return _targets(boxes, valid, pseudo, index, overlap >= foreground_iou, overlap >= ignore_below)
+    return _targets(
+        boxes,
+        valid,
+        pseudo,
+        index=index,
+        foreground=overlap >= foreground_iou,
+        counts=overlap >= ignore_below,
+    )
 
 
 def mine_oicr(
@@ -100,7 +114,9 @@ def mine_oicr(
     pseudo = find(boxes, valid, scores, image_labels)
     overlap, index = _closest(boxes, pseudo)
     foreground = overlap > foreground_iou if rule == "paper" else overlap >= foreground_iou
-    return _targets(boxes, valid, pseudo, index, foreground, overlap >= ignore_below)
+    return _targets(
+        boxes, valid, pseudo, index=index, foreground=foreground, counts=overlap >= ignore_below
+    )
 
 
 def _mist_boxes(boxes, valid, scores, image_labels, top_fraction, max_overlap) -> _Pseudo:
@@ -124,7 +140,7 @@ def _mist_boxes(boxes, valid, scores, image_labels, top_fraction, max_overlap) -
     by_place = jnp.argsort(place)
     place = place[by_place]
     own = best.reshape(-1)[jnp.minimum(place, never - 1)]
-    return _Pseudo(boxes[by_place], own, place // most, place < never)
+    return _Pseudo(boxes[by_place], own, place // most, kept=place < never)
 
 
 def _competitors(count: int, fraction: float) -> np.ndarray:
@@ -148,7 +164,7 @@ def _oicr_boxes(boxes, valid, scores, image_labels) -> _Pseudo:
     free = jnp.ones_like(valid)
     _, (order, best) = jax.lax.scan(winner, free, (teacher.T, image_labels))
     kept = image_labels & valid.any()
-    return _Pseudo(boxes[order], best, jnp.arange(scores.shape[1]), kept)
+    return _Pseudo(boxes[order], best, jnp.arange(scores.shape[1]), kept=kept)
 
 
 def _official_boxes(boxes, valid, scores, image_labels) -> _Pseudo:
@@ -165,7 +181,7 @@ def _official_boxes(boxes, valid, scores, image_labels) -> _Pseudo:
     order = jnp.argsort(-own)
     candidates = boxes[order]
     kept = _suppress(candidates, own[order] > -jnp.inf)
-    return _Pseudo(candidates, own[order], near.argmax(1)[order], kept)
+    return _Pseudo(candidates, own[order], near.argmax(1)[order], kept=kept)
 
 
 def _suppress(boxes: jax.Array, candidate: jax.Array) -> jax.Array:

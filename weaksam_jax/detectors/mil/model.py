@@ -121,14 +121,14 @@ class MilNetwork(nn.Module):
             det += self.evidence * class_evidence(self.pool, shares, boxes)[..., 1 - first :]
         deltas = [layer(x).reshape(*x.shape[:2], self.classes + 1, 4) for layer in self.deltas]
         refine = jnp.stack([layer(x) for layer in self.refine], axis=1)
-        return MilOutputs(self.cls(x), det, refine, jnp.stack(deltas, axis=1))
+        return MilOutputs(self.cls(x), det, refine, deltas=jnp.stack(deltas, axis=1))
 
     def __call__(self, images, inside, boxes, prior, train: bool = False, valid=None):
         """(tag logits or None without class maps, MilOutputs): every parameter takes part, so
         `init` uses this."""
         maps = self.features(images)
         logits = self.tag_logits(maps, inside) if self.class_maps else None
-        return logits, self.outputs(maps, boxes, prior, train, valid)
+        return logits, self.outputs(maps, boxes, prior, train=train, valid=valid)
 
 
 def class_evidence(pool: Pool, maps: jax.Array, boxes: jax.Array) -> jax.Array:

@@ -87,7 +87,7 @@ class MilSamples:
         check_scales(self.scales)
         self.features: FeatureCache | None = None  # set it for cached maps
         loaded = [
-            load_boxes(proposals_root, split, record, config.data.min_side)
+            load_boxes(proposals_root, split, record, min_side=config.data.min_side)
             for record in tqdm(split.records, "proposals", unit="images")
         ]
         self.boxes, self.quality = map(list, zip(*loaded, strict=True))
@@ -107,7 +107,7 @@ class MilSamples:
             raise BadInput("the MIL detector", "has no clues", hint)
         split, count = self.split, len(self.split.classes)
         return [
-            clue_evidence(root, split.split, record, boxes, count)
+            clue_evidence(root, split.split, record, boxes=boxes, classes=count)
             for record, boxes in zip(split.records, self.boxes, strict=True)
         ]
 
@@ -172,7 +172,7 @@ class MilSamples:
         else:
             maps = self.features.read(record.image_id, view)
             size = fitted_size(record, padded)
-            boxes = place_boxes(boxes, record, size, view.flip)
+            boxes = place_boxes(boxes, record, size, flipped=view.flip)
         boxes, valid = pad_boxes(boxes.astype(np.float32), self.padded)
         return {
             **({"image": image} if self.features is None else maps),

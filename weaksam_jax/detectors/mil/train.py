@@ -37,7 +37,9 @@ def train_mil(
     check_batch(optim.batch_size, mesh.size, optim.micro_batches)
     init_key, tag_key, mil_key = jax.random.split(jax.random.key(seed), 3)
     params = detector.init(init_key, samples.example(), weights)
-    samples.features = run_leader_first(lambda: frozen_maps(detector, params, samples, folder))
+    samples.features = run_leader_first(
+        lambda: frozen_maps(detector, params, samples, folder=folder)
+    )
     phases = (("tags", tag_classifier(detector), tag_key), ("mil", detector, mil_key))
     for name, phase, key in phases:
         if phase.config.optim.steps:
