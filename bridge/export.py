@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from bridge.proposals.export import ExportSettings, export_split
+from bridge.proposals.export import ExportConfig, export_split
 from bridge.proposals.presets import PRESETS, PresetName, clue_network, preset_of_sam
 from bridge.proposals.verify import verify_split
 from bridge.runtime.command import run_command
@@ -83,16 +83,16 @@ def main(argv: list[str] | None = None) -> None:
         tags = open_tags(data, split, PRESETS[preset].difficult_tags)
         if verify:
             return _verify(out, tags)
-        settings = ExportSettings.preset(
+        config = ExportConfig.preset(
             preset, source=proposals, labels=_labels(labels, tags.split, split)
         )
         decoding = {"keep_decoded": keep_decoded, "encoder_dtype": encoder_dtype}
-        settings = replace(settings, proposals=replace(settings.proposals, **decoding))
+        config = replace(config, proposals=replace(config.proposals, **decoding))
         place = _device(device)
         network = None if clues is None else clue_network(clues, preset, tags)
         model = load_sam(sam).to(place) if proposals == "sam" else None
         report = export_split(
-            tags, network, model, settings=settings, root=out, clue_root=out / "clues", shard=part
+            tags, network, model, config=config, root=out, clue_root=out / "clues", shard=part
         )
         state = "complete" if report.complete else "other shards are still missing"
         print(

@@ -8,10 +8,11 @@ Every epoch is kept: the same command goes on where it was stopped.
 
 from pathlib import Path
 
-from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.clues.weaktr_training import train_weaktr
 from bridge.runtime.command import run_command
 from weaksam_jax.data.datasets import open_tags, split_names
+from weaksam_jax.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         """
         # The labels of the official code have the classes of difficult objects, too.
         tags = open_tags(data, split or split_names(data)["train"], difficult=True)
-        settings = WeakTrSettings.paper(deit, lr, batch_size, epochs=epochs, workers=workers)
-        print(train_weaktr(tags, settings, out / "clues", seed=seed))
+        recipe = WeakTrRecipe.paper(deit, lr, batch_size, epochs=epochs, workers=workers)
+        print(train_weaktr(tags, recipe, RunFolder(out), seed=seed))
 
     run_command(command, argv, "python -m bridge.train_weaktr", about=__doc__)
 

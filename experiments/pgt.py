@@ -45,7 +45,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import FLAT, parse
-from weaksam_jax.pgt import PgtSettings, make_pgt
+from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.report.choose import showcase
 from weaksam_jax.report.contact_sheet import contact_sheet
 from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge, save_png
@@ -68,7 +68,7 @@ class Pgt:
     """The split that was detected on [the data set's training split]."""
     format: Literal["coco", "voc-dict"] = "coco"
     """Layout of the output."""
-    settings: Annotated[PgtSettings, FLAT] = field(default_factory=PgtSettings)
+    settings: Annotated[PgtConfig, FLAT] = field(default_factory=PgtConfig)
     """Which detections become pseudo boxes."""
 
 

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.pgt import PgtSettings, adaptive_pgt, make_pgt, top_k_pgt
+from weaksam_jax.pgt import PgtConfig, adaptive_pgt, make_pgt, top_k_pgt
 
 
 @st.composite
@@ -181,7 +181,7 @@ def test_make_pgt_is_a_coco_file(tmp_path):
     ]
     assert len(coco.getAnnIds([9], [18])) == 1 and len(coco.getAnnIds([3])) == 1
     assert not coco.getAnnIds([7])
-    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top_k"))
+    top1 = make_pgt(found, split(tmp_path), PgtConfig(rule="top_k"))
     assert len(top1["annotations"]) == 3
 
 
@@ -192,11 +192,11 @@ def test_boxes_are_cut_to_the_image_before_the_choice(tmp_path):
         detection(3, 1, [40, 30, 30, 30], 0.8),
         detection(3, 1, [-5, -5, 15, 25], 0.7),
     ]
-    top1 = make_pgt(found, split(tmp_path), PgtSettings(rule="top_k"))["annotations"]
+    top1 = make_pgt(found, split(tmp_path), PgtConfig(rule="top_k"))["annotations"]
     assert [(one["bbox"], one["area"], one["score"]) for one in top1] == [
         ([40, 30, 10, 10], 100, 0.8)
     ]
-    whole = make_pgt(found, split(tmp_path), PgtSettings(rule="pgf", score_threshold=0.0))[
+    whole = make_pgt(found, split(tmp_path), PgtConfig(rule="pgf", score_threshold=0.0))[
         "annotations"
     ]
     assert [one["bbox"] for one in whole] == [[40, 30, 10, 10], [0, 0, 10, 20]]
@@ -253,18 +253,18 @@ def test_pgf_lets_bottles_lie_in_one_another(tmp_path):
         for category in (1, 2)
         for box, score in (([0, 0, 90, 90], 0.9), ([10, 10, 20, 20], 0.5), ([60, 60, 9, 9], 0.1))
     ]
-    made = make_pgt(found, train, PgtSettings(rule="pgf"))["annotations"]
+    made = make_pgt(found, train, PgtConfig(rule="pgf"))["annotations"]
     assert [(one["category_id"], one["score"]) for one in made] == [(1, 0.9), (1, 0.5), (2, 0.9)]
 
 
 @pytest.mark.parametrize("rule", ["paper", "best_kept", "official", "official_voc", "pgf", "top_k"])
 def test_the_rule_brings_its_own_values_and_given_ones_stay(rule):
-    own = PgtSettings(rule=rule).resolved()
+    own = PgtConfig(rule=rule).resolved()
     assert own.score_threshold == (0.2 if rule == "pgf" else 0.3)
     assert own.nested == (
         ("bottle", "bus", "car", "chair", "cow", "pottedplant", "sheep") if rule == "pgf" else ()
     )
-    given = PgtSettings(rule=rule, score_threshold=0.7, nested=("dog",))
+    given = PgtConfig(rule=rule, score_threshold=0.7, nested=("dog",))
     assert given.resolved() == given and own.resolved() == own
 
 
@@ -275,7 +275,7 @@ def test_pgf_has_its_own_threshold_everywhere(tmp_path):
     assert adaptive_pgt(boxes, scores, labels, [0], rule="pgf").tolist() == [0, 1]
     assert adaptive_pgt(boxes, scores, labels, [0]).tolist() == [0]
     found = [detection(3, 1, [20 * place, 0, 10, 10], score) for place, score in enumerate(scores)]
-    for settings, kept in ((PgtSettings(), 1), (PgtSettings(rule="pgf"), 2)):
+    for settings, kept in ((PgtConfig(), 1), (PgtConfig(rule="pgf"), 2)):
         assert len(make_pgt(found, split(tmp_path), settings)["annotations"]) == kept
 
 
@@ -291,7 +291,7 @@ def test_pgf_has_its_own_threshold_everywhere(tmp_path):
 def test_settings_out_of_range_are_refused(values):
     (name,) = values
     with pytest.raises(BadInput, match=f"setting {name}: is "):
-        PgtSettings(**values)
+        PgtConfig(**values)
     image = np.asarray([[0, 0, 1, 1]], float), np.ones(1), np.zeros(1, int), [0]
     with pytest.raises(BadInput, match=f"setting {name}: is "):
         top_k_pgt(*image, **values) if name == "k" else adaptive_pgt(*image, **values)
@@ -301,8 +301,8 @@ def test_unknown_nested_classes_are_refused(tmp_path):
     found = [detection(3, 1, [0, 0, 10, 10], 0.9)]
     for nested in (("cat", "botle"), ("bottle",)):
         with pytest.raises(BadInput, match=r"setting nested: (botle|bottle): no class"):
-            make_pgt(found, split(tmp_path), PgtSettings(nested=nested))
-    for settings in (PgtSettings(rule="pgf"), PgtSettings(nested=("cat",))):  # pgf's list is VOC's
+            make_pgt(found, split(tmp_path), PgtConfig(nested=nested))
+    for settings in (PgtConfig(rule="pgf"), PgtConfig(nested=("cat",))):  # pgf's list is VOC's
         assert len(make_pgt(found, split(tmp_path), settings)["annotations"]) == 1
 
 
@@ -313,6 +313,6 @@ def test_the_official_rule_differs_from_the_script_where_a_class_first_box_is_em
         detection(3, 1, [0, 0, 10, 10], 0.2),
         detection(3, 1, [20, 0, 10, 10], 0.9),
     ]
-    settings = PgtSettings(rule="official", score_threshold=1.0)
+    settings = PgtConfig(rule="official", score_threshold=1.0)
     made = make_pgt(found, split(tmp_path), settings)["annotations"]
     assert [one["score"] for one in made] == [0.2, 0.9]

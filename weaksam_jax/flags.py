@@ -9,7 +9,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass, replace
 from itertools import zip_longest
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -42,7 +42,7 @@ def parse(
         return _tyro(kind, ["--help"], doc, prog=program(name), default=default)
     if {"-h", "--help"} & set(argv):
         return _tyro(short, ["--help"], doc, prog=program(name), default=default)
-    _check_known(argv, set(flag_names(kind)))
+    check_known(argv, flag_names(kind), "see --help-all")
     return _tyro(kind, argv, doc, prog=program(name), default=default)
 
 
@@ -151,41 +151,75 @@ def _plain(flag: str) -> str:
     return flag[2:].replace("_", "-") if flag.startswith("--") else ""
 
 
-def _check_known(argv: Sequence[str], known: set[str]) -> None:
+def check_known(argv: Sequence[str], known: Iterable[str], more: str) -> None:
+    """`BadInput` with the nearest right name for a flag that is none of `known` (without dashes).
+
+    more: the hint when no name is near.
+    """
+    known = sorted(known)
     for token in argv:
         name = _plain(token.partition("=")[0])
         whole = re.sub(r"\.\d+", "", name)  # --scales.0 is an entry of scales
         if name and whole not in known:
-            hint = did_you_mean(name, sorted(known), "see --help-all")
-            hint = re.sub("^did you mean ", "did you mean --", hint)
+            hint = re.sub("^did you mean ", "did you mean --", did_you_mean(name, known, more))
             raise BadInput(f"--{name}", "is no flag of this command", hint)
 
 
 def _tyro(kind, argv: Sequence[str], doc: str, prog: str, default):
-    """tyro's parser, whose complaint becomes one line."""
     more = {} if default is None else {"default": default}
     config = (tyro.conf.AvoidSubcommands,)
-    said = io.StringIO()
+    return call_tyro(
+        lambda about: tyro.cli(
+            kind, args=argv, description=about, prog=prog, config=config, **more
+        ),
+        doc,
+        prog,
+    )
+
+
+def call_tyro(call: Callable[[str], Any], doc: str, prog: str) -> Any:
+    """Runs a parser of tyro, `call(description)`; its complaint becomes one line (`BadInput`).
+
+    doc: stands in the help as it is written, where tyro would join its lines.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")  # tyro asks for its encoding
+    said, mark = io.StringIO(), "ABOUT"
     try:
-        with contextlib.redirect_stderr(said):
-            found = tyro.cli(kind, args=argv, description=doc, prog=prog, config=config, **more)
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+            found = call(mark)
     except SystemExit as error:
         if error.code in (0, None):
+            usage, _, options = _read(shown).partition(mark)
+            print(f"{usage.rstrip()}\n\n{doc.strip()}\n\n{options.strip()}")
             raise
-        raise BadInput(
-            "the command line", _one_line(said.getvalue()), f"see {prog} --help"
-        ) from None
+        raise _refusal(_one_line(said.getvalue()), prog) from None
     sys.stderr.write(said.getvalue())  # warnings
     return found
 
 
+def _read(written: io.TextIOWrapper) -> str:
+    written.seek(0)
+    return written.read()
+
+
+def _refusal(said: str, prog: str) -> BadInput:
+    """The complaint, with the nearest choice where one was misspelt."""
+    hint = f"see {prog} --help"
+    if choice := re.search(r"invalid choice '(.*?)'.*one of \((.*)\)", said):
+        hint = did_you_mean(choice[1], re.findall("'(.*?)'", choice[2]), hint)
+    return BadInput("the command line", said, hint)
+
+
 def _one_line(said: str) -> str:
-    """The first part of tyro's message without its title and frame (lines, or ASCII)."""
+    """The first part of tyro's message without its title, its frame (lines, or ASCII) and the help
+    of options, which is indented far."""
     first = []
     for line in said.splitlines()[1:]:
-        text = line.strip("│|╭╮╰╯+ \t")
+        inner = line.strip("│|╭╮╰╯+")
+        text = inner.strip()
         rule = not text.strip("─-")
         if rule and first:
             break
-        first += [] if rule else [text]
+        first += [] if rule or inner.startswith(8 * " ") else [text]
     return " ".join(first).replace(" .", ".").rstrip(".:") or "cannot be read"

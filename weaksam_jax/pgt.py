@@ -38,7 +38,7 @@ def _demand(name: str, value: object, holds: bool, wanted: str) -> None:
 
 
 @dataclass(frozen=True)
-class PgtSettings:
+class PgtConfig:
     """Which detections become pseudo boxes. Raises `BadInput` for values out of range."""
 
     rule: AnyRule = "paper"
@@ -61,7 +61,7 @@ class PgtSettings:
         _check_thresholds(self.score_threshold, self.overlap_threshold)
         _demand("k", self.k, self.k >= 1, wanted="1 or more")
 
-    def resolved(self) -> "PgtSettings":
+    def resolved(self) -> "PgtConfig":
         """The same, with the rule's own values where there is None."""
         threshold, nested = self.score_threshold, self.nested
         if threshold is None:
@@ -141,7 +141,7 @@ def top_k_pgt(
 
 
 def make_pgt(
-    detections: Sequence[Mapping], train: TagSplit, settings: PgtSettings = PgtSettings()
+    detections: Sequence[Mapping], train: TagSplit, config: PgtConfig = PgtConfig()
 ) -> dict:
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
@@ -152,9 +152,9 @@ def make_pgt(
     with an empty box, and where a class's first detection is empty.
 
     Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
-    classes in `settings.nested` that it does not have (all of `PGF_NESTED` may always be given).
+    classes in `config.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
-    choose, class_of = _chooser(settings.resolved(), train), label_of(train)
+    choose, class_of = _chooser(config.resolved(), train), label_of(train)
     found, rows = by_image(detections, train), []
     for record in train.records:
         own, boxes = _inside(found[record.image_id], record)
@@ -166,16 +166,16 @@ def make_pgt(
     return annotation_file(train, rows, f"pseudo ground truth of {train.dataset}/{train.split}")
 
 
-def _chooser(settings: PgtSettings, train: TagSplit) -> Callable[..., np.ndarray]:
+def _chooser(config: PgtConfig, train: TagSplit) -> Callable[..., np.ndarray]:
     """(boxes, scores, labels, tags) of an image -> indices of its pseudo boxes."""
-    nested = _nested_labels(settings.nested, train)
-    if settings.rule == "top_k":
-        return partial(top_k_pgt, k=settings.k)
+    nested = _nested_labels(config.nested, train)
+    if config.rule == "top_k":
+        return partial(top_k_pgt, k=config.k)
     return partial(
         adaptive_pgt,
-        score_threshold=settings.score_threshold,
-        overlap_threshold=settings.overlap_threshold,
-        rule=settings.rule,
+        score_threshold=config.score_threshold,
+        overlap_threshold=config.overlap_threshold,
+        rule=config.rule,
         nested=nested,
     )
 

@@ -66,9 +66,11 @@ class PhotoDetector:
     tags: TagNetwork | None = None
 
     def __post_init__(self):
-        if self.detector.kind == "mil":
+        if self.detector.on_proposals:
             hint = "give a retrained detector; experiments.detect runs this one on proposals"
-            raise BadInput("the MIL detector", "needs proposals of every photo", hint)
+            raise BadInput(
+                f"the detector ({self.detector.kind})", "needs proposals of every photo", hint
+            )
         object.__setattr__(self, "_predictor", self.detector.predictor(self.params))
 
     @property
@@ -145,8 +147,6 @@ def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> Pho
     if not path.is_dir():
         return PhotoDetector(*load_detector(path), threshold)
     folder = RunFolder(path)
-    if not folder.weights("retrain").exists():
-        raise BadInput(path, "is no finished run", "give the --out of a run with stage retrain")
     return of_run(folder, threshold, plugin, masks=masks)
 
 
@@ -156,7 +156,11 @@ def of_run(
     """The retrained detector of a run with the networks beside it.
 
     networks: gives what makes them by name, see `plugin`; asked for those that are needed alone.
+    Raises `BadInput` when the run has no finished stage retrain.
     """
+    if not (folder.done("retrain") and folder.weights("retrain").exists()):
+        hint = "finish it with the command that began it"
+        raise BadInput(folder.root, "has no finished stage retrain", hint)
     detector, params = load_detector(folder.weights("retrain"))
     settings = read_json(folder.settings)
     prompted = networks("masks")(settings) if masks else None

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from weaksam_jax import runlog
+
 Role = Literal["train", "test"]
 # Values of --proposals that mean a store of the run's own; any other is the folder of a store.
 OWN_PROPOSALS = ("sam", "selective_search")
@@ -26,7 +28,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        return self.root / "log.jsonl"
+        return self.root / runlog.FILE
 
     @property
     def report(self) -> Path:
@@ -41,14 +43,23 @@ class RunFolder:
         """The folder of a stage's work."""
         return self.root / name
 
+    def stage_of(self, path: Path) -> str | None:
+        """The stage whose folder a path lies in, as far as its name tells; None outside."""
+        inner = path.resolve()
+        root = self.root.resolve()
+        return inner.relative_to(root).parts[0] if root in inner.parents else None
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage has finished once (with its present settings or others)."""
+        return self.marker(stage, "json").exists()
+
     def marker(self, stage: str, state: Literal["json", "started"]) -> Path:
         """`json`: key, seconds and metrics of a finished stage; `started`: key of one begun."""
         return self.root / "stages" / f"{stage}.{state}"
 
-    @property
-    def lite0(self) -> Path:
-        """ImageNet weights of EfficientNet-Lite0 for Flax."""
-        return self.root / "backbone" / "lite0.safetensors"
+    def backbone(self, name: str) -> Path:
+        """ImageNet weights that an installed package brought, converted."""
+        return self.root / "backbone" / f"{name}.safetensors"
 
     def clue_network(self, kind: Literal["weaktr", "lite_cam"]) -> Path:
         """Weights of the clue network that the run trained."""

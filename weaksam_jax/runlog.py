@@ -7,6 +7,8 @@ from typing import Any
 
 from weaksam_jax.files import write_text
 
+FILE = "log.jsonl"  # its name in the run folder
+
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
     """Adds a line: at least its "stage" and "step"."""

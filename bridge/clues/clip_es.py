@@ -53,7 +53,7 @@ SYNONYMS = {
 
 
 @dataclass(frozen=True)
-class ClipSettings:
+class ClipConfig:
     """Settings of CLIP-ES; the defaults are the published ones.
 
     activation: "quick_gelu" for OpenAI's weights (CLIP-ES), "gelu" for most others of open_clip;
@@ -74,7 +74,7 @@ class ClipSettings:
 def load_clip_es(
     path: str | Path,
     classes: tuple[str, ...],
-    settings: ClipSettings | None = None,
+    config: ClipConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> "ClipEs":
     """CLIP-ES for these class names, from weights in OpenAI's or open_clip's layout.
@@ -83,10 +83,10 @@ def load_clip_es(
     Sizes are read off the shapes. Raises `BadInput` when open_clip is not installed, and, naming
     the keys, when the file is another network.
     """
-    settings = settings or ClipSettings()
+    config = config or ClipConfig()
     tensors = read_clip(path)
-    model = build_clip(path, tensors, settings.activation)
-    return ClipEs(model.to(device), classes, settings)
+    model = build_clip(path, tensors, config.activation)
+    return ClipEs(model.to(device), classes, config)
 
 
 def read_clip(path: str | Path) -> dict[str, Tensor]:
@@ -152,11 +152,11 @@ class ClipEs:
     matrices for P patches.
     """
 
-    def __init__(self, model: nn.Module, classes: tuple[str, ...], settings: ClipSettings):
-        self.model, self.classes, self.settings = model, tuple(classes), settings
+    def __init__(self, model: nn.Module, classes: tuple[str, ...], config: ClipConfig):
+        self.model, self.classes, self.config = model, tuple(classes), config
         names = [SYNONYMS.get(name, name) for name in classes]
         self.texts = self._text_features(names)
-        self.backgrounds = self._text_features(background_names(settings.backgrounds, classes))
+        self.backgrounds = self._text_features(background_names(config.backgrounds, classes))
 
     @torch.no_grad()
     def _text_features(self, names: list[str]) -> Tensor:
@@ -164,7 +164,7 @@ class ClipEs:
         from open_clip.tokenizer import SimpleTokenizer
 
         tokenizer = SimpleTokenizer(context_length=self.model.context_length)
-        prompts = [self.settings.prompt.format(name) for name in names]
+        prompts = [self.config.prompt.format(name) for name in names]
         tokens = tokenizer(prompts).to(self.model.visual.proj.device)
         return self.model.encode_text(tokens, normalize=True)
 
@@ -185,7 +185,7 @@ class ClipEs:
             features = self.model.visual.ln_post(last)[0]
             patches = self._image_feature(features[1:].mean(0))
         with torch.no_grad():
-            attention = (attention + maps.detach()[0, 1:, 1:]) / self.settings.last_layers
+            attention = (attention + maps.detach()[0, 1:, 1:]) / self.config.last_layers
             logits = self._class_logits(self._image_feature(features[0]))
         ids = predicted_classes(logits) if class_ids is None else sorted(class_ids)
         ids = np.asarray(ids, np.int64)
@@ -197,7 +197,7 @@ class ClipEs:
         with torch.enable_grad():
             cams = grad_cams(self._similarity(patches, texts), normed, len(ids))
         cams = minmax(cams.unflatten(1, grid).cpu().numpy())
-        masks = np.stack([box_mask(cam, self.settings.box_threshold) for cam in cams])
+        masks = np.stack([box_mask(cam, self.config.box_threshold) for cam in cams])
         inside = torch.from_numpy(cams * masks).to(attention.device).flatten(1)
         fine = (inside @ spread_matrix(attention).T).unflatten(1, grid).cpu()
         both = torch.stack([torch.from_numpy(cams), fine])
@@ -210,7 +210,7 @@ class ClipEs:
 
         height, width = image.shape[:2]
         longest = max(height, width)
-        scale = (self.settings.resize_long or min(MAX_LONG, longest)) / longest
+        scale = (self.config.resize_long or min(MAX_LONG, longest)) / longest
         patch = self.model.visual.patch_size[0]
         size = tuple(int(np.ceil(side * scale / patch)) * patch for side in (width, height))
         pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -231,7 +231,7 @@ class ClipEs:
         tokens = torch.cat([visual.class_embedding.expand(1, 1, -1), patches], dim=1)
         tokens = visual.ln_pre(tokens + position_table(visual.positional_embedding, grid))
         blocks = visual.transformer.resblocks
-        first = len(blocks) - self.settings.last_layers
+        first = len(blocks) - self.config.last_layers
         attention = tokens.new_zeros(patches.shape[1], patches.shape[1])
         for index, block in enumerate(blocks[:-1]):
             tokens, maps = _block_behind_norm(block, tokens, block.ln_1(tokens))

@@ -28,7 +28,7 @@ AFFINITY_BLOCK = 14  # its 192 channels say which places belong together
 
 
 @dataclass(frozen=True)
-class LiteSettings:
+class LiteConfig:
     """Settings of the features, the head and the maps.
 
     long_side: of the network's input in pixels, at scale 1. tta_scales: scales of that, each with
@@ -88,8 +88,8 @@ def lite_input(image: np.ndarray, long_side: float) -> Tensor:
     return (torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() - LITE0_MEAN) / LITE0_STD
 
 
-def load_lite_cam(path: str | Path, settings: LiteSettings | None = None) -> "LiteCam":
-    """The clue network of a trained head; settings: other ones than it was trained with.
+def load_lite_cam(path: str | Path, config: LiteConfig | None = None) -> "LiteCam":
+    """The clue network of a trained head; config: another one than it was trained with.
 
     Raises `BadInput` when the file is missing, truncated or no such head.
     """
@@ -99,7 +99,7 @@ def load_lite_cam(path: str | Path, settings: LiteSettings | None = None) -> "Li
         raise BadInput(path, f"is no Lite0 head (keys {', '.join(sorted(tensors)[:8])})", hint)
     trained = json.loads(metadata["settings"])
     trained["tta_scales"] = tuple(trained["tta_scales"])
-    return LiteCam(tensors["weight"], tensors["bias"], settings or LiteSettings(**trained))
+    return LiteCam(tensors["weight"], tensors["bias"], config or LiteConfig(**trained))
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -126,9 +126,9 @@ def refine(cams: Tensor, features: Tensor, temperature: float, steps: int) -> Te
 class LiteCam:
     """Clue network: coarse = CAM, fine = CAM refined by feature affinity, no cross maps."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, settings: LiteSettings):
+    def __init__(self, weight: Tensor, bias: Tensor, config: LiteConfig):
         """weight `[C, 1280]`, bias `[C]` of the trained head."""
-        self.weight, self.bias, self.settings = weight, bias, settings
+        self.weight, self.bias, self.config = weight, bias, config
         self.backbone = LiteBackbone()
 
     @torch.inference_mode()
@@ -136,9 +136,9 @@ class LiteCam:
         """Clues at the size of `map_size`; see `Clues`. image: uint8 RGB `[H, W, 3]`."""
         size, map_scale = map_size(*image.shape[:2])
         total = logits = ids = None
-        for scale in self.settings.tta_scales:
-            view = lite_input(image, scale * self.settings.long_side)
-            twins = torch.stack([view, view.flip(-1)]) if self.settings.tta_flip else view[None]
+        for scale in self.config.tta_scales:
+            view = lite_input(image, scale * self.config.long_side)
+            twins = torch.stack([view, view.flip(-1)]) if self.config.tta_flip else view[None]
             deep, likes = self.backbone(channels_last(twins))
             if ids is None:
                 logits = (deep[0].mean((-2, -1)) @ self.weight.T + self.bias).numpy()
@@ -158,5 +158,5 @@ class LiteCam:
         if not len(ids):  # an image without tags
             return features.new_zeros(2, 0, *size)
         coarse = torch.einsum("cd,dhw->chw", self.weight[ids], features).relu()
-        fine = refine(coarse, like, self.settings.temperature, steps=self.settings.steps)
+        fine = refine(coarse, like, self.config.temperature, steps=self.config.steps)
         return F.interpolate(torch.stack([coarse, fine]), size=size, mode="bilinear")

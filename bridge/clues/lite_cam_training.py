@@ -9,42 +9,42 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bridge.clues.lite_cam import LiteBackbone, LiteSettings, channels_last, lite_input
+from bridge.clues.lite_cam import LiteBackbone, LiteConfig, channels_last, lite_input
 from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
 SHARD = 64  # images per file of cached features
 
 
-def train_lite_head(train: TagSplit, settings: LiteSettings, folder: Path, seed: int = 0) -> Path:
-    """Trains the head on tags and returns `folder/lite_cam.safetensors` for `load_lite_cam`.
+def train_lite_head(train: TagSplit, config: LiteConfig, run: RunFolder, seed: int = 0) -> Path:
+    """Trains the head on tags and returns the run's file of weights for `load_lite_cam`.
 
-    Mean-pooled features are cached in `folder/features` (fp16, one atomic file for 64 images), so a
+    Mean-pooled features are cached beside it (fp16, one atomic file for 64 images), so that a
     killed run continues where it was and ends in the same bits. The problem is convex and solved
     to convergence; `seed` is only part of the common trainers' signature.
     """
-    folder = Path(folder)
-    recipe = to_plain(settings)
+    recipe = to_plain(config)
     key = fingerprint([_split_key(train), recipe, seed])
-    final = folder / "lite_cam.safetensors"
+    final = run.clue_network("lite_cam")
     if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
         return final
-    features = torch.from_numpy(pooled_features(train, settings, folder / "features")).float()
+    features = torch.from_numpy(pooled_features(train, config, run.clues / "features")).float()
     labels = torch.zeros(len(features), len(train.classes))
     for row, record in zip(labels, train.records, strict=True):
         row[list(record.tags)] = 1
-    weight, bias = fit_head(features, labels, settings.penalty)
+    weight, bias = fit_head(features, labels, config.penalty)
     metadata = {"fingerprint": key, "settings": json.dumps(recipe)}
     save_tensors(final, {"weight": weight, "bias": bias}, metadata)
     return final
 
 
-def pooled_features(train: TagSplit, settings: LiteSettings, folder: Path) -> np.ndarray:
+def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.ndarray:
     """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder`."""
-    key = fingerprint([_split_key(train), settings.long_side])
+    key = fingerprint([_split_key(train), config.long_side])
     starts = range(0, len(train.records), SHARD)
     paths = [folder / f"{start // SHARD:05d}.safetensors" for start in starts]
     backbone = None
@@ -56,7 +56,7 @@ def pooled_features(train: TagSplit, settings: LiteSettings, folder: Path) -> np
             if not (path.exists() and read_arrays(path)[1].get("fingerprint") == key):
                 backbone = backbone or LiteBackbone()
                 rows = np.stack(
-                    [_pooled(backbone, r.path, settings.long_side, bar=bar) for r in records]
+                    [_pooled(backbone, r.path, config.long_side, bar=bar) for r in records]
                 )
                 write_arrays(path, {"features": rows}, {"fingerprint": key})
             else:

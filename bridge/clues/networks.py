@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from bridge.clues.clip_es import ClipSettings, load_clip_es
+from bridge.clues.clip_es import ClipConfig, load_clip_es
 from bridge.clues.interface import ClueNetwork
 from bridge.clues.lite_cam import load_lite_cam
 from bridge.clues.mctformer import LAST_LAYERS, load_mctformer
@@ -25,7 +25,7 @@ COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of th
 
 
 @dataclass(frozen=True)
-class ClueSettings:
+class ClueConfig:
     """How a trained clue network is used; what does not belong to it is not looked at.
 
     fusion: of WeakTr (`load_weaktr`; "uniform" is what the official code computes). views,
@@ -39,14 +39,14 @@ class ClueSettings:
     cross_layers: tuple[int, ...] = OFFICIAL_LAYERS
     resize_long: int | None = None
     last_layers: int = LAST_LAYERS
-    clip: ClipSettings = field(default_factory=ClipSettings)
+    clip: ClipConfig = field(default_factory=ClipConfig)
 
 
 def load_clues(
     path: str | Path,
     classes: tuple[str, ...],
     category_ids: tuple[int, ...] | None = None,
-    settings: ClueSettings | None = None,
+    config: ClueConfig | None = None,
 ) -> ClueNetwork:
     """The clue network of a weights file for a data set of these classes.
 
@@ -56,23 +56,23 @@ def load_clues(
     these, does not fit together, or knows another number of classes (or, if the file says their
     names, other classes) than the data set has.
     """
-    settings = settings or ClueSettings()
+    config = config or ClueConfig()
     kind, metadata = recognise(path)
     if kind == "clip":
-        return load_clip_es(path, classes, settings.clip, device=_device())
+        return load_clip_es(path, classes, config.clip, device=_device())
     if kind == "lite_cam":
         network = load_lite_cam(path)
         _slots(path, len(network.bias), metadata, classes=classes, category_ids=category_ids)
         return network
     if kind == "mctformer":
-        model = load_mctformer(path, settings.last_layers)
+        model = load_mctformer(path, config.last_layers)
     else:
-        model = load_weaktr(path, settings.fusion)
+        model = load_weaktr(path, config.fusion)
     slots = _slots(path, model.config.classes, metadata, classes=classes, category_ids=category_ids)
-    layers = at_depth(settings.cross_layers, model.config.depth)
-    long_side = settings.resize_long
+    layers = at_depth(config.cross_layers, model.config.depth)
+    long_side = config.resize_long
     return WeakTrClues(
-        model.to(_device()), settings.tta_scales, layers, resize_long=long_side, slots=slots
+        model.to(_device()), config.tta_scales, layers, resize_long=long_side, slots=slots
     )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bridge.clues.weaktr import to_tensor
 from bridge.runtime import torchvision_ops  # noqa: F401  (makes timm's torchvision importable)
+from weaksam_jax.data.augment import light_augment
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
@@ -69,34 +69,6 @@ class TagSamples(Dataset):
         if index not in self.cache:
             self.cache[index] = load_image(self.train.records[index].path)
         return self.cache[index]
-
-
-def light_augment(
-    image: np.ndarray, crop: int, min_scale: float, jitter: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Random resized crop, mirror and colour jitter: uint8 `[H, W, 3]` -> uint8 `[crop, crop, 3]`.
-
-    The crop has a share of min_scale..1 of the area and an aspect ratio within 3/4..4/3 (as far as
-    the image allows); brightness, contrast and saturation are multiplied by 1 - jitter..1 + jitter.
-    """
-    height, width = image.shape[:2]
-    area = height * width * rng.uniform(min_scale, 1)
-    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    w = min(width, max(1, round((area * ratio) ** 0.5)))
-    h = min(height, max(1, round((area / ratio) ** 0.5)))
-    x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-    part = image[y : y + h, x : x + w]
-    shrinks = max(h, w) > crop
-    part = cv2.resize(
-        part, (crop, crop), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    if rng.random() < 0.5:
-        part = part[:, ::-1]
-    brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32)
-    pixels = part.astype(np.float32) * brightness
-    pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
-    grey = pixels.mean(axis=2, keepdims=True)
-    return np.clip((pixels - grey) * saturation + grey, 0, 255).astype(np.uint8)
 
 
 def epoch_batches(

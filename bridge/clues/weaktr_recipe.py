@@ -8,7 +8,7 @@ from bridge.clues.weaktr_net import WeakTrConfig
 
 
 @dataclass(frozen=True)
-class WeakTrSettings:
+class WeakTrRecipe:
     """Network sizes as in `WeakTrConfig`, and the recipe.
 
     crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
@@ -48,7 +48,7 @@ class WeakTrSettings:
         batch_size: int = 64,
         epochs: int = 60,
         workers: int = 2,
-    ) -> "WeakTrSettings":
+    ) -> "WeakTrRecipe":
         """The recipe of WeakTr's official code, from the file `init` of ImageNet DeiT-S.
 
         lr_at_512: the peak rate of a batch of 512, scaled to batch_size; official: 6e-4 for VOC12,
@@ -58,7 +58,7 @@ class WeakTrSettings:
         return cls(init=init, lr=lr, batch_size=batch_size, epochs=epochs, workers=workers)
 
     @classmethod
-    def mini(cls) -> "WeakTrSettings":
+    def mini(cls) -> "WeakTrRecipe":
         """From scratch on a few hundred drawn images in little more than a minute of two cores."""
         return cls(
             dim=64,
@@ -96,15 +96,15 @@ class WeakTrSettings:
         )
 
 
-def learning_rate(settings: WeakTrSettings, epoch: float) -> float:
+def learning_rate(recipe: WeakTrRecipe, epoch: float) -> float:
     """The rate at a (fractional) epoch: linear warm-up, then a cosine down to min_lr.
 
     timm's scheduler, which DeiT's training script uses, changes once an epoch and counts the cosine
     from epoch 0, warm-up included: in the middle its rate is a tenth lower (`paper()`, epoch 32:
     3.91e-5 instead of 4.34e-5). Which of the two WeakTr's figures are from is not known.
     """
-    if epoch < settings.warmup_epochs:
-        share = epoch / settings.warmup_epochs
-        return settings.warmup_lr + share * (settings.lr - settings.warmup_lr)
-    share = (epoch - settings.warmup_epochs) / max(1, settings.epochs - settings.warmup_epochs)
-    return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * share)) / 2
+    if epoch < recipe.warmup_epochs:
+        share = epoch / recipe.warmup_epochs
+        return recipe.warmup_lr + share * (recipe.lr - recipe.warmup_lr)
+    share = (epoch - recipe.warmup_epochs) / max(1, recipe.epochs - recipe.warmup_epochs)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * share)) / 2

@@ -18,48 +18,48 @@ from tqdm import tqdm
 
 from bridge.clues.tag_samples import TagSamples, epoch_batches
 from bridge.clues.weaktr_net import WeakTr
-from bridge.clues.weaktr_recipe import WeakTrSettings, learning_rate
+from bridge.clues.weaktr_recipe import WeakTrRecipe, learning_rate
 from bridge.clues.weaktr_start import DEIT_HINT, start_from_deit
 from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax import runlog
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint
+from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
 
-def train_weaktr(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int) -> Path:
-    """Trains on tags and returns `folder/weaktr.safetensors`, which `load_weaktr` reads.
+def train_weaktr(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: int) -> Path:
+    """Trains on tags and returns the run's file of weights, which `load_weaktr` reads.
 
-    Each epoch ends in an atomic checkpoint and a line of `folder/../log.jsonl`; data order, crops
+    Each epoch ends in an atomic checkpoint and a line of the run's log; data order, crops
     and noise depend on (seed, epoch, image) only, so a killed run ends in the same bits. On a GPU
     where there is one, then in mixed precision (float16 with a scaled loss, as in the official
     code). A finished run of the same settings, images and seed is not repeated. Raises `BadInput`
     for an unreadable image, checkpoint or `init`, and for a split with fewer images than a batch.
     """
-    folder = Path(folder)
-    final, checkpoint = folder / "weaktr.safetensors", folder / "checkpoint.safetensors"
-    key = _fingerprint(train, settings, seed)
+    final, checkpoint = run.clue_network("weaktr"), run.clues / "checkpoint.safetensors"
+    key = _fingerprint(train, recipe, seed)
     if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
         return final
-    if len(train.records) < settings.batch_size:
-        problem = f"has {len(train.records)} images, fewer than a batch of {settings.batch_size}"
+    if len(train.records) < recipe.batch_size:
+        problem = f"has {len(train.records)} images, fewer than a batch of {recipe.batch_size}"
         raise BadInput(f"{train.dataset}/{train.split}", problem, "give more images")
     with _deterministic():
-        model = _run(train, settings, folder, seed=seed, key=key)
-    save_tensors(final, model.state_dict(), _metadata(train, settings, key))
+        model = _run(train, recipe, run, seed=seed, key=key)
+    save_tensors(final, model.state_dict(), _metadata(train, recipe, key))
     checkpoint.unlink(missing_ok=True)
     return final
 
 
-def _metadata(train: TagSplit, settings: WeakTrSettings, key: str) -> dict[str, str]:
+def _metadata(train: TagSplit, recipe: WeakTrRecipe, key: str) -> dict[str, str]:
     """What the file's keys and shapes do not tell."""
     return {
         "fingerprint": key,
-        "heads": str(settings.heads),
-        "fusion": settings.fusion,
+        "heads": str(recipe.heads),
+        "fusion": recipe.fusion,
         "classes": ";".join(train.classes),
-        **({} if settings.reach is None else {"reach": str(settings.reach)}),
+        **({} if recipe.reach is None else {"reach": str(recipe.reach)}),
     }
 
 
@@ -96,16 +96,16 @@ class _State:
     key: str
 
     @classmethod
-    def fresh(cls, settings: WeakTrSettings, classes: int, path: Path, key: str) -> "_State":
+    def fresh(cls, recipe: WeakTrRecipe, classes: int, path: Path, key: str) -> "_State":
         """The start of training, on the GPU where there is one."""
-        model = WeakTr(settings.config(classes)).train()
-        if settings.init is not None:
-            start_from_deit(model, settings.init)
+        model = WeakTr(recipe.config(classes)).train()
+        if recipe.init is not None:
+            start_from_deit(model, recipe.init)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=_mixed_precision(device))
-        decay = settings.weight_decay
-        optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=decay)
+        decay = recipe.weight_decay
+        optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=decay)
         return cls(model, optimizer, scaler, path, key)
 
     def save(self, epochs: int) -> None:
@@ -140,14 +140,14 @@ def _mixed_precision(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key: str) -> WeakTr:
+def _run(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: int, key: str) -> WeakTr:
     """All epochs that are still to do."""
     torch.manual_seed(seed)
-    state = _State.fresh(settings, len(train.classes), folder / "checkpoint.safetensors", key=key)
+    state = _State.fresh(recipe, len(train.classes), run.clues / "checkpoint.safetensors", key=key)
     done = state.restore()
-    log, steps = folder.parent / "log.jsonl", len(train.records) // settings.batch_size
+    log, steps = run.log, len(train.records) // recipe.batch_size
     runlog.forget(log, "weaktr", done * steps)
-    s = settings
+    s = recipe
     shown = {"crop": s.crop, "min_scale": s.min_scale, "augment": s.augment, "jitter": s.jitter}
     samples = TagSamples(train, seed=seed, **shown)
     batches = epoch_batches(
@@ -159,7 +159,7 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
         for epoch in range(done, s.epochs):
             # Drop-path is the only user of torch's own generator.
             torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-            runlog.append(log, _epoch(state, batches, settings, epoch=epoch, steps=steps, bar=bar))
+            runlog.append(log, _epoch(state, batches, recipe, epoch=epoch, steps=steps, bar=bar))
             state.save(epoch + 1)
     return state.model
 
@@ -167,7 +167,7 @@ def _run(train: TagSplit, settings: WeakTrSettings, folder: Path, seed: int, key
 def _epoch(
     state: _State,
     batches: Iterator[tuple[Tensor, Tensor]],
-    settings: WeakTrSettings,
+    recipe: WeakTrRecipe,
     epoch: int,
     steps: int,
     bar: tqdm,
@@ -175,14 +175,14 @@ def _epoch(
     """One pass over the images; the line for the log (mean losses)."""
     began, totals = time.monotonic(), dict[str, float]()
     for step in range(steps):
-        losses = _step(state, next(batches), learning_rate(settings, epoch + step / steps))
+        losses = _step(state, next(batches), learning_rate(recipe, epoch + step / steps))
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + value.item() / steps
         if not math.isfinite(totals["loss"]):
             raise FloatingPointError(f"WeakTr: the loss is not finite in epoch {epoch + 1}")
-        bar.update(settings.batch_size)
+        bar.update(recipe.batch_size)
     bar.set_postfix(loss=f"{totals['loss']:.3f}")
-    speed = steps * settings.batch_size / (time.monotonic() - began)
+    speed = steps * recipe.batch_size / (time.monotonic() - began)
     entry = {"stage": "weaktr", "step": (epoch + 1) * steps, "epoch": epoch + 1}
     return {**entry, **totals, "images_per_s": round(speed, 2)}
 
@@ -217,13 +217,13 @@ def _deterministic() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-def _fingerprint(train: TagSplit, settings: WeakTrSettings, seed: int) -> str:
+def _fingerprint(train: TagSplit, recipe: WeakTrRecipe, seed: int) -> str:
     images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
-    recipe = {k: v for k, v in to_plain(settings).items() if k != "workers"}
-    if settings.init is not None:
+    plain = {k: v for k, v in to_plain(recipe).items() if k != "workers"}
+    if recipe.init is not None:
         try:
-            recipe["init"] = file_fingerprint(settings.init)
+            plain["init"] = file_fingerprint(recipe.init)
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-            raise BadInput(settings.init, problem, DEIT_HINT) from error
-    return fingerprint([train.dataset, train.split, train.classes, images, recipe, seed])
+            raise BadInput(recipe.init, problem, DEIT_HINT) from error
+    return fingerprint([train.dataset, train.split, train.classes, images, plain, seed])

@@ -26,10 +26,10 @@ import safetensors
 
 from bridge.clues.interface import ClueNetwork, Clues
 from bridge.proposals.presets import PRESETS, PresetName
-from bridge.proposals.prompts import Prompts, PromptSettings, dense_grid, prompt_points
+from bridge.proposals.prompts import PromptConfig, Prompts, dense_grid, prompt_points
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings
-from bridge.proposals.selective_search import SelectiveSearchSettings, selective_search
+from bridge.proposals.selection import ProposalConfig
+from bridge.proposals.selective_search import SelectiveSearchConfig, selective_search
 from bridge.runtime.workers import for_images
 from bridge.sam.networks import Sam
 from bridge.weights.fingerprints import network_fingerprint, weights_fingerprint
@@ -59,7 +59,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportConfig:
     """What is written.
 
     source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
@@ -72,13 +72,13 @@ class ExportSettings:
 
     source: Literal["sam", "selective_search"] = "sam"
     labels: Literal["tags", "predicted", "tags_at_test_time"] = "tags"
-    prompts: PromptSettings = field(default_factory=PromptSettings)
-    proposals: ProposalSettings = field(default_factory=ProposalSettings)
-    search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
     clue_side: int = 96
 
     @classmethod
-    def preset(cls, name: PresetName, **changes) -> "ExportSettings":
+    def preset(cls, name: PresetName, **changes) -> "ExportConfig":
         """Settings by name: for SAM ViT-H, `sam_mini` (mini) or `sam_mini_lite` (light).
 
         What a preset asks of the clue network: `bridge.proposals.presets.clue_network`.
@@ -106,7 +106,7 @@ def export_split(
     split: TagSplit,
     clue_network: ClueNetwork | None,
     sam: Sam | None,
-    settings: ExportSettings,
+    config: ExportConfig,
     root: str | Path,
     clue_root: str | Path,
     shard: tuple[int, int] = (0, 1),
@@ -124,13 +124,13 @@ def export_split(
     are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files do not
     depend on it. Raises `BadInput` for an unreadable image.
     """
-    if settings.source == "sam" and sam is None:
+    if config.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
     job = _Job(
         split.split,
         clue_network,
         sam,
-        settings=settings,
+        config=config,
         root=Path(root),
         clue_root=Path(clue_root),
     )
@@ -153,19 +153,19 @@ class _Job:
         split: str,
         clue_network: ClueNetwork | None,
         sam: Sam | None,
-        settings: ExportSettings,
+        config: ExportConfig,
         root: Path,
         clue_root: Path,
     ):
-        self.split, self.settings, self.root, self.clue_root = split, settings, root, clue_root
-        self.sam = sam if settings.source == "sam" else None
+        self.split, self.config, self.root, self.clue_root = split, config, root, clue_root
+        self.sam = sam if config.source == "sam" else None
         self.clue_network = clue_network
         self.networks = {
             "sam": None if self.sam is None else weights_fingerprint(self.sam),
             "clues": None if clue_network is None else network_fingerprint(clue_network),
         }
-        used = to_plain(settings)
-        del used["search" if settings.source == "sam" else "proposals"]
+        used = to_plain(config)
+        del used["search" if config.source == "sam" else "proposals"]
         self.key = {"format": FORMAT, "settings": used, "networks": self.networks}
         self.fingerprint_of_job = fingerprint(self.key)
 
@@ -203,34 +203,34 @@ class _Job:
 
     def _tags(self, record: TagRecord) -> tuple[int, ...] | None:
         """The classes that the clue network is asked for."""
-        return record.tags if self.settings.by_tags else None
+        return record.tags if self.config.by_tags else None
 
     def _metadata(self, record: TagRecord) -> dict[str, str]:
         """Metadata of both files of an image."""
         return {
             "fingerprint": self.fingerprint(record),
             "job": self.fingerprint_of_job,
-            "labels": self.settings.labels,
+            "labels": self.config.labels,
             "networks": str(self.networks),
         }
 
     def _propose(self, record: TagRecord, image: np.ndarray, prompts: Prompts) -> Proposals:
         if self.sam is None:
-            return selective_search(image, self.settings.search, image_id=record.image_id)
-        settings = self.settings.proposals
-        return propose(self.sam, image, prompts, settings=settings, image_id=record.image_id)
+            return selective_search(image, self.config.search, image_id=record.image_id)
+        config = self.config.proposals
+        return propose(self.sam, image, prompts, config=config, image_id=record.image_id)
 
     def _prompts(self, clues: Clues | None, height: int, width: int) -> Prompts:
-        settings = self.settings.prompts
+        config = self.config.prompts
         if clues is not None and len(clues.class_ids):
-            return prompt_points(clues, settings, height, width=width)
-        side = settings.grid_side if "grid" in settings.sources else 0
+            return prompt_points(clues, config, height, width=width)
+        side = config.grid_side if "grid" in config.sources else 0
         return Prompts(dense_grid(side, height, width), np.zeros((0, 5), np.float32))
 
     def _write_clues(
         self, record: TagRecord, clues: Clues, prompts: Prompts, metadata: dict[str, str]
     ) -> None:
-        side = self.settings.clue_side
+        side = self.config.clue_side
         arrays = {
             "coarse": shrink(clues.coarse, side),
             "fine": shrink(clues.fine, side),
@@ -279,12 +279,12 @@ def _manifest(job: _Job, split: TagSplit) -> dict[str, Any]:
     counts = np.asarray([stored_metadata(path)["counts"].split() for path in paths], int)
     means = counts.mean(0) if len(counts) else np.zeros(len(SOURCES))
     # The tags of a split whose classes are predicted are not looked at, not even counted.
-    tagged = job.settings.by_tags
+    tagged = job.config.by_tags
     negatives = {"negatives": sum(not one.tags for one in split.records)} if tagged else {}
     return {
         "dataset": split.dataset,
         "split": split.split,
-        "labels": job.settings.labels,
+        "labels": job.config.labels,
         "per_image": float(means.sum()),
         "per_source": {name: float(mean) for name, mean in zip(SOURCES, means, strict=True)},
         **negatives,

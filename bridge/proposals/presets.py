@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from bridge.clues.interface import ClueNetwork
-from bridge.clues.networks import ClueSettings, load_clues
-from bridge.proposals.prompts import PromptSettings
-from bridge.proposals.selection import ProposalSettings
+from bridge.clues.networks import ClueConfig, load_clues
+from bridge.proposals.prompts import PromptConfig
+from bridge.proposals.selection import ProposalConfig
 from weaksam_jax.data.records import TagSplit
 
 PresetName = Literal[
@@ -35,9 +35,9 @@ class Preset:
     official code's labels (the MIL detector's tags leave them out).
     """
 
-    prompts: PromptSettings
-    proposals: ProposalSettings
-    clue_use: ClueSettings = field(default_factory=ClueSettings)
+    prompts: PromptConfig
+    proposals: ProposalConfig
+    clue_use: ClueConfig = field(default_factory=ClueConfig)
     difficult_tags: bool = False
 
 
@@ -45,23 +45,21 @@ class Preset:
 # numbers of boxes (Table 4) and the names of the official files fit layers 5 to 12.
 _LAYERS_5_TO_12 = tuple(range(4, 12))
 _PAPER = Preset(
-    PromptSettings.paper(),
-    ProposalSettings.paper(),
-    ClueSettings(cross_layers=_LAYERS_5_TO_12),
+    PromptConfig.paper(),
+    ProposalConfig.paper(),
+    ClueConfig(cross_layers=_LAYERS_5_TO_12),
     difficult_tags=True,
 )
 # Official code: layers 9 and 10, and a fusion whose weights never fit its own checkpoint, which
 # amounts to a plain mean. The VOC07 commands prompt SAM with all cross points, the VOC12 ones with
 # their cluster centres. For COCO14 there are only the names of its point files: layers 5 to 12.
-_OFFICIAL_USE = ClueSettings(fusion="uniform", cross_layers=(8, 9))
-_VOC07 = Preset(
-    PromptSettings.official(), ProposalSettings.paper(), _OFFICIAL_USE, difficult_tags=True
-)
-_VOC12 = Preset(PromptSettings(), ProposalSettings.paper(), _OFFICIAL_USE, difficult_tags=True)
+_OFFICIAL_USE = ClueConfig(fusion="uniform", cross_layers=(8, 9))
+_VOC07 = Preset(PromptConfig.official(), ProposalConfig.paper(), _OFFICIAL_USE, difficult_tags=True)
+_VOC12 = Preset(PromptConfig(), ProposalConfig.paper(), _OFFICIAL_USE, difficult_tags=True)
 _COCO14 = Preset(
-    PromptSettings(),
-    ProposalSettings.paper(),
-    ClueSettings(fusion="uniform", cross_layers=_LAYERS_5_TO_12),
+    PromptConfig(),
+    ProposalConfig.paper(),
+    ClueConfig(fusion="uniform", cross_layers=_LAYERS_5_TO_12),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -73,8 +71,8 @@ PRESETS: dict[str, Preset] = {
     "voc07-official": _VOC07,
     "voc12-official": _VOC12,
     "coco14-official": _COCO14,
-    "mini": Preset(PromptSettings.mini(), ProposalSettings.mini()),
-    "light": Preset(PromptSettings(grid_side=16), ProposalSettings.light()),
+    "mini": Preset(PromptConfig.mini(), ProposalConfig.mini()),
+    "light": Preset(PromptConfig(grid_side=16), ProposalConfig.light()),
 }
 
 
@@ -88,4 +86,4 @@ def clue_network(path: Path, preset: PresetName, split: TagSplit) -> ClueNetwork
 
     Raises `BadInput` for a file that is no clue network or one of other classes.
     """
-    return load_clues(path, split.classes, split.category_ids, settings=PRESETS[preset].clue_use)
+    return load_clues(path, split.classes, split.category_ids, config=PRESETS[preset].clue_use)

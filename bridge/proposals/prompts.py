@@ -15,7 +15,7 @@ REFERENCE_LONG_SIDE = 500
 
 
 @dataclass(frozen=True)
-class PromptSettings:
+class PromptConfig:
     """How points are found.
 
     sources: which kinds of prompts, out of "grid", "coarse", "fine", "cross". kernel_*: side of
@@ -36,17 +36,17 @@ class PromptSettings:
     relative_kernel: bool = False
 
     @classmethod
-    def paper(cls) -> "PromptSettings":
+    def paper(cls) -> "PromptConfig":
         """Appendix H: one kernel of 128 (129 here, as a window needs a centre), clustered cross."""
         return cls(kernel_coarse=129, kernel_fine=129)
 
     @classmethod
-    def official(cls) -> "PromptSettings":
+    def official(cls) -> "PromptConfig":
         """The official VOC07 commands: kernels 17, 17, 129; cross points are not clustered."""
         return cls(cross_divisor=None)
 
     @classmethod
-    def mini(cls) -> "PromptSettings":
+    def mini(cls) -> "PromptConfig":
         """Images of at most 192 pixels: relative kernels and a 10 x 10 grid."""
         return cls(relative_kernel=True, grid_side=10)
 
@@ -68,7 +68,7 @@ class Prompts:
 
 def prompt_points(
     clues: Clues,
-    settings: PromptSettings,
+    config: PromptConfig,
     height: int | None = None,
     width: int | None = None,
 ) -> Prompts:
@@ -84,16 +84,16 @@ def prompt_points(
     sets = [np.zeros((0, 5), np.float32)]
     for source in ("coarse", "fine", "cross"):
         maps = getattr(clues, source)
-        if source in settings.sources and maps is not None:
-            kernel = _kernel(settings, source, max(height, width), scale=clues.scale)
-            points = _source_points(maps, clues.class_ids, kernel, settings=settings)
+        if source in config.sources and maps is not None:
+            kernel = _kernel(config, source, max(height, width), scale=clues.scale)
+            points = _source_points(maps, clues.class_ids, kernel, config=config)
             points[:, :2] /= (map_width / width, map_height / height)
-            if source == "cross" and settings.cross_divisor is not None:
-                points = _cluster(points, settings.cross_divisor)
+            if source == "cross" and config.cross_divisor is not None:
+                points = _cluster(points, config.cross_divisor)
             origin = np.full(len(points), SOURCES.index(source))
             sets.append(np.column_stack([points, origin]).astype(np.float32))
     points = np.concatenate(sets)
-    side = settings.grid_side if "grid" in settings.sources else 0
+    side = config.grid_side if "grid" in config.sources else 0
     return Prompts(dense_grid(side, height, width), points, _groups(points))
 
 
@@ -104,23 +104,21 @@ def dense_grid(side: int, height: int, width: int) -> np.ndarray:
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
-def _kernel(settings: PromptSettings, source: str, long_side: int, scale: float) -> int:
+def _kernel(config: PromptConfig, source: str, long_side: int, scale: float) -> int:
     """Window of a source in map pixels: odd, at least 3 where it had to be scaled."""
-    kernel = getattr(settings, f"kernel_{source}")
-    factor = scale * (long_side / REFERENCE_LONG_SIDE if settings.relative_kernel else 1)
+    kernel = getattr(config, f"kernel_{source}")
+    factor = scale * (long_side / REFERENCE_LONG_SIDE if config.relative_kernel else 1)
     return kernel if factor == 1 else max(3, 2 * round((kernel * factor - 1) / 2) + 1)
 
 
 def _source_points(
-    maps: np.ndarray, class_ids: np.ndarray, kernel: int, settings: PromptSettings
+    maps: np.ndarray, class_ids: np.ndarray, kernel: int, config: PromptConfig
 ) -> np.ndarray:
     """Peaks of maps `[c, h, w]` or `[M, c, h, w]` as `[n, 4]`: x, y (map pixels), value, class."""
     by_class = np.swapaxes(maps if maps.ndim == 4 else maps[None], 0, 1)
     found = [np.zeros((0, 4), np.float32)]
     for label, one_class in zip(class_ids, by_class, strict=True):
-        for peaks in peak_points(
-            one_class, kernel, settings.threshold, max_peaks=settings.max_peaks
-        ):
+        for peaks in peak_points(one_class, kernel, config.threshold, max_peaks=config.max_peaks):
             labels = np.full(len(peaks), label)
             found.append(np.column_stack([peaks, labels]).astype(np.float32))
     return np.concatenate(found)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bridge.proposals.prompts import Prompts
-from bridge.proposals.selection import GRID, ProposalSettings, Table, choose, select
+from bridge.proposals.selection import GRID, ProposalConfig, Table, choose, select
 from bridge.sam.networks import Sam
 from bridge.sam.packed_masks import measure, rle_above
 from bridge.sam.prompting import PromptedImage
@@ -15,7 +15,7 @@ from weaksam_jax.data.store import DecodedMasks, Proposals
 
 
 def propose(
-    sam: Sam, image: np.ndarray, prompts: Prompts, settings: ProposalSettings, image_id: int = 0
+    sam: Sam, image: np.ndarray, prompts: Prompts, config: ProposalConfig, image_id: int = 0
 ) -> Proposals:
     """The proposals of one image (section 3.2 of the paper; official code where it is silent).
 
@@ -31,11 +31,11 @@ def propose(
     masks, whatever the size of the image), and the tensors of one pass, see
     `bridge.sam.decoder.numbers_at_once`.
     """
-    prompted = PromptedImage(sam, image, settings.encoder_dtype)
-    table, logits = _decode_all(prompted, prompts, settings)
-    index = choose(table, settings)
-    masks = _encode_masks(prompted, [logits[i] for i in index]) if settings.with_masks else None
-    decoded = _compact(table, image.shape, settings) if settings.keep_decoded else None
+    prompted = PromptedImage(sam, image, config.encoder_dtype)
+    table, logits = _decode_all(prompted, prompts, config)
+    index = choose(table, config)
+    masks = _encode_masks(prompted, [logits[i] for i in index]) if config.with_masks else None
+    decoded = _compact(table, image.shape, config) if config.keep_decoded else None
     height, width = image.shape[:2]
     chosen = select(table, index)
     return Proposals(
@@ -44,7 +44,7 @@ def propose(
 
 
 def _decode_all(
-    prompted: PromptedImage, prompts: Prompts, settings: ProposalSettings
+    prompted: PromptedImage, prompts: Prompts, config: ProposalConfig
 ) -> tuple[Table, list[Tensor]]:
     """Columns of all decoded masks, by source in prompt order; `with_masks`: logits `[h, w]` too.
 
@@ -59,16 +59,16 @@ def _decode_all(
         batches[len(members)].append((prompts.points[members, :2], source, -1))
     parts, logits = [_empty()], []
     for _, batch in sorted(batches.items()):
-        for start in range(0, len(batch), settings.chunk):
+        for start in range(0, len(batch), config.chunk):
             columns, chosen = _decode(
-                prompted, *map(np.stack, zip(*batch[start : start + settings.chunk], strict=True)),
-                settings,
+                prompted, *map(np.stack, zip(*batch[start : start + config.chunk], strict=True)),
+                config,
             )  # fmt: skip
             parts.append(columns)
-            logits += chosen if settings.with_masks else []
+            logits += chosen if config.with_masks else []
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(table["source"], kind="stable")
-    return select(table, order), [logits[i] for i in order] if settings.with_masks else []
+    return select(table, order), [logits[i] for i in order] if config.with_masks else []
 
 
 def _empty() -> Table:
@@ -87,7 +87,7 @@ def _decode(
     points: np.ndarray,
     source: np.ndarray,
     index: np.ndarray,
-    settings: ProposalSettings,
+    config: ProposalConfig,
 ) -> tuple[Table, Tensor]:
     """Columns and logits of the masks of prompts `[B, n, 2]` of sources `[B]`.
 
@@ -96,15 +96,15 @@ def _decode(
     """
     logits, predicted_iou = prompted.decode(points=points)
     scores = predicted_iou.cpu().numpy()
-    if settings.keep_decoded:
+    if config.keep_decoded:
         wanted = np.ones(scores.shape, bool)
     else:
-        asked = np.isin(range(3), settings.peak_tokens)
-        wanted = np.where(source[:, None] == GRID, scores > settings.t_iou, asked)
+        asked = np.isin(range(3), config.peak_tokens)
+        wanted = np.where(source[:, None] == GRID, scores > config.t_iou, asked)
     row, column = np.nonzero(wanted)
     chosen = logits[torch.from_numpy(row), torch.from_numpy(column)]
     measured = [
-        measure(prompted.upsample(part), prompted.sam.mask_threshold, settings.stability_offset)
+        measure(prompted.upsample(part), prompted.sam.mask_threshold, config.stability_offset)
         for part in chosen.split(prompted.upsample_step())
     ]
     boxes, stability = (np.concatenate(values) for values in zip(*measured, strict=True))
@@ -128,7 +128,7 @@ def _encode_masks(prompted: PromptedImage, logits: list[Tensor]) -> tuple[bytes,
     return rles
 
 
-def _compact(table: Table, size: tuple[int, ...], settings: ProposalSettings) -> DecodedMasks:
+def _compact(table: Table, size: tuple[int, ...], config: ProposalConfig) -> DecodedMasks:
     whole = np.uint16 if max(size) < 2**16 else np.int32
     boxes = table["boxes"].astype(whole)
-    return DecodedMasks(**{**table, "boxes": boxes}, stability_offset=settings.stability_offset)
+    return DecodedMasks(**{**table, "boxes": boxes}, stability_offset=config.stability_offset)

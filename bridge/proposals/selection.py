@@ -20,7 +20,7 @@ Table = dict[str, np.ndarray]  # one row per decoded mask
 
 
 @dataclass(frozen=True)
-class ProposalSettings:
+class ProposalConfig:
     """How masks become proposals (the defaults are the paper's and the official code's).
 
     t_iou, t_stab: a grid mask stays with predicted IoU > t_iou and stability >= t_stab at a logit
@@ -53,12 +53,12 @@ class ProposalSettings:
     encoder_dtype: EncoderType = "float32"
 
     @classmethod
-    def paper(cls) -> "ProposalSettings":
+    def paper(cls) -> "ProposalConfig":
         """SAM ViT-H as in the paper and the official code; no cap, no further NMS."""
         return cls()
 
     @classmethod
-    def mini(cls) -> "ProposalSettings":
+    def mini(cls) -> "ProposalConfig":
         """`sam_mini` on images of at most 192 pixels: at most 100 boxes.
 
         Small SAMs have flat logits and low predicted IoU; thresholds made for ViT-H would empty the
@@ -75,7 +75,7 @@ class ProposalSettings:
         )
 
     @classmethod
-    def light(cls) -> "ProposalSettings":
+    def light(cls) -> "ProposalConfig":
         """`sam_mini_lite` on photographs: at most 250 boxes, ranked as in `mini`."""
         return cls(t_iou=0.1, t_stab=0.0, grid_nms=0.7, min_side=10, dedupe_nms=0.9, max_boxes=250)
 
@@ -86,11 +86,11 @@ def select(table: Table, index: np.ndarray) -> Table:
 
 
 def rederive(
-    proposals: Proposals, settings: ProposalSettings, sources: Collection[str] = SOURCES
+    proposals: Proposals, config: ProposalConfig, sources: Collection[str] = SOURCES
 ) -> Proposals:
     """The proposals that `propose` makes with other settings and sources, without running SAM.
 
-    proposals: made with `keep_decoded`. settings: every threshold, NMS, `peak_tokens` and the
+    proposals: made with `keep_decoded`. config: every threshold, NMS, `peak_tokens` and the
     measures that are not in the paper may differ; those of the networks (encoder_dtype, chunk)
     are those of `proposals`. sources: prompts of these alone (a row of the paper's Table 4). The
     result has neither masks nor decoded masks. Raises `BadInput` when `proposals` has no decoded
@@ -101,8 +101,8 @@ def rederive(
         raise BadInput(name, "hold no decoded masks", "export them again with keep_decoded")
     table = dict(vars(proposals.decoded))
     offset = table.pop("stability_offset")
-    if offset != settings.stability_offset:
-        problem = f"have their stability at offset {offset}, not {settings.stability_offset}"
+    if offset != config.stability_offset:
+        problem = f"have their stability at offset {offset}, not {config.stability_offset}"
         raise BadInput(name, problem, "export them again with the other offset")
     table["boxes"] = table["boxes"].astype(np.float32)
     wanted = [SOURCES.index(source) for source in sources]
@@ -115,39 +115,39 @@ def rederive(
         masks=None,
         points=proposals.points[kept_points],
         decoded=None,
-        **select(table, choose(table, settings)),
+        **select(table, choose(table, config)),
     )
 
 
-def choose(table: Table, settings: ProposalSettings) -> np.ndarray:
+def choose(table: Table, config: ProposalConfig) -> np.ndarray:
     """Indices of the proposals among decoded masks, in the order that `propose` documents.
 
     table: the columns of `weaksam_jax.data.store.DecodedMasks` (boxes float32), in prompt order.
     """
-    index = np.flatnonzero(_passes(table, settings))
-    index = index[_per_source_nms(select(table, index), settings)]
-    return index[reduce_boxes(select(table, index), settings)]
+    index = np.flatnonzero(_passes(table, config))
+    index = index[_per_source_nms(select(table, index), config)]
+    return index[reduce_boxes(select(table, index), config)]
 
 
-def _passes(table: Table, settings: ProposalSettings) -> np.ndarray:
+def _passes(table: Table, config: ProposalConfig) -> np.ndarray:
     """Which masks are not empty and pass the filters of their source."""
     filled = table["boxes"][:, 2] > 0
     with np.errstate(invalid="ignore"):  # stability may be 0/0, which is no match
-        good = (table["predicted_iou"] > settings.t_iou) & (table["stability"] >= settings.t_stab)
-    asked = np.isin(table["token"], np.asarray(settings.peak_tokens) + 1)
+        good = (table["predicted_iou"] > config.t_iou) & (table["stability"] >= config.t_stab)
+    asked = np.isin(table["token"], np.asarray(config.peak_tokens) + 1)
     return filled & np.where(table["source"] == GRID, good, asked)
 
 
-def _per_source_nms(table: Table, settings: ProposalSettings) -> np.ndarray:
+def _per_source_nms(table: Table, config: ProposalConfig) -> np.ndarray:
     """Indices that survive the NMS of their own source, in the order that `propose` documents."""
     source, boxes = table["source"], table["boxes"]
     grid, cross = np.flatnonzero(source == GRID), np.flatnonzero(source == CROSS)
     others = np.flatnonzero((source != GRID) & (source != CROSS))
     inclusive = boxes[grid] - np.asarray([0, 0, 1, 1], np.float32)
-    grid = grid[_nms(inclusive, table["predicted_iou"][grid], settings.grid_nms)]
-    if settings.cross_nms is not None:
+    grid = grid[_nms(inclusive, table["predicted_iou"][grid], config.grid_nms)]
+    if config.cross_nms is not None:
         listed = -np.arange(len(cross), dtype=np.float32)
-        cross = cross[_nms(boxes[cross], listed, settings.cross_nms)]
+        cross = cross[_nms(boxes[cross], listed, config.cross_nms)]
     return np.concatenate([grid, others, cross])
 
 
@@ -155,7 +155,7 @@ def _nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
     return nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
 
 
-def reduce_boxes(table: Table, settings: ProposalSettings) -> np.ndarray:
+def reduce_boxes(table: Table, config: ProposalConfig) -> np.ndarray:
     """Ascending indices left by the measures that are not in the paper (all off by default).
 
     In this order: min_side, dedupe_nms, max_boxes.
@@ -163,12 +163,12 @@ def reduce_boxes(table: Table, settings: ProposalSettings) -> np.ndarray:
     boxes, scores = table["boxes"], table["predicted_iou"]
     is_clue = table["source"] != GRID
     sides = boxes[:, 2:] - boxes[:, :2]
-    index = np.flatnonzero((sides >= settings.min_side).all(1))
-    if settings.dedupe_nms is not None:
-        index = index[np.sort(_nms(boxes[index], scores[index], settings.dedupe_nms))]
-    if settings.max_boxes is not None:
+    index = np.flatnonzero((sides >= config.min_side).all(1))
+    if config.dedupe_nms is not None:
+        index = index[np.sort(_nms(boxes[index], scores[index], config.dedupe_nms))]
+    if config.max_boxes is not None:
         index = index[
-            cap(scores[index], is_clue[index], settings.max_boxes, clue_share=settings.clue_share)
+            cap(scores[index], is_clue[index], config.max_boxes, clue_share=config.clue_share)
         ]
     return index
 

@@ -15,7 +15,7 @@ from weaksam_jax.errors import BadInput
 
 
 @dataclass(frozen=True)
-class SelectiveSearchSettings:
+class SelectiveSearchConfig:
     """How OpenCV's selective search is run.
 
     mode: "fast" (8 hierarchies) or "quality" (80). long_side: larger images are made smaller first
@@ -33,7 +33,7 @@ class SelectiveSearchSettings:
 
 
 def selective_search(
-    image: np.ndarray, settings: SelectiveSearchSettings | None = None, image_id: int = 0
+    image: np.ndarray, config: SelectiveSearchConfig | None = None, image_id: int = 0
 ) -> Proposals:
     """Proposals of source "selective_search", best rank first, without masks and scores.
 
@@ -41,16 +41,16 @@ def selective_search(
     stability is 1, token 0, prompt -1. The same image gives the same boxes: see `rank`. Raises
     `BadInput` when OpenCV lacks its contrib modules.
     """
-    settings = settings or SelectiveSearchSettings()
+    config = config or SelectiveSearchConfig()
     height, width = image.shape[:2]
-    boxes = _search(image, settings)
+    boxes = _search(image, config)
     boxes = clip(boxes, width, height)
-    boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= settings.min_side).all(1)]
-    boxes = boxes[rank(boxes, settings.seed)]
-    if settings.nms is not None:
+    boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= config.min_side).all(1)]
+    boxes = boxes[rank(boxes, config.seed)]
+    if config.nms is not None:
         falling = -torch.arange(len(boxes), dtype=torch.float32)
-        boxes = boxes[nms(torch.from_numpy(boxes), falling, settings.nms).numpy()]
-    boxes = boxes[: settings.max_boxes]
+        boxes = boxes[nms(torch.from_numpy(boxes), falling, config.nms).numpy()]
+    boxes = boxes[: config.max_boxes]
     count = len(boxes)
     return Proposals(
         image_id,
@@ -81,16 +81,16 @@ def rank(boxes: np.ndarray, seed: int) -> np.ndarray:
     return canonical[np.argsort(keys, kind="stable")]
 
 
-def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
+def _search(image: np.ndarray, config: SelectiveSearchConfig) -> np.ndarray:
     """Boxes float32 `[n, 4]` in pixels of the image, in no particular order."""
     segmentation = _contrib().segmentation
     factor = 1.0
-    if settings.long_side is not None and max(image.shape[:2]) > settings.long_side:
-        factor = settings.long_side / max(image.shape[:2])
+    if config.long_side is not None and max(image.shape[:2]) > config.long_side:
+        factor = config.long_side / max(image.shape[:2])
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     search = segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))  # OpenCV expects BGR
-    if settings.mode == "fast":
+    if config.mode == "fast":
         search.switchToSelectiveSearchFast()
     else:
         search.switchToSelectiveSearchQuality()

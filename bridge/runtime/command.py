@@ -1,19 +1,13 @@
 """Command lines of functions: flags from signatures and docstrings, usage errors in one line."""
 
-import contextlib
 import functools
-import io
-import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_type_hints
 
 import tyro
 
-from weaksam_jax.errors import BadInput
-
-# What tyro prints: lines in a frame (of blanks on a terminal without UTF-8), rules between parts.
-_FRAME = re.compile(r"^[│╭╰ ] ?|\s*[│╮╯]?$")
-_LEFT_OUT = re.compile(r"^ {8,}|^ *[─-]{5,}|^$")  # the help of an option, a rule, an empty line
-_END = re.compile("For full helptext|Argument helptext")
+from weaksam_jax.flags import call_tyro, check_known
 
 
 def run_command(
@@ -27,18 +21,25 @@ def run_command(
     Flags are the function's arguments, their help its docstring's `Args`; `about` begins `--help`.
     Raises `BadInput` for wrong arguments, and SystemExit(0) for --help.
     """
-    several = not callable(command)
-    asked = {name: _postponed(one) for name, one in command.items()} if several else None
-    parse = tyro.extras.subcommand_cli_from_dict if several else tyro.cli
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            call = parse(asked or _postponed(command), args=argv, prog=prog, description=about)
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise BadInput(prog, _said(printed.getvalue()), f"see {prog} --help") from None
-    call()
+    argv = sys.argv[1:] if argv is None else argv
+    if callable(command):
+        names, asked, parse = flags_of(command), _postponed(command), tyro.cli
+    else:
+        names = {flag for one in command.values() for flag in flags_of(one)}
+        asked = {name: _postponed(one) for name, one in command.items()}
+        parse = tyro.extras.subcommand_cli_from_dict
+    check_known(argv, {*names, "help"}, f"see {prog} --help")
+    call_tyro(lambda doc: parse(asked, args=argv, prog=prog, description=doc), about, prog)()
+
+
+def flags_of(command: Callable[..., None]) -> set[str]:
+    """The flags of a function's arguments, without dashes."""
+    found = set()
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        marks = [getattr(mark, "name", None) for mark in getattr(hint, "__metadata__", ())]
+        own = next(filter(None, marks), name).replace("_", "-")
+        found |= {own, f"no-{own}"} if hint is bool else {own}
+    return found - {"return"}
 
 
 def _postponed(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -49,9 +50,3 @@ def _postponed(command: Callable[..., None]) -> Callable[..., Callable[[], None]
         return functools.partial(command, *values, **named)
 
     return bind
-
-
-def _said(text: str) -> str:
-    """What the parser's box says, without its title, its frame and the help of options."""
-    lines = [_FRAME.sub("", line) for line in _END.split(text)[0].splitlines()[1:]]
-    return " ".join(line.strip() for line in lines if not _LEFT_OUT.match(line)).rstrip(".")

@@ -23,7 +23,7 @@ from weaksam_jax.settings import to_plain
 
 
 @dataclass(frozen=True)
-class MaskSettings:
+class MaskConfig:
     """How a box becomes a mask (neither the paper nor the official code says).
 
     best_of_three: of SAM's three masks the one of highest predicted IoU; else the single mask,
@@ -50,7 +50,7 @@ def pseudo_masks(
     sam: Sam,
     pgt: dict[str, Any],
     images: TagSplit,
-    settings: MaskSettings,
+    config: MaskConfig,
     out_path: str | Path,
     progress: bool = True,
     workers: int | None = None,
@@ -74,12 +74,12 @@ def pseudo_masks(
     if unknown:
         problem = f"has no image {unknown[0]} ({len(unknown)} of the boxes' images are missing)"
         raise BadInput(f"{images.dataset} {images.split}", problem, "make the pseudo boxes again")
-    info = {"sam": weights_fingerprint(sam), **to_plain(settings)}
+    info = {"sam": weights_fingerprint(sam), **to_plain(config)}
     parts = out_path.with_name(f"{out_path.name}.parts")
 
     def one(image_id: int) -> dict[str, Any]:
         return _one_image(
-            sam, records[image_id], boxes[image_id], settings=settings, info=info, parts=parts
+            sam, records[image_id], boxes[image_id], config=config, info=info, parts=parts
         )
 
     found = for_images(sam, workers)(one, sorted(boxes), "masks", progress)
@@ -103,7 +103,7 @@ def _one_image(
     sam: Sam,
     record: TagRecord,
     annotations: list[dict[str, Any]],
-    settings: MaskSettings,
+    config: MaskConfig,
     info: dict[str, Any],
     parts: Path,
 ) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _one_image(
             return stored
     image = load_image(record.path)
     boxes = from_xywh(np.asarray([one["bbox"] for one in annotations], np.float32))
-    packed, predicted_iou, empty = box_masks(sam, image, boxes, settings=settings)
+    packed, predicted_iou, empty = box_masks(sam, image, boxes, config=config)
     height, width = image.shape[:2]
     masked = []
     rles, areas = encode_rle(packed, width), pixel_counts(packed)
@@ -131,12 +131,12 @@ def _one_image(
 
 
 def box_masks(
-    sam: Sam, image: np.ndarray, boxes: np.ndarray, settings: MaskSettings
+    sam: Sam, image: np.ndarray, boxes: np.ndarray, config: MaskConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks of boxes float32 `[n, 4]` (see `weaksam_jax.boxes`) in an image uint8 `[H, W, 3]`.
 
     Returns packed masks uint8 `[n, H, ceil(W / 8)]` (`bridge.sam.packed_masks`), predicted IoU
-    float32 `[n]` and a bool `[n]`: SAM's mask was empty (it stays so unless `settings.empty` is
+    float32 `[n]` and a bool `[n]`: SAM's mask was empty (it stays so unless `config.empty` is
     "box").
     """
     height, width = image.shape[:2]
@@ -146,10 +146,10 @@ def box_masks(
     corners = boxes - np.asarray([0, 0, 1, 1], np.float32)
     packed = np.zeros((len(boxes), height, -(-width // 8)), np.uint8)
     scores = np.zeros(len(boxes), np.float32)
-    for start in range(0, len(boxes), settings.chunk):
-        here = slice(start, start + settings.chunk)
+    for start in range(0, len(boxes), config.chunk):
+        here = slice(start, start + config.chunk)
         logits, predicted_iou = prompted.decode(
-            boxes=corners[here], tokens=(1, 2, 3) if settings.best_of_three else (0,)
+            boxes=corners[here], tokens=(1, 2, 3) if config.best_of_three else (0,)
         )
         best = predicted_iou.argmax(1)
         rows = torch.arange(len(best), device=best.device)
@@ -160,10 +160,10 @@ def box_masks(
             place = start + first
             packed[place : place + len(full)] = pack_above(full, sam.mask_threshold)
     inside = _rectangles(boxes, height, width)
-    if settings.clip_to_box:
+    if config.clip_to_box:
         packed &= inside
     empty = ~packed.any((1, 2))
-    if settings.empty == "box":
+    if config.empty == "box":
         packed[empty] = inside[empty]
     return packed, scores, empty
 

@@ -60,7 +60,7 @@ def mil_metadata(arrays: Arrays, code: Mapping[str, Any], source: str | Path) ->
         "backbone_width": arrays["backbone/conv1_1/bias"].size,
         **code,
         "pool_size": round((rows / channels) ** 0.5),
-        "width": width,
+        "fc_width": width,
         "neck": None,
         "dropout": 0.5,
         "drop_block": False,

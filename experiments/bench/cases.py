@@ -144,7 +144,7 @@ def proposals() -> Entry:
     import bridge.runtime.torchvision_ops  # noqa: F401
     from bridge.proposals.prompts import Prompts, dense_grid
     from bridge.proposals.sam_proposals import propose
-    from bridge.proposals.selection import ProposalSettings
+    from bridge.proposals.selection import ProposalConfig
     from bridge.sam.networks import load_sam
 
     network = load_sam("sam_mini")
@@ -160,7 +160,7 @@ def proposals() -> Entry:
         ]
 
     work = "100 grid points of one 144x192 image, sam_mini, one image encoding"
-    ours = lambda: propose(network, image, prompts, settings=ProposalSettings())  # noqa: E731
+    ours = lambda: propose(network, image, prompts, config=ProposalConfig())  # noqa: E731
     return Entry(work, ours, "SamPredictor per point", other=one_by_one)
 
 

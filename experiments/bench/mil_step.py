@@ -69,7 +69,7 @@ def inputs(proposals: int, size: tuple[int, int], batch: int) -> dict[str, np.nd
 def detector_of(job: dict) -> MilDetector:
     """The recipe at the size of a job: its dtype, width, padded size, proposals and batch."""
     values = {
-        "model.width": job["width"],
+        "model.fc_width": job["width"],
         "model.dropout": 0.0,
         "model.dtype": job["dtype"],
         "optim.batch_size": job["batch"],

@@ -17,7 +17,7 @@ from segment_anything.modeling import Sam
 from bridge.proposals.agreement import box_agreement
 from bridge.proposals.prompts import Prompts, dense_grid
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings
+from bridge.proposals.selection import ProposalConfig
 from bridge.sam.decoder import ImageDecoder
 from experiments.bench.entry import Entry, random_image
 from weaksam_jax.data.store import SOURCES, Proposals
@@ -158,7 +158,7 @@ def sam_predictor() -> Entry:
         return [NO_POINTS[:, :4], np.asarray([_inclusive_box(m) for two in made for m in two])]
 
     work = "8 points of a 375x500 image, ViT-B, one encoding"
-    ours = lambda: propose(sam, image, prompts, settings=ProposalSettings())  # noqa: E731
+    ours = lambda: propose(sam, image, prompts, config=ProposalConfig())  # noqa: E731
     return Entry(work, ours, "SamPredictor per point", other=theirs, agree=equal_boxes)
 
 
@@ -167,7 +167,7 @@ def sam_grid() -> Entry:
     prompts = Prompts(dense_grid(16, 375, 500), NO_POINTS)
     work = "16x16 grid of a 375x500 image, ViT-B, thresholds .3/.3, NMS .3"
     theirs = lambda: official_procedure(sam, image, prompts)[:1]  # noqa: E731
-    ours = lambda: propose(sam, image, prompts, settings=ProposalSettings())  # noqa: E731
+    ours = lambda: propose(sam, image, prompts, config=ProposalConfig())  # noqa: E731
     return Entry(work, ours, "SamAutomaticMaskGenerator", other=theirs, agree=equal_boxes)
 
 
@@ -176,14 +176,14 @@ def sam_export() -> Entry:
     prompts = random_prompts(0, 375, 500, grid_side=32, counts=(11, 11, 20))
     work = "1024 grid points, 42 peaks, 2 class-wise prompts (one class), 375x500, ViT-B, 1024 px"
     theirs = lambda: official_procedure(sam, image, prompts)  # noqa: E731
-    ours = lambda: propose(sam, image, prompts, settings=ProposalSettings())  # noqa: E731
+    ours = lambda: propose(sam, image, prompts, config=ProposalConfig())  # noqa: E731
     return Entry(work, ours, "official procedure, 6 encodings", other=theirs, agree=equal_boxes)
 
 
 def sam_half() -> Entry:
     sam, image = random_vit_b(), random_image(0, 375, 500)
     prompts = Prompts(dense_grid(4, 375, 500), NO_POINTS)
-    full = ProposalSettings(t_iou=-100.0, t_stab=0.0, grid_nms=1.0, with_masks=False)
+    full = ProposalConfig(t_iou=-100.0, t_stab=0.0, grid_nms=1.0, with_masks=False)
     half = replace(full, encoder_dtype="bfloat16")
 
     def agreement(ours: Proposals, other: Proposals) -> str:
@@ -191,6 +191,6 @@ def sam_half() -> Entry:
         return f"boxes with IoU >= .9: {found.share:.3f} of {found.boxes}, {found.pixels:g} px"
 
     work = "encoding in bfloat16 and 4x4 grid, ViT-B"
-    ours = lambda: propose(sam, image, prompts, settings=half)  # noqa: E731
-    other = lambda: propose(sam, image, prompts, settings=full)  # noqa: E731
+    ours = lambda: propose(sam, image, prompts, config=half)  # noqa: E731
+    other = lambda: propose(sam, image, prompts, config=full)  # noqa: E731
     return Entry(work, ours, "float32", other=other, agree=agreement)

@@ -12,9 +12,11 @@ from experiments.pipeline.detectors import RetrainConfig
 from experiments.pipeline.run import Run
 from experiments.pipeline.stages import detect_retrained, pseudo_boxes
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.engine.checkpoint import CHECKPOINTS
 from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import file_fingerprint, write_json
+from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
 
@@ -35,13 +37,13 @@ class Cells:
         run, method = self.runs.of(seed), self.methods[name]
         pgt = pseudo_boxes(run, method.pgt)
         until = common_steps(self.methods, name)
-        if until and not (folder / "checkpoints").exists():
+        if until and not (folder / CHECKPOINTS).exists():
             self._begin(method, seed, until, pgt=pgt, folder=folder)
         detector = FasterRcnn(method.retrain, run.data.splits["train"].classes)
         params = train(run, pgt, method.retrain, folder=folder, seed=seed)
         found = detect_retrained(run, detector, params)
-        write_json(folder / "detections_test.json", found)
-        shutil.rmtree(folder / "checkpoints")
+        write_json(RunFolder(folder.parent).detections(folder.name, "test"), found)
+        shutil.rmtree(folder / CHECKPOINTS)
         return measure.average_precisions(found, run.data.truth("test"), run.config.ap50)
 
     def _begin(self, method: Method, seed: int, until: int, pgt: dict, folder: Path) -> None:
@@ -50,7 +52,7 @@ class Cells:
         open_folder(common, [to_plain(plain), until, seed, self.inputs(seed)])
         run, where = self.runs.of(seed), {"folder": common, "seed": seed}
         train(run, pgt, plain.retrain, until=until, **where)
-        copy_folder(common / "checkpoints", folder / "checkpoints")
+        copy_folder(common / CHECKPOINTS, folder / CHECKPOINTS)
 
 
 def train(

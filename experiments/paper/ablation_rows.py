@@ -14,7 +14,7 @@ from experiments.pipeline.detectors import RetrainConfig
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path
-from weaksam_jax.pgt import AnyRule, PgtSettings
+from weaksam_jax.pgt import AnyRule, PgtConfig
 from weaksam_jax.settings import change
 
 
@@ -22,7 +22,7 @@ from weaksam_jax.settings import change
 class Method:
     """One row: how pseudo boxes are made and the detector is retrained."""
 
-    pgt: PgtSettings
+    pgt: PgtConfig
     retrain: RetrainConfig
 
 
@@ -45,7 +45,7 @@ def table_5a(config: PipelineConfig, rules: Sequence[AnyRule] = ()) -> dict[str,
         "top-1": Method(replace(config.pgt, rule="top_k", k=1), plain),
         "adaptive": Method(config.pgt, plain),
         "adaptive + RoI drop": Method(config.pgt, dropped),
-        **{f"rule {rule}": Method(PgtSettings(rule=rule).resolved(), plain) for rule in rules},
+        **{f"rule {rule}": Method(PgtConfig(rule=rule).resolved(), plain) for rule in rules},
     }
 
 

@@ -38,6 +38,7 @@ from experiments.pipeline.commands import run
 from experiments.pipeline.run import Run, open_run
 from weaksam_jax.detectors import load_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.engine.checkpoint import CHECKPOINTS
 from weaksam_jax.engine.weights import load_params, save_params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, fingerprint, read_json, write_json
@@ -104,7 +105,7 @@ def train_until(options: DropFigures, pgt: dict, opened: Run, step: int) -> dict
     config = change(opened.config.retrain, {"loss.drop": None})
     folder = options.out / "training"
     open_folder(folder, [to_plain(config), options.seed, fingerprint(pgt)])
-    stored, checkpoints = folder / f"params_{step}.safetensors", folder / "checkpoints"
+    stored, checkpoints = folder / f"params_{step}.safetensors", folder / CHECKPOINTS
     if stored.exists():
         return load_params(stored)
     if any(int(one.name) > step for one in checkpoints.glob("[0-9]*")):

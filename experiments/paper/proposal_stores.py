@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bridge.proposals.presets import PresetName
-from bridge.proposals.selection import ProposalSettings, rederive
+from bridge.proposals.selection import ProposalConfig, rederive
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import SOURCES, Proposals, read_manifest, read_proposals
 from weaksam_jax.errors import BadInput
@@ -25,7 +25,7 @@ class Stored:
 
     name: str
     proposals: list[Proposals]
-    settings: ProposalSettings | None
+    settings: ProposalConfig | None
     seconds: float | None
     made_with: dict
 
@@ -72,15 +72,15 @@ def made(
 ) -> list[Stored]:
     """Exports with each clue network (None: the grid alone) what `root/<name>` lacks; reads it.
 
-    labels: as in `bridge.proposals.export.ExportSettings`. The decoded masks are kept for
+    labels: as in `bridge.proposals.export.ExportConfig`. The decoded masks are kept for
     `Stored.of`, without their pixels.
     """
     # Inside: torch takes seconds, and a table of finished stores does not need it.
-    from bridge.proposals.export import ExportSettings
+    from bridge.proposals.export import ExportConfig
     from bridge.proposals.presets import clue_network
     from bridge.sam.networks import load_sam
 
-    settings = ExportSettings.preset(preset, labels=labels)
+    settings = ExportConfig.preset(preset, labels=labels)
     kept = replace(settings.proposals, with_masks=False, keep_decoded=True)
     settings = replace(settings, proposals=kept)
     loaded = [None if path is None else clue_network(path, preset, split) for _, path in networks]
@@ -94,9 +94,9 @@ def made(
 
 def searched(split: TagSplit, root: Path) -> Stored:
     """Selective search of every image, in `root/selective_search`."""
-    from bridge.proposals.export import ExportSettings
+    from bridge.proposals.export import ExportConfig
 
-    settings = ExportSettings(source="selective_search")
+    settings = ExportConfig(source="selective_search")
     place = root / "selective_search"
     seconds = _export(split, None, None, settings=settings, root=place)
     how = {f.name: getattr(settings.search, f.name) for f in fields(settings.search)}
@@ -138,11 +138,11 @@ def _read(name: str, root: Path, split: TagSplit, seconds: float | None, made_wi
     return Stored(name, found, settings, seconds=seconds, made_with=made_with)
 
 
-def export_settings(root: Path, split: TagSplit) -> ProposalSettings:
+def export_settings(root: Path, split: TagSplit) -> ProposalConfig:
     """The settings of the proposals that an export wrote into its manifest."""
     try:
         values = read_manifest(root, split.split)["settings"]["proposals"]
-        return ProposalSettings(**{**values, "peak_tokens": tuple(values["peak_tokens"])})
+        return ProposalConfig(**{**values, "peak_tokens": tuple(values["peak_tokens"])})
     except (KeyError, TypeError) as error:
         path = root / split.split / "manifest.json"
         problem = f"does not say with which settings its masks were chosen ({error})"

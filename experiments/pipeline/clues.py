@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from bridge.clues.interface import ClueNetwork
-from bridge.clues.lite_cam import LiteSettings
+from bridge.clues.lite_cam import LiteConfig
 from bridge.clues.lite_cam_training import train_lite_head
 from bridge.clues.networks import load_clues
-from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.clues.weaktr_training import tag_map as score
 from bridge.clues.weaktr_training import train_weaktr
 from experiments.pipeline.run import Run
@@ -21,11 +21,11 @@ def train(run: Run) -> ClueNetwork:
 
     Resumes, and does not repeat a finished training.
     """
-    recipe, split, folder = run.config.clue_recipe(), run.data.splits["train"], run.folder.clues
-    if isinstance(recipe, WeakTrSettings):
-        train_weaktr(split, recipe, folder, seed=run.seed)
-    elif isinstance(recipe, LiteSettings):
-        train_lite_head(split, recipe, folder, seed=run.seed)
+    recipe, split = run.config.clue_recipe(), run.data.splits["train"]
+    if isinstance(recipe, WeakTrRecipe):
+        train_weaktr(split, recipe, run.folder, seed=run.seed)
+    elif isinstance(recipe, LiteConfig):
+        train_lite_head(split, recipe, run.folder, seed=run.seed)
     return load(run, split)
 
 
@@ -34,9 +34,9 @@ def load(run: Run, split: TagSplit) -> ClueNetwork:
 
     split: any of the run's classes.
     """
-    recipe, names = run.config.clue_recipe(), {WeakTrSettings: "weaktr", LiteSettings: "lite_cam"}
+    recipe, names = run.config.clue_recipe(), {WeakTrRecipe: "weaktr", LiteConfig: "lite_cam"}
     path = recipe if isinstance(recipe, Path) else run.folder.clue_network(names[type(recipe)])
-    return load_clues(path, split.classes, split.category_ids, settings=run.config.clue_use)
+    return load_clues(path, split.classes, split.category_ids, config=run.config.clue_use)
 
 
 def tag_map(root: Path, test: TagSplit) -> dict:

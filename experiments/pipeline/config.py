@@ -5,17 +5,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bridge.clues.lite_cam import LiteSettings
-from bridge.clues.networks import ClueSettings
-from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.lite_cam import LiteConfig
+from bridge.clues.networks import ClueConfig
+from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.proposals import presets as bridge_presets
-from bridge.proposals.export import ExportSettings
-from bridge.sam.pseudo_masks import MaskSettings
+from bridge.proposals.export import ExportConfig
+from bridge.sam.pseudo_masks import MaskConfig
 from experiments.pipeline import detectors
 from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule
 from weaksam_jax.errors import BadFile, BadInput
-from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.pgt import PgtConfig
 from weaksam_jax.settings import change
 
 
@@ -32,28 +32,28 @@ class PipelineConfig:
     clues: str = "weaktr"
     """The clue network: weaktr, lite_cam (trained here), weaktr_paper (the official recipe, from
     the ImageNet weights `--weaktr.init`) or a file of trained weights, used as `clue_use` says."""
-    clue_use: ClueSettings = field(default_factory=ClueSettings)
+    clue_use: ClueConfig = field(default_factory=ClueConfig)
     """How a file of trained weights is used."""
-    weaktr: WeakTrSettings = field(default_factory=WeakTrSettings.mini)
+    weaktr: WeakTrRecipe = field(default_factory=WeakTrRecipe.mini)
     """Training of WeakTr."""
-    lite: LiteSettings = field(default_factory=LiteSettings)
+    lite: LiteConfig = field(default_factory=LiteConfig)
     """Training of lite_cam."""
     sam: str = "sam_mini"
     """sam_mini, sam_mini_lite or the path of a published checkpoint."""
-    export: ExportSettings = field(default_factory=lambda: ExportSettings.preset("mini"))
+    export: ExportConfig = field(default_factory=lambda: ExportConfig.preset("mini"))
     """Prompts, masks and proposals."""
     wsod: MilConfig = field(default_factory=lambda: detectors.mil_preset("mini"))
     """The MIL detector."""
-    pgt: PgtSettings = field(default_factory=PgtSettings)
+    pgt: PgtConfig = field(default_factory=PgtConfig)
     """Pseudo boxes."""
     retrain: RetrainConfig = field(
         default_factory=lambda: detectors.retrain_preset("faster_rcnn", "mini")
     )
     """The retrained detector."""
-    masks: MaskSettings = field(default_factory=MaskSettings)
+    masks: MaskConfig = field(default_factory=MaskConfig)
     """Pseudo masks."""
 
-    def clue_recipe(self) -> WeakTrSettings | LiteSettings | Path:
+    def clue_recipe(self) -> WeakTrRecipe | LiteConfig | Path:
         """How the clue network is trained, or the file that holds it."""
         if self.clues == "weaktr":
             return self.weaktr
@@ -63,7 +63,7 @@ class PipelineConfig:
             if self.weaktr.init is None:
                 hint = "give the file deit_small_patch16_224-cd65a155.pth"
                 raise BadInput("--weaktr.init", "is missing", hint)
-            return WeakTrSettings.paper(self.weaktr.init, workers=self.weaktr.workers)
+            return WeakTrRecipe.paper(self.weaktr.init, workers=self.weaktr.workers)
         if not Path(self.clues).is_file():
             hint = "give weaktr, weaktr_paper, lite_cam or a file of weights"
             raise BadInput(self.clues, "is no clue network", hint)
@@ -80,7 +80,7 @@ def mini(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConfi
     return replace(
         PipelineConfig(),
         wsod=detectors.mil_preset("mini", method),
-        pgt=PgtSettings(score_threshold=0.8),
+        pgt=PgtConfig(score_threshold=0.8),
         retrain=detectors.retrain_preset(retrain, "mini"),
     )
 
@@ -91,7 +91,7 @@ def light(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConf
         PipelineConfig(),
         clues="lite_cam",
         sam="sam_mini_lite",
-        export=ExportSettings.preset("light"),
+        export=ExportConfig.preset("light"),
         wsod=detectors.mil_preset("light", method),
         retrain=detectors.retrain_preset(retrain, "light"),
     )
@@ -109,7 +109,7 @@ def published(data: str, method: Method = "mist", retrain: str = "faster_rcnn") 
         clues="weights/WeakTr_CAM_Generation" + ("_COCO.pth" if data == "coco14" else ".pth"),
         clue_use=preset.clue_use,
         sam="weights/sam_vit_h_4b8939.pth",
-        export=ExportSettings.preset(f"{data}-paper"),
+        export=ExportConfig.preset(f"{data}-paper"),
         wsod=change(
             detectors.mil_preset(data, method), {"optim.init": "weights/vgg16.safetensors"}
         ),

@@ -16,6 +16,7 @@ from weaksam_jax.detectors.mil import MilDetector, MilSamples
 from weaksam_jax.detectors.mil import detect_mil as _detect_mil
 from weaksam_jax.detectors.mil import train_mil as _train_mil
 from weaksam_jax.detectors.mil.config import MilConfig
+from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.predict import detect_split, tag_factors
@@ -50,10 +51,11 @@ def retrainer(config: RetrainConfig, classes: tuple[str, ...] | int) -> Detector
 
 
 def check_init(config: MilConfig | RetrainConfig, stage: str) -> None:
-    """`BadInput` when a published backbone is to start from nothing (the pipeline brings lite0's
-    weights itself)."""
+    """`BadInput` when a published backbone is to start from nothing (the pipeline brings those
+    weights itself that a package has)."""
     backbone = config.model.backbone
-    if config.optim.init is None and backbone != "lite0" and not BACKBONES[backbone].scratch:
+    row = BACKBONES[backbone]
+    if config.optim.init is None and not row.package and not row.scratch:
         hint = f'set --{stage}.optim.init to a file of bridge.convert, or to "scratch"'
         raise BadInput(f"stage {stage}", f"has no weights for {backbone}", hint)
 
@@ -63,6 +65,18 @@ def check_start(detector: Detector) -> None:
     weights = given_weights(detector.config)
     if weights is not None and "backbone" in weights.metadata:
         detector.start(detector.shapes(), weights)
+
+
+def packaged_weights(folder: RunFolder, config: MilConfig | RetrainConfig) -> Weights | None:
+    """ImageNet weights that an installed package brings for the backbone, converted once; None
+    where none does, or where `optim.init` says what to start from."""
+    from bridge.weights.kinds import convert
+
+    kind, path = BACKBONES[config.model.backbone].package, folder.backbone(config.model.backbone)
+    if not kind or config.optim.init is not None:
+        return None
+    run_on_leader(lambda: path.exists() or bool(convert(kind, path)))
+    return read_weights(path)
 
 
 def given_weights(config: MilConfig | RetrainConfig) -> Weights | None:
@@ -122,11 +136,11 @@ def detect_mil(
 
 
 def retrain_start(folder: RunFolder, config: RetrainConfig) -> Weights | None:
-    """What retraining in a run starts from: `optim.init`, ImageNet's Lite0, or the MIL detector."""
+    """What retraining in a run starts from: `optim.init`, weights of a package (Lite0's), or the
+    MIL detector."""
     if config.optim.init is not None:
         return given_weights(config)
-    lite0 = config.model.backbone == "lite0"
-    return read_weights(folder.lite0 if lite0 else folder.weights("wsod"))
+    return packaged_weights(folder, config) or read_weights(folder.weights("wsod"))
 
 
 def train_retrainer(

@@ -12,7 +12,7 @@ from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
-from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.pgt import PgtConfig
 from weaksam_jax.settings import change, from_plain, to_plain
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
@@ -142,7 +142,7 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
 
 def _with_rule(config: PipelineConfig, rule: Any) -> PipelineConfig:
     """With that rule's own thresholds, when it is another rule than the config's."""
-    return config if rule in (None, config.pgt.rule) else replace(config, pgt=PgtSettings())
+    return config if rule in (None, config.pgt.rule) else replace(config, pgt=PgtConfig())
 
 
 def _inner(values: Any, *names: str) -> Any:

@@ -9,10 +9,8 @@ from pycocotools import mask as coco_mask
 
 from experiments.pipeline.photos import Photo
 from experiments.pipeline.run import open_run
-from weaksam_jax.data.detections import to_coco
+from weaksam_jax.data.detections import category_ids, to_coco
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_json
 from weaksam_jax.photos import PhotoDetections, PhotoDetector, of_run
 from weaksam_jax.report.draw import draw_detections, save_png
 
@@ -54,15 +52,9 @@ def open_predictor(root: Path, threshold: float, masks: bool) -> RunPredictor:
     from bridge import plugins
 
     run = open_run(root)
-    weights, pgt = run.folder.weights("retrain"), run.folder.pseudo_boxes()
-    for path in (weights, pgt, run.folder.marker("retrain", "json")):
-        if not path.exists():
-            problem = f"has no finished stage retrain ({path.relative_to(root)} is missing)"
-            raise BadInput(root, problem, "finish it with the command that began it")
     networks = {"masks": plugins.masks, "tags": plugins.tags}
     seen = of_run(run.folder, threshold, networks.__getitem__, masks=masks)
-    ids = {one["name"]: one["id"] for one in read_json(pgt)["categories"]}
-    categories = tuple(ids[name] for name in seen.classes)
+    categories = category_ids(run.folder.pseudo_boxes(), seen.classes)
     return RunPredictor(
         seen, TagSplit("photos", "predict", seen.classes, category_ids=categories, records=())
     )

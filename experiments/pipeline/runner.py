@@ -9,7 +9,6 @@ Several processes (`weaksam_jax.engine.distributed`) run the stages together: pr
 what is done and does the work, all join in the stages that are done `together` (training).
 """
 
-import contextlib
 import functools
 import shutil
 import sys
@@ -118,11 +117,9 @@ class Runner:
 
         So the same command makes the file again; these stages keep their folders and resume.
         """
-        with contextlib.suppress(ValueError):
-            owner = file.resolve().relative_to(self.folder.root.resolve()).parts[:1]
-            names = list(self.keys)
-            for name in names[names.index("".join(owner)) :]:
-                self.folder.marker(name, "json").unlink(missing_ok=True)
+        names, owner = list(self.keys), self.folder.stage_of(file)
+        for name in names[names.index(owner) :] if owner in names else ():
+            self.folder.marker(name, "json").unlink(missing_ok=True)
 
     def write_metrics(self) -> dict:
         """Gathers the finished stages' metrics into metrics.json."""

@@ -20,12 +20,12 @@ from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import read_manifest
-from weaksam_jax.detectors import Detector, read_weights, save_detector
+from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
-from weaksam_jax.pgt import PgtSettings, make_pgt
+from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.settings import change, to_plain
 
 STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
@@ -226,25 +226,14 @@ def _export(run: Run, export) -> None:
     for role, labels in (("train", "tags"), ("test", "predicted")):
         settings = replace(export, labels=labels)
         export_split(
-            splits[role], network, sam, settings=settings, root=run.proposals, clue_root=run.clues
+            splits[role], network, sam, config=settings, root=run.proposals, clue_root=run.clues
         )
-
-
-def _lite0(run: Run) -> Path:
-    """ImageNet weights of EfficientNet-Lite0 for Flax, converted once."""
-    from bridge.weights.kinds import convert
-
-    path = run.folder.lite0
-    run_on_leader(lambda: path.exists() or bool(convert("efficientnet_lite0", path)))
-    return path
 
 
 def train_wsod(run: Run) -> dict:
     """Trains the MIL detector on tags and proposals; detects on both splits."""
     config, split = run.config.wsod, run.data.splits["train"]
-    start = detectors.given_weights(config)
-    if start is None and config.model.backbone == "lite0":
-        start = read_weights(_lite0(run))
+    start = detectors.given_weights(config) or detectors.packaged_weights(run.folder, config)
     detector, inputs = MilDetector(config, split.classes), MilInputs(run.proposals, run.clues)
     folder = run.folder.stage("wsod")
     params = detectors.train_mil(detector, split, inputs, folder=folder, seed=run.seed, start=start)
@@ -273,7 +262,7 @@ def make_pseudo_boxes(run: Run) -> dict:
     return measure.pgt(made, run.data.truths["train"])
 
 
-def pseudo_boxes(run: Run, settings: PgtSettings) -> dict:
+def pseudo_boxes(run: Run, settings: PgtConfig) -> dict:
     """The COCO dictionary that these settings make of the MIL detector's detections."""
     path = run.folder.detections("wsod", "train")
     detections = read_detections(path, scores=True)
@@ -282,10 +271,8 @@ def pseudo_boxes(run: Run, settings: PgtSettings) -> dict:
 
 
 def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
-    """Trains the detector on the pseudo boxes, from ImageNet weights (`init`, Lite0) or, on the
+    """Trains the detector on the pseudo boxes, from ImageNet weights (`init`, a package) or, on the
     mini set, from the MIL detector's backbone. name: the stage."""
-    if config.model.backbone == "lite0":
-        _lite0(run)
     split = run.data.splits["train"]
     detector = detectors.retrainer(config, split.classes)
     with naming(run.folder.pseudo_boxes()):
@@ -324,7 +311,7 @@ def make_masks(run: Run) -> dict:
 
     path, train = run.folder.pseudo_masks, run.data.splits["train"]
     pgt = read_json(run.folder.pseudo_boxes())
-    pseudo_masks(load_sam(run.config.sam), pgt, train, settings=run.config.masks, out_path=path)
+    pseudo_masks(load_sam(run.config.sam), pgt, train, config=run.config.masks, out_path=path)
     return measure.masks(read_json(path), run.data.truths["train"])
 
 

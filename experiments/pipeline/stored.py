@@ -48,10 +48,10 @@ def open_stored(
     """The detector of a file with the part `test` of a config. `BadInput` when the file is none, or
     when what is given beside it is not what it needs."""
     detector, params = load_detector(weights)
-    if detector.kind == "mil" and proposals is None:
-        problem = "is missing, which a MIL detector needs"
+    if detector.on_proposals and proposals is None:
+        problem = f"is missing, which the detector ({detector.kind}) needs"
         raise BadInput("--proposals", problem, "name a store, see --help")
-    if detector.kind != "mil" and proposals is not None:
+    if not detector.on_proposals and proposals is not None:
         raise BadInput("--proposals", f"is not for {detector.kind}", "leave it out")
     detector = replace(detector, config=replace(detector.config, test=test))
     return StoredDetector(weights, detector, params, proposals=proposals, clues=clues)
@@ -67,7 +67,7 @@ def find(stored: StoredDetector, split: TagSplit, journal_path: Path) -> list[di
     shown = with_classes(split, stored.detector.classes, stored.weights)
     journal = Journal(journal_path, stored.job_key(shown))
     detector, params = stored.detector, stored.params
-    if detector.kind == "mil":
+    if detector.on_proposals:
         inputs = MilInputs(stored.proposals, stored.clues)
         place = {"folder": journal_path.parent, "journal": journal}
         return detectors.detect_mil(detector, params, shown, inputs=inputs, **place)

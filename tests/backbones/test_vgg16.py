@@ -66,7 +66,9 @@ def test_frozen_blocks_have_no_gradient_and_cost_none(tmp_path, frozen, trained)
     model, x = Vgg16(WIDTH), images()
 
     def energy(params):
-        held = freeze({"backbone": params}, lambda path: is_frozen(path, frozen))["backbone"]
+        held = freeze({"backbone": params}, lambda path: is_frozen(path, "vgg16", frozen))[
+            "backbone"
+        ]
         return (model.apply({"params": held}, x) ** 2).sum()
 
     gradient = jax.jit(jax.grad(energy))
@@ -83,7 +85,7 @@ def test_frozen_blocks_have_no_gradient_and_cost_none(tmp_path, frozen, trained)
 def published(frozen=("conv1", "conv2")):
     """MIST on VOC."""
     model = ModelConfig(
-        backbone="vgg16", width=4096, pooling="max", pool_size=7, class_maps=False, evidence=0.0
+        backbone="vgg16", fc_width=4096, pooling="max", pool_size=7, class_maps=False, evidence=0.0
     )
     return MilDetector(MilConfig(model=model, optim=MilOptimConfig(frozen=frozen)), 20)
 
@@ -108,3 +110,10 @@ def test_parameters_of_the_published_network():
     )
     frozen = [x.size for k, x in flatten(params).items() if published().frozen(k.split("/"))]
     assert sum(frozen) == 260_160
+
+
+def test_a_config_that_says_nothing_freezes_the_backbones_own_part():
+    for name, frozen in (("conv1_1", True), ("conv2_2", True), ("conv3_1", False)):
+        path = ["backbone", name, "kernel"]
+        assert is_frozen(path, "vgg16", None) is frozen
+        assert not is_frozen(path, "vgg16", ())

@@ -33,7 +33,7 @@ NAMES, SIDE, BOXES, IMAGES = ("cat", "dog", "sofa"), 64, 12, 2
 SMALL = {
     "mil": vary(
         MilDetector.Config(),
-        model={"width": 8, "pool_size": 3, "dropout": 0.0},
+        model={"fc_width": 8, "pool_size": 3, "dropout": 0.0},
         optim={"batch_size": IMAGES, "warmup": 0},
         test={"max_detections": 7},
     ),
@@ -112,8 +112,7 @@ def test_a_saved_detector_comes_back(tmp_path, kind, classes):
 def test_a_file_may_state_a_part_of_its_config(tmp_path, kind):
     """As those of `bridge.convert`: what is missing has the default of the config."""
     model = to_plain(SMALL[kind].model)
-    stated = {"model": {k: model[k] for k in model if k in ("width", "pool_size", "channels",
-                                                            "fc_width")}}  # fmt: skip
+    stated = {"model": {k: model[k] for k in model if k in ("fc_width", "pool_size", "channels")}}
     metadata = {"detector": kind, "config": json.dumps(stated), "num_classes": "3"}
     save_params(tmp_path / "converted.safetensors", params_of(kind), metadata)
     detector, params = load_detector(tmp_path / "converted.safetensors")
@@ -135,7 +134,7 @@ def drop(metadata, *names):
         (lambda m: drop(m, "classes"), "has no readable classes"),
         (lambda m: m | {"classes": "cat, dog"}, "has no readable classes"),
         (lambda m: m | {"config": "{"}, "has no readable classes or config"),
-        (lambda m: m | {"config": '{"model": {"widht": 3}}'}, "model.widht is unknown"),
+        (lambda m: m | {"config": '{"model": {"fc_widht": 3}}'}, "model.fc_widht is unknown"),
         (lambda m: m | {"config": '{"model": {"dtype": "int8"}}'}, "model.dtype is 'int8'"),
         (lambda m: m | {"classes": '["cat"]'}, "has the shape"),
     ],

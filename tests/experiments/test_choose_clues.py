@@ -8,7 +8,7 @@ import torch
 from tiny_pipeline import flags, options
 
 from bridge.clues.weaktr import WeakTr, WeakTrConfig
-from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.weaktr_recipe import WeakTrRecipe
 from experiments.pipeline import clues
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.run import new_run
@@ -60,7 +60,7 @@ def test_the_published_recipe(tmp_path):
         chosen.clue_recipe()
     init = dataclasses.replace(chosen.weaktr, init=tmp_path / "deit.pth", workers=7)
     recipe = dataclasses.replace(chosen, weaktr=init).clue_recipe()
-    assert recipe == WeakTrSettings.paper(tmp_path / "deit.pth", workers=7)
+    assert recipe == WeakTrRecipe.paper(tmp_path / "deit.pth", workers=7)
     assert recipe.config(20) == WeakTrConfig(20, drop_path=0.1)
 
 

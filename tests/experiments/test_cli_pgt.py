@@ -17,7 +17,7 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.pgt import PgtSettings
+from weaksam_jax.pgt import PgtConfig
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,12 @@ def test_in_the_pipeline_a_presets_threshold_is_for_its_own_rule(preset, text):
         threshold = 0.8
     flags = ["--data", "mini", "--preset", preset, *flags_of(text, "--pgt.")]
     made = options(*flags, job="voc07").settings.pgt
-    assert made == PgtSettings(rule, threshold, nested=nested)
+    assert made == PgtConfig(rule, threshold, nested=nested)
 
 
 def test_the_mini_presets_rule_named_keeps_its_threshold():
     made = options("--data", "mini", "--pgt.rule", "paper").settings.pgt
-    assert made == PgtSettings(score_threshold=0.8, nested=())
+    assert made == PgtConfig(score_threshold=0.8, nested=())
 
 
 def test_the_pipelines_top_1_is_one_box_whatever_k_is(toy, tmp_path):
@@ -122,7 +122,7 @@ def test_the_pipelines_top_1_is_one_box_whatever_k_is(toy, tmp_path):
     found = with_image_ids(json.loads(path.read_text()), open_tags(data, "trainval"))
     (tmp_path / "wsod").mkdir()
     (tmp_path / "wsod" / "detections_train.json").write_text(json.dumps(found))
-    write_run(tmp_path, data, pgt=PgtSettings(rule="top_k", k=2))
+    write_run(tmp_path, data, pgt=PgtConfig(rule="top_k", k=2))
     make_pseudo_boxes(open_run(tmp_path))
     most = {}
     for name in ("pgt", "top1"):

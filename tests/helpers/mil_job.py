@@ -29,7 +29,7 @@ from weaksam_jax.engine.weights import flatten
 from weaksam_jax.settings import from_plain
 
 SMALL = MilConfig(
-    model=ModelConfig(width=16, pool_size=3, dropout=0.0),
+    model=ModelConfig(fc_width=16, pool_size=3, dropout=0.0),
     optim=MilOptimConfig(pretrain_steps=2, steps=4, batch_size=8, warmup=1, checkpoint_every=2),
     data=DataConfig(scales=(((48, 64), (64, 48)),), max_proposals=16),
 )

@@ -16,7 +16,7 @@ from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.weights import read_weights
 
 TINY = MilConfig(
-    model=ModelConfig(width=16, pool_size=3),
+    model=ModelConfig(fc_width=16, pool_size=3),
     optim=MilOptimConfig(steps=3, batch_size=2, warmup=1, checkpoint_every=1, pretrain_steps=2),
     data=DataConfig(scales=(((64, 64),),), max_proposals=24),
     test=TestConfig(batch_size=2),

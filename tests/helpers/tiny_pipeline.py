@@ -18,7 +18,8 @@ STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "repo
 SMALL = {
     "weaktr": "epochs=2 warmup-epochs=1 batch-size=4 dim=16 heads=2 depth=2 crop=64 workers=0",
     "export": "prompts.grid-side=4 proposals.max-boxes=16 clue-side=32",
-    "wsod": "optim.pretrain-steps=4 optim.steps=4 optim.warmup=1 optim.batch-size=4 model.width=16 "
+    "wsod": "optim.pretrain-steps=4 optim.steps=4 optim.warmup=1 optim.batch-size=4 "
+    "model.fc-width=16 "
     "data.max-proposals=16 test.batch-size=4 data.scales.0=96,96 optim.checkpoint-every=2 "
     "test.max-detections=10",
     # Four steps do not make scores of .3: without a threshold every class has its pseudo boxes.

@@ -28,6 +28,9 @@ class Backbone:
     such form. strides: of the pyramid's maps; stride: of the single map (the finest of several);
     maps: how many the single form gives. shared: the part of the pyramid's parameters that are
     those of the single map ("": all). scratch: whether training may start from fresh weights.
+    frozen: the parts that keep their weights where the config says nothing. package: the kind of
+    `bridge.convert` that takes ImageNet weights out of an installed package ("": they come as a
+    file).
     """
 
     pixels: str
@@ -38,9 +41,11 @@ class Backbone:
     maps: int = 1
     shared: str = ""
     scratch: bool = False
+    frozen: tuple[str, ...] = ()
+    package: str = ""
 
 
-_RESNET = {"strides": (4, 8, 16, 32), "stride": 16}
+_RESNET = {"strides": (4, 8, 16, 32), "stride": 16, "frozen": ("stem", "res2")}
 BACKBONES: dict[str, Backbone] = {
     "mini_cnn": Backbone(
         "mini",
@@ -58,8 +63,10 @@ BACKBONES: dict[str, Backbone] = {
         single=partial(Lite0, head=True, maps=(1, 2)),
         stride=16,
         maps=2,
+        frozen=("stem", *(f"block{i}" for i in range(11))),
+        package="efficientnet_lite0",
     ),
-    "vgg16": Backbone("mist", single=Vgg16, stride=8),
+    "vgg16": Backbone("mist", single=Vgg16, stride=8, frozen=("conv1", "conv2")),
     "resnet50": Backbone(
         "torchvision", pyramid=ResNet50, single=partial(ResNet50, dilate_last=True), **_RESNET
     ),
@@ -80,15 +87,15 @@ def check_backbone(name: str, form: Literal["pyramid", "single"]) -> None:
         raise BadInput("model.backbone", f"{name} is no backbone of this detector", hint)
 
 
-def is_frozen(path: Sequence[str], frozen: Sequence[str]) -> bool:
+def is_frozen(path: Sequence[str], backbone: str, frozen: Sequence[str] | None) -> bool:
     """Whether a parameter of a detector, names from the root, keeps its value.
 
-    frozen: names of the backbone's parts ("stem", "res2", "block0"; "conv1" stands for all of
-    VGG16's conv1_1, conv1_2, ...; "*" for the whole backbone). The norms of a ResNet are constants
-    in any case (detectron2's FrozenBN).
+    backbone: row of `BACKBONES`. frozen [its own]: names of the backbone's parts ("stem", "res2",
+    "block0"; "conv1" stands for all of VGG16's conv1_1, conv1_2, ...; "*" for the whole backbone).
+    The norms of a ResNet are constants in any case (detectron2's FrozenBN).
     """
     if path[0] != "backbone":
         return False
-    part = path[1]
+    part, frozen = path[1], BACKBONES[backbone].frozen if frozen is None else frozen
     named = any(name in ("*", part) or part.startswith(f"{name}_") for name in frozen)
     return named or "norm" in path

@@ -116,3 +116,32 @@ def recolour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np
     pixels = saturation * pixels + (1 - saturation) * grey[..., None]
     pixels = brightness * (contrast * pixels + (1 - contrast) * grey.mean())
     return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+
+
+def light_augment(
+    image: np.ndarray, crop: int, min_scale: float, jitter: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Random resized crop, mirror and colour jitter: uint8 `[H, W, 3]` -> uint8 `[crop, crop, 3]`.
+
+    The crop has a share of min_scale..1 of the area and an aspect ratio within 3/4..4/3 (as far as
+    the image allows); brightness, contrast and saturation are multiplied by 1 - jitter..1 + jitter
+    (about the mean of the channels, where `recolour` has the luminance).
+    """
+    height, width = image.shape[:2]
+    area = height * width * rng.uniform(min_scale, 1)
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w = min(width, max(1, round((area * ratio) ** 0.5)))
+    h = min(height, max(1, round((area / ratio) ** 0.5)))
+    x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    part = image[y : y + h, x : x + w]
+    shrinks = max(h, w) > crop
+    part = cv2.resize(
+        part, (crop, crop), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    if rng.random() < 0.5:
+        part = part[:, ::-1]
+    brightness, contrast, saturation = rng.uniform(1 - jitter, 1 + jitter, 3).astype(np.float32)
+    pixels = part.astype(np.float32) * brightness
+    pixels = (pixels - pixels.mean()) * contrast + pixels.mean()
+    grey = pixels.mean(axis=2, keepdims=True)
+    return np.clip((pixels - grey) * saturation + grey, 0, 255).astype(np.uint8)

@@ -193,3 +193,13 @@ def annotation_file(split: Split, annotations: Iterable[Mapping], description: s
             for category, name in zip(split.category_ids, split.classes, strict=True)
         ],
     }
+
+
+def category_ids(path: Path, classes: Sequence[str]) -> tuple[int, ...]:
+    """The ids that a file of `annotation_file` has for these classes; `BadFile` when it has not."""
+    categories = read_json(path).get("categories", ())
+    ids = {one["name"]: one["id"] for one in categories}
+    if not set(classes) <= ids.keys():
+        missing = sorted(set(classes) - ids.keys())[0]
+        raise BadFile(path, f"has no category {missing}", "run the command that made it again")
+    return tuple(ids[name] for name in classes)

@@ -40,7 +40,8 @@ class Detector(Protocol):
     """What every detector offers.
 
     kind: its row in `DETECTORS`; Config: the type of its config; presets: configs by name ("mini",
-    "light", and the paper's); learns_from: what training is shown beside images. config: a frozen
+    "light", and the paper's); learns_from: what training is shown beside images; on_proposals:
+    whether it detects among given proposals, not on the image alone. config: a frozen
     dataclass with the parts `.model .loss .optim .data .test`; classes: names, or their number.
 
     Every batch has `image` uint8 RGB `[B, H, W, 3]` (zero-padded at right and bottom) and `size`
@@ -52,6 +53,7 @@ class Detector(Protocol):
     Config: type
     presets: Mapping[str, Callable[[], Any]]
     learns_from: Literal["tags", "boxes"]
+    on_proposals: bool
     config: Any
     classes: tuple[str, ...] | int
 

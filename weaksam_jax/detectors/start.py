@@ -50,10 +50,15 @@ def check_stated(weights: Weights, model: Any, fields: Sequence[str]) -> None:
     these fields of its model config, which shapes do not tell."""
     theirs = json.loads(weights.metadata.get("config", "{}")).get("model", {})
     for name in fields:
-        own = getattr(model, name)
-        if theirs.get(name, own) != own:
-            problem = f"was trained with model.{name} {theirs[name]}, not {own}"
-            raise BadInput(weights.path, problem, f"set model.{name} to {theirs[name]}")
+        own, other = getattr(model, name), theirs.get(name, getattr(model, name))
+        if _meant(name, other, model) != _meant(name, own, model):
+            problem = f"was trained with model.{name} {other}, not {own}"
+            raise BadInput(weights.path, problem, f"set model.{name} to {other}")
+
+
+def _meant(name: str, value: Any, model: Any) -> Any:
+    """A stated value, with the backbone's own pixels where none are named."""
+    return BACKBONES[model.backbone].pixels if (name, value) == ("pixels", None) else value
 
 
 def _from_imagenet(fresh: Params, weights: Weights, *, model: Any, parts: Sequence[str]) -> Params:

@@ -13,6 +13,8 @@ from weaksam_jax.errors import BadInput
 # Orbax reports every save at WARNING, and at ERROR the traces of what it raises here anyway.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+CHECKPOINTS = "checkpoints"  # their folder in that of a training
+
 
 class Checkpoints:
     """The checkpoints `<folder>/<step>` of one training run; the two latest are kept.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from weaksam_jax import runlog
 from weaksam_jax.cli import Terminated
-from weaksam_jax.engine.checkpoint import Checkpoints
+from weaksam_jax.engine.checkpoint import CHECKPOINTS, Checkpoints
 from weaksam_jax.engine.distributed import all_reduce_max, gather_ids, is_leader, process
 from weaksam_jax.engine.mesh import put_batch
 from weaksam_jax.engine.step import TrainState
@@ -56,11 +56,11 @@ def train(
     `Terminated` after saving.
     """
     folder = Path(folder)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     with contextlib.closing(checkpoints), _signals() as received:
         state, pending = checkpoints.restore(state, batches)
         done = int(state.step)
-        path = Path(log or folder.parent / "log.jsonl")
+        path = Path(log or folder.parent / runlog.FILE)
         lines = _Log(path, name, done, pending=pending, every_step=every_step)
         batch = next(batches) if done < steps else {}
         alone, steps_left = process()[1] == 1, range(done, steps)

@@ -22,8 +22,8 @@ class OptimConfig:
     init: str | None = None
     """A safetensors file to start from: ImageNet weights of bridge.convert, or a detector's;
     "scratch": fresh weights for a backbone that is published."""
-    frozen: tuple[str, ...] = ()
-    """Parts of the backbone that keep their weights ("*": all of it)."""
+    frozen: tuple[str, ...] | None = None
+    """Parts of the backbone that keep their weights, "*" for all of it [the backbone's own]."""
     optimizer: Literal["sgd", "adamw", "adam_l2"] = "sgd"
     """sgd: momentum 0.9; adam_l2: Adam whose decay is part of the gradient (PyTorch's Adam)."""
     lr: float = 0.02

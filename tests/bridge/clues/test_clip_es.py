@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from bridge.clues.clip_es import (
     BACKGROUNDS,
-    ClipSettings,
+    ClipConfig,
     background_names,
     box_mask,
     grad_cams,
@@ -29,7 +29,7 @@ from open_clip import tokenize
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 CLASSES = ("dog", "person", "train")
-SETTINGS = ClipSettings(backgrounds=("grass", "sky"), last_layers=2)
+SETTINGS = ClipConfig(backgrounds=("grass", "sky"), last_layers=2)
 
 
 def small_clip(size=64, quick_gelu=True, output_tokens=True) -> CLIP:
@@ -155,8 +155,8 @@ def test_clues_equal_the_plain_form(weights, photo, ids):
 
 
 def test_activation_is_a_setting(weights, photo):
-    settings = ClipSettings("gelu", backgrounds=("grass", "sky"), last_layers=2)
-    clues = load_clip_es(weights, CLASSES, settings)(photo, (0, 1))
+    config = ClipConfig("gelu", backgrounds=("grass", "sky"), last_layers=2)
+    clues = load_clip_es(weights, CLASSES, config)(photo, (0, 1))
     expected = plain_clip_es(small_clip(), photo, [0, 1], quick_gelu=False)
     np.testing.assert_allclose(clues.coarse, expected["coarse"], atol=2e-4)
     quick = load_clip_es(weights, CLASSES, SETTINGS)(photo, (0, 1))

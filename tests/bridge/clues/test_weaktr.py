@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge.clues.interface import minmax
 from bridge.clues.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr, to_tensor
-from bridge.clues.weaktr_recipe import WeakTrSettings
+from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.clues.weaktr_training import train_weaktr
-from bridge.proposals.prompts import PromptSettings, prompt_points
+from bridge.proposals.prompts import PromptConfig, prompt_points
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.run_folder import RunFolder
 
 SMALL = {"classes": 5, "dim": 256, "heads": 4, "depth": 4}
 
@@ -123,12 +124,12 @@ def test_reach_bounds_what_a_patch_knows(reach):
 
 
 def test_reach_is_kept_by_the_file(tmp_path):
-    settings = dataclasses.replace(WeakTrSettings.mini(), epochs=1, warmup_epochs=0, batch_size=1)
+    settings = dataclasses.replace(WeakTrRecipe.mini(), epochs=1, warmup_epochs=0, batch_size=1)
     image = np.random.default_rng(0).integers(0, 255, (120, 130, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
     record = TagRecord(1, "a.png", tmp_path / "a.png", 130, 120, (0,))
     split = TagSplit("one", "train", ("a", "b"), (1, 2), (record,))
-    path = train_weaktr(split, settings, tmp_path / "clues", 0)
+    path = train_weaktr(split, settings, RunFolder(tmp_path), 0)
     assert load_weaktr(path).config == settings.config(2) and settings.reach is not None
 
 
@@ -283,7 +284,7 @@ def test_huge_images_have_smaller_maps():
     network = WeakTrClues(small_model(), tta_scales=(1.0,), resize_long=96)
     huge = network(np.kron(small, np.ones((4, 4, 1), np.uint8)), (2,))
     assert huge.coarse.shape == (1, 500, 1000) and huge.scale == pytest.approx(1 / 2.4)
-    settings = PromptSettings(sources=("fine",), relative_kernel=True)
+    settings = PromptConfig(sources=("fine",), relative_kernel=True)
     points = prompt_points(huge, settings, 1200, 2400).points
     expected = prompt_points(network(small, (2,)), settings).points
     assert len(points) == len(expected) > 0

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from bridge.clues import weaktr_training
 from bridge.clues.tag_samples import TagSamples, epoch_batches, light_augment
 from bridge.clues.weaktr import WeakTr, WeakTrConfig, load_weaktr
-from bridge.clues.weaktr_recipe import WeakTrSettings, learning_rate
+from bridge.clues.weaktr_recipe import WeakTrRecipe, learning_rate
 from bridge.clues.weaktr_start import start_from_deit
 from bridge.clues.weaktr_training import tag_map, train_weaktr, weaktr_loss
 from bridge.train_weaktr import main
@@ -29,9 +29,10 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
+from weaksam_jax.run_folder import RunFolder
 
 TINY = dataclasses.replace(
-    WeakTrSettings.mini(),
+    WeakTrRecipe.mini(),
     dim=32,
     depth=2,
     crop=32,
@@ -62,8 +63,8 @@ def colours(folder: Path, count: int = 12) -> TagSplit:
     return TagSplit("colours", "train", ("red", "green", "blue"), (1, 2, 3), tuple(records))
 
 
-def run(folder: Path, images: Path, settings: WeakTrSettings, seed: int = 0) -> dict:
-    return load_file(train_weaktr(colours(images), settings, folder / "clues", seed))
+def run(folder: Path, images: Path, recipe: WeakTrRecipe, seed: int = 0) -> dict:
+    return load_file(train_weaktr(colours(images), recipe, RunFolder(folder), seed))
 
 
 def same(a: dict, b: dict) -> bool:
@@ -142,8 +143,8 @@ def test_worker_processes_change_nothing(tmp_path):
 
 def test_learns_colours_from_tags(tmp_path):
     """A few seconds of training tell the discs apart, and the CAM lies on the disc."""
-    settings = dataclasses.replace(TINY, epochs=25, batch_size=8, lr=5e-3, drop_path=0.0, depth=1)
-    path = train_weaktr(colours(tmp_path / "images", 24), settings, tmp_path / "run", 0)
+    recipe = dataclasses.replace(TINY, epochs=25, batch_size=8, lr=5e-3, drop_path=0.0, depth=1)
+    path = train_weaktr(colours(tmp_path / "images", 24), recipe, RunFolder(tmp_path / "run"), 0)
     model = load_weaktr(path)
     assert model.config.classes == 3
     samples = TagSamples(
@@ -170,7 +171,7 @@ def tiny_deit(path: Path) -> dict:
 
 
 PAPER_TINY = dataclasses.replace(
-    WeakTrSettings.paper(batch_size=4, epochs=2, workers=0),
+    WeakTrRecipe.paper(batch_size=4, epochs=2, workers=0),
     dim=32,
     heads=2,
     depth=2,
@@ -210,7 +211,7 @@ def test_a_start_from_deit_is_deit(tmp_path):
     """With one class the tokens are those of timm's DeiT-S, which has the published layout."""
     deit = full_deit()
     torch.save({"model": deit.state_dict()}, tmp_path / "deit.pth")
-    model = WeakTr(WeakTrSettings.paper().config(1)).eval()
+    model = WeakTr(WeakTrRecipe.paper().config(1)).eval()
     start_from_deit(model, tmp_path / "deit.pth")
     image = torch.randn(1, 3, 224, 224)
     deit.norm = torch.nn.Identity()  # WeakTr does not use it
@@ -224,28 +225,28 @@ def test_the_published_recipe_resumes(tmp_path, monkeypatch, mixed):
     """RandAugment and random erasing, from DeiT weights; float16 as on a GPU, here on the CPU."""
     monkeypatch.setattr("bridge.clues.weaktr_training._mixed_precision", lambda device: mixed)
     tiny_deit(tmp_path / "deit.pth")
-    settings = dataclasses.replace(PAPER_TINY, init=tmp_path / "deit.pth")
-    whole = run(tmp_path / "whole", tmp_path / "images", settings)
+    recipe = dataclasses.replace(PAPER_TINY, init=tmp_path / "deit.pth")
+    whole = run(tmp_path / "whole", tmp_path / "images", recipe)
 
-    def stopping(settings, epoch):
+    def stopping(recipe, epoch):
         if epoch > 1:
             raise KeyboardInterrupt
-        return learning_rate(settings, epoch)
+        return learning_rate(recipe, epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr("bridge.clues.weaktr_training.learning_rate", stopping)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "parts", tmp_path / "images", settings)
+            run(tmp_path / "parts", tmp_path / "images", recipe)
     _, metadata = read_arrays(tmp_path / "parts" / "clues" / "checkpoint.safetensors")
     assert metadata["epochs"] == "1"
     assert json.loads(metadata["scaler"]).get("_growth_tracker", 0) == (3 if mixed else 0)  # steps
-    assert same(whole, run(tmp_path / "parts", tmp_path / "images", settings))
-    assert not same(whole, run(tmp_path / "seed", tmp_path / "images", settings, seed=1))
+    assert same(whole, run(tmp_path / "parts", tmp_path / "images", recipe))
+    assert not same(whole, run(tmp_path / "seed", tmp_path / "images", recipe, seed=1))
     assert all(torch.isfinite(value).all() for value in whole.values())
     # Other weights to start from are another run, under the same name, too.
     deit = torch.load(tmp_path / "deit.pth", weights_only=True)["model"]
     torch.save({name: value * 2 for name, value in deit.items()}, tmp_path / "deit.pth")
-    assert not same(whole, run(tmp_path / "parts", tmp_path / "images", settings))
+    assert not same(whole, run(tmp_path / "parts", tmp_path / "images", recipe))
 
 
 def test_the_scale_of_the_loss_is_restored(tmp_path):
@@ -272,8 +273,8 @@ def test_wrong_weights_to_start_from(tmp_path):
         with pytest.raises(BadInput, match=rf"{name}\.pth.*{told}"):
             start_from_deit(model, tmp_path / f"{name}.pth")
     with pytest.raises(BadInput, match=r"none\.pth: cannot be read"):
-        settings = dataclasses.replace(PAPER_TINY, init=tmp_path / "none.pth")
-        run(tmp_path / "run", tmp_path / "images", settings)
+        recipe = dataclasses.replace(PAPER_TINY, init=tmp_path / "none.pth")
+        run(tmp_path / "run", tmp_path / "images", recipe)
 
 
 def test_the_command(tmp_path, capsys):
@@ -309,14 +310,14 @@ def run_command(*arguments: str) -> tuple[int, int]:
 
 def test_faults(tmp_path):
     with pytest.raises(BadInput, match="fewer than a batch"):
-        train_weaktr(colours(tmp_path / "few", 3), TINY, tmp_path / "run", 0)
+        train_weaktr(colours(tmp_path / "few", 3), TINY, RunFolder(tmp_path / "run"), 0)
     run(tmp_path / "cut", tmp_path / "images", dataclasses.replace(TINY, epochs=1))
     for workers in (0, 2):
         train = colours(tmp_path / "broken")
         train.records[5].path.write_bytes(train.records[5].path.read_bytes()[:200])
         with pytest.raises(BadInput, match=r"000005\.png"):
-            settings = dataclasses.replace(TINY, workers=workers)
-            train_weaktr(train, settings, tmp_path / "run2", 0)
+            recipe = dataclasses.replace(TINY, workers=workers)
+            train_weaktr(train, recipe, RunFolder(tmp_path / "run2"), 0)
     (tmp_path / "cut" / "clues" / "weaktr.safetensors").unlink()
     (tmp_path / "cut" / "clues" / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BadInput, match=r"checkpoint\.safetensors"):
@@ -343,13 +344,13 @@ def test_tag_map_by_hand():
 
 
 def test_learning_rate():
-    settings = WeakTrSettings.paper()
-    assert learning_rate(settings, 0) == 1e-6
-    assert learning_rate(settings, 5) == pytest.approx(7.5e-5)  # 6e-4 * 64 / 512
-    assert learning_rate(settings, 32.5) == pytest.approx((7.5e-5 + 1e-5) / 2)
-    assert learning_rate(settings, 60) == pytest.approx(1e-5)
-    assert WeakTrSettings.paper(batch_size=128).lr == pytest.approx(1.5e-4)
-    assert WeakTrSettings.paper(lr_at_512=2e-4).lr == pytest.approx(2.5e-5)  # COCO14
+    recipe = WeakTrRecipe.paper()
+    assert learning_rate(recipe, 0) == 1e-6
+    assert learning_rate(recipe, 5) == pytest.approx(7.5e-5)  # 6e-4 * 64 / 512
+    assert learning_rate(recipe, 32.5) == pytest.approx((7.5e-5 + 1e-5) / 2)
+    assert learning_rate(recipe, 60) == pytest.approx(1e-5)
+    assert WeakTrRecipe.paper(batch_size=128).lr == pytest.approx(1.5e-4)
+    assert WeakTrRecipe.paper(lr_at_512=2e-4).lr == pytest.approx(2.5e-5)  # COCO14
 
 
 def test_light_augmentation_stays_in_the_image():

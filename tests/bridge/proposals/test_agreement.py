@@ -10,7 +10,7 @@ from small_sam import blocky_image, small_sam
 from bridge.proposals.agreement import Agreement, box_agreement
 from bridge.proposals.prompts import Prompts, dense_grid
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings
+from bridge.proposals.selection import ProposalConfig
 from bridge.sam.prompting import PromptedImage
 from weaksam_jax.data.store import Proposals
 
@@ -64,10 +64,10 @@ def test_half_precision_is_for_the_encoder_alone_and_boxes_stay(dtype, least):
         logits, predicted_iou = half.decode(np.asarray([[[9.0, 9]]]))
         assert logits.dtype == predicted_iou.dtype == half.upsample(logits[0]).dtype
         assert logits.dtype == torch.float32
-        settings = ProposalSettings(t_iou=-100.0, t_stab=0.0, stability_offset=0.2, grid_nms=0.7)
+        config = ProposalConfig(t_iou=-100.0, t_stab=0.0, stability_offset=0.2, grid_nms=0.7)
         prompts = Prompts(dense_grid(8, 75, 110), NONE)
-        reference = propose(sam, image, prompts, settings)
-        other = propose(sam, image, prompts, replace(settings, encoder_dtype=dtype))
+        reference = propose(sam, image, prompts, config)
+        other = propose(sam, image, prompts, replace(config, encoder_dtype=dtype))
         found = box_agreement(reference, other)
         matched, boxes = matched + found.matched, boxes + found.boxes
     assert boxes > 30 and matched >= least * boxes

@@ -11,9 +11,9 @@ from small_sam import blocky_image, small_sam
 
 from bridge.clues.interface import Clues, minmax
 from bridge.export import main
-from bridge.proposals.export import ExportSettings, export_split, shrink
-from bridge.proposals.prompts import PromptSettings
-from bridge.proposals.selection import ProposalSettings
+from bridge.proposals.export import ExportConfig, export_split, shrink
+from bridge.proposals.prompts import PromptConfig
+from bridge.proposals.selection import ProposalConfig
 from bridge.runtime.ranks import parse_shard
 from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.cli import entry_point
@@ -22,9 +22,9 @@ from weaksam_jax.data.store import proposal_path, read_manifest, read_proposals
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
-SETTINGS = ExportSettings(
-    prompts=PromptSettings(grid_side=3, kernel_cross=17),
-    proposals=ProposalSettings(stability_offset=0.2, max_boxes=30, dedupe_nms=0.95),
+SETTINGS = ExportConfig(
+    prompts=PromptConfig(grid_side=3, kernel_cross=17),
+    proposals=ProposalConfig(stability_offset=0.2, max_boxes=30, dedupe_nms=0.95),
     clue_side=24,
 )
 TAGS = ((0,), (1, 2), (), (2,), (0, 1))
@@ -62,10 +62,10 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def export(split, sam, out, network=None, settings=SETTINGS, shard=(0, 1), workers=1):
+def export(split, sam, out, network=None, config=SETTINGS, shard=(0, 1), workers=1):
     network = network or FakeClues()
     folders = out / "p", out / "c"
-    return export_split(split, network, sam, settings, *folders, shard, False, workers)
+    return export_split(split, network, sam, config, *folders, shard, False, workers)
 
 
 def test_shards_and_a_kill_end_in_the_same_bits(split, sam, tmp_path):
@@ -123,15 +123,15 @@ def test_only_what_changed_is_done_again(split, sam, tmp_path):
     proposal_path(tmp_path / "c", "train", 103).unlink()
     assert export(split, sam, tmp_path).written == 2
     fewer = replace(SETTINGS, proposals=replace(SETTINGS.proposals, max_boxes=3))
-    assert export(split, sam, tmp_path, settings=fewer).written == 5
+    assert export(split, sam, tmp_path, config=fewer).written == 5
     unused = replace(fewer, search=replace(fewer.search, max_boxes=7))
-    assert export(split, sam, tmp_path, settings=unused).written == 0
-    assert export(split, small_sam(1), tmp_path, settings=fewer).written == 5
+    assert export(split, sam, tmp_path, config=unused).written == 0
+    assert export(split, small_sam(1), tmp_path, config=fewer).written == 5
     other = FakeClues("other")
-    assert export(split, small_sam(1), tmp_path, other, settings=fewer).written == 5
+    assert export(split, small_sam(1), tmp_path, other, config=fewer).written == 5
     records = (replace(split.records[0], tags=(2,)), *split.records[1:])
     changed = replace(split, records=records)
-    assert export(changed, small_sam(1), tmp_path, other, settings=fewer).written == 1
+    assert export(changed, small_sam(1), tmp_path, other, config=fewer).written == 1
 
 
 def test_predicted_labels_never_look_at_tags(split, sam, tmp_path):
@@ -190,7 +190,7 @@ def test_fingerprints_of_networks_follow_weights_and_settings():
         def __init__(self, seed, side=9):
             self.model = small_sam(seed)
             self.weight = torch.full((2,), float(seed))
-            self.settings = PromptSettings(grid_side=side)
+            self.config = PromptConfig(grid_side=side)
             self.scales = (1.0, 0.8)
 
     first = network_fingerprint(Network(0))

@@ -7,7 +7,7 @@ from small_sam import blocky_image, small_sam
 
 from bridge.proposals.prompts import Prompts
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings
+from bridge.proposals.selection import ProposalConfig
 from experiments.bench import sam as bench_sam
 
 HEIGHT, WIDTH = 90, 120
@@ -66,8 +66,8 @@ def test_official_thresholds_give_the_boxes_of_the_automatic_mask_generator(sam,
     expected = np.asarray([one["bbox"] for one in generator.generate(image)])
     expected[:, 2:] += expected[:, :2]
     prompts = bench_sam.random_prompts(0, HEIGHT, WIDTH, 6, (0, 0, 0))
-    found = propose(sam, image, Prompts(prompts.grid, bench_sam.NO_POINTS), ProposalSettings())
-    loose = ProposalSettings(t_iou=-100.0, t_stab=0.0, grid_nms=1.0)
+    found = propose(sam, image, Prompts(prompts.grid, bench_sam.NO_POINTS), ProposalConfig())
+    loose = ProposalConfig(t_iou=-100.0, t_stab=0.0, grid_nms=1.0)
     every = propose(sam, image, Prompts(prompts.grid, bench_sam.NO_POINTS), loose)
     # All three thresholds bite: neither all masks pass one nor none.
     assert 0.1 < (every.predicted_iou > 0.3).mean() < 0.95
@@ -83,9 +83,9 @@ def test_the_official_procedure_finds_the_same_boxes_with_more_encodings(sam, im
     before = sam.image_encoder.asked
     official = bench_sam.official_procedure(sam, image, prompts)
     middle = sam.image_encoder.asked
-    found = propose(sam, image, prompts, ProposalSettings())
+    found = propose(sam, image, prompts, ProposalConfig())
     assert (middle - before, sam.image_encoder.asked - middle) == (6, 1)
-    unthinned = propose(sam, image, prompts, ProposalSettings(cross_nms=None))
+    unthinned = propose(sam, image, prompts, ProposalConfig(cross_nms=None))
     assert len(unthinned) > len(found)
     for source, boxes in enumerate(official):
         expected = exclusive(boxes)
@@ -107,6 +107,6 @@ def test_single_points_are_the_predictors(sam, image):
     for point in points:
         masks, _, _ = predictor.predict(point[None, :2], np.ones(1))
         expected += [bench_sam._inclusive_box(mask) for mask in masks[1:]]
-    found = propose(sam, image, Prompts(np.zeros((0, 2)), points), ProposalSettings())
+    found = propose(sam, image, Prompts(np.zeros((0, 2)), points), ProposalConfig())
     assert len(np.unique(found.boxes, axis=0)) > 4
     np.testing.assert_array_equal(found.boxes, exclusive(np.asarray(expected)))

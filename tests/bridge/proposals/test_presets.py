@@ -13,7 +13,7 @@ from bridge.clues.interface import minmax
 from bridge.clues.lite_cam import LiteCam
 from bridge.clues.weaktr import WeakTr, WeakTrClues, WeakTrConfig, at_depth, load_weaktr
 from bridge.export import main
-from bridge.proposals.export import ExportSettings
+from bridge.proposals.export import ExportConfig
 from bridge.proposals.presets import PRESETS, PresetName, clue_network
 from bridge.weights.checkpoints import save_tensors
 from weaksam_jax.cli import entry_point
@@ -67,10 +67,10 @@ def coco(tmp_path_factory):
 
 @pytest.mark.parametrize("name", get_args(PresetName))
 def test_every_preset_can_be_used(name):
-    settings = ExportSettings.preset(name, labels="predicted")
-    assert settings.prompts == PRESETS[name].prompts and settings.labels == "predicted"
+    config = ExportConfig.preset(name, labels="predicted")
+    assert config.prompts == PRESETS[name].prompts and config.labels == "predicted"
     for kernel in ("kernel_coarse", "kernel_fine", "kernel_cross"):
-        assert getattr(settings.prompts, kernel) % 2 == 1  # a window with a centre pixel
+        assert getattr(config.prompts, kernel) % 2 == 1  # a window with a centre pixel
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from bridge.clues.cam_boxes import cam_boxes
 from bridge.clues.interface import Clues, minmax, predicted_classes
-from bridge.proposals.prompts import PromptSettings, dense_grid, prompt_points
+from bridge.proposals.prompts import PromptConfig, dense_grid, prompt_points
 from weaksam_jax.data.store import SOURCES
 
 GRID, COARSE, FINE, CROSS = (SOURCES.index(s) for s in ("grid", "coarse", "fine", "cross"))
@@ -30,7 +30,7 @@ def clues_of(coarse, fine, cross=None, classes=(2, 5), scale=1.0):
 def test_points_carry_place_value_class_and_source():
     coarse = np.stack([bumps(90, 120, [(30, 40), (90, 20)]), np.zeros((90, 120), np.float32)])
     fine = np.stack([bumps(90, 120, [(31, 41)]), bumps(90, 120, [(70, 80)])])
-    prompts = prompt_points(clues_of(coarse, fine), PromptSettings())
+    prompts = prompt_points(clues_of(coarse, fine), PromptConfig())
     expected = [
         [30, 40, 1, 2, COARSE],
         [90, 20, 0.99, 2, COARSE],
@@ -51,21 +51,21 @@ def test_cross_points_become_cluster_centres():
     cross = np.stack([bumps(90, 300, [a, b]) for a, b in zip(first, second, strict=True)])[:, None]
     none = np.zeros((1, 90, 300), np.float32)
     clues = clues_of(none, none, cross, classes=(4,))
-    kept = prompt_points(clues, PromptSettings(cross_divisor=None)).points
+    kept = prompt_points(clues, PromptConfig(cross_divisor=None)).points
     assert sorted(map(tuple, kept[:, :2])) == sorted(map(tuple, np.vstack([first, second])))
     assert set(kept[:, 3]) == {4.0} and set(kept[:, 4]) == {float(CROSS)}
-    centres = prompt_points(clues, PromptSettings()).points
+    centres = prompt_points(clues, PromptConfig()).points
     expected = np.trunc([first.mean(0), second.mean(0)])
     np.testing.assert_array_equal(centres[np.argsort(centres[:, 0]), :2], expected)
     assert centres[:, 2:].tolist() == [[1, -1, CROSS]] * 2  # value 1, no class
-    again = prompt_points(clues, PromptSettings()).points
+    again = prompt_points(clues, PromptConfig()).points
     np.testing.assert_array_equal(centres, again)
 
 
 def test_equal_cross_points_make_one_cluster():
     cross = np.repeat(bumps(60, 60, [(20, 30)])[None, None], 12, axis=0)
     none = np.zeros((1, 60, 60), np.float32)
-    points = prompt_points(clues_of(none, none, cross, classes=(1,)), PromptSettings()).points
+    points = prompt_points(clues_of(none, none, cross, classes=(1,)), PromptConfig()).points
     assert points.tolist() == [[20, 30, 1, -1, CROSS]]
 
 
@@ -76,7 +76,7 @@ def test_flat_maps_and_images_without_tags_give_the_grid_alone():
         clues_of(zero[:0], zero[:0], np.zeros((3, 0, 50, 40), np.float32), classes=()),
         clues_of(zero[:0], zero[:0], None, classes=()),
     ):
-        prompts = prompt_points(clues, PromptSettings(grid_side=3))
+        prompts = prompt_points(clues, PromptConfig(grid_side=3))
         assert prompts.points.shape == (0, 5) and prompts.groups == []
         assert prompts.grid.shape == (9, 2)
 
@@ -85,7 +85,7 @@ def test_sources_can_be_left_out():
     one = bumps(60, 60, [(20, 30)])[None]
     clues = clues_of(one, one, one[None], classes=(1,))
     for source in ("grid", "coarse", "fine", "cross"):
-        prompts = prompt_points(clues, PromptSettings(sources=(source,)))
+        prompts = prompt_points(clues, PromptConfig(sources=(source,)))
         assert len(prompts.grid) == (1024 if source == "grid" else 0)
         assert set(prompts.points[:, 4]) == (
             set() if source == "grid" else {float(SOURCES.index(source))}
@@ -102,28 +102,28 @@ def test_kernel_scales_with_the_image():
     one = bumps(150, 200, [(60, 60), (84, 60)])[None]
     count = {}
     for kernel, relative in ((17, False), (129, False), (129, True), (101, True)):
-        settings = PromptSettings(sources=("fine",), kernel_fine=kernel, relative_kernel=relative)
+        config = PromptConfig(sources=("fine",), kernel_fine=kernel, relative_kernel=relative)
         count[kernel, relative] = len(
-            prompt_points(clues_of(one, one, classes=(1,)), settings).points
+            prompt_points(clues_of(one, one, classes=(1,)), config).points
         )
     # 129 * 200 / 500 = 51.6 pixels (reach 25); 101 * 200 / 500 = 40.4 (reach 20)
     assert count == {(17, False): 2, (129, False): 1, (129, True): 1, (101, True): 2}
     tiny = bumps(20, 20, [(5, 5)])[None]
-    settings = dataclasses.replace(PromptSettings.mini(), sources=("coarse", "fine"))
-    assert len(prompt_points(clues_of(tiny, tiny, classes=(1,)), settings).points) == 2
+    config = dataclasses.replace(PromptConfig.mini(), sources=("coarse", "fine"))
+    assert len(prompt_points(clues_of(tiny, tiny, classes=(1,)), config).points) == 2
     with pytest.raises(ValueError, match="odd"):
-        prompt_points(clues_of(one, one, classes=(1,)), PromptSettings(kernel_fine=128))
+        prompt_points(clues_of(one, one, classes=(1,)), PromptConfig(kernel_fine=128))
 
 
 def test_maps_at_half_resolution_give_points_of_the_image():
     one = bumps(90, 120, [(30, 40)])[None]
-    prompts = prompt_points(clues_of(one, one, classes=(1,), scale=0.5), PromptSettings())
+    prompts = prompt_points(clues_of(one, one, classes=(1,), scale=0.5), PromptConfig())
     np.testing.assert_array_equal(prompts.points[:, :2], [[60, 80], [60, 80]])
     assert prompts.grid.max() > 200  # the grid spans the image of 180 x 240, not the map
 
 
 def test_presets():
-    paper, official = PromptSettings.paper(), PromptSettings.official()
+    paper, official = PromptConfig.paper(), PromptConfig.official()
     assert (paper.kernel_coarse, paper.kernel_fine, paper.kernel_cross) == (129, 129, 129)
     assert (official.kernel_coarse, official.kernel_fine, official.kernel_cross) == (17, 17, 129)
     assert (paper.cross_divisor, official.cross_divisor) == (5, None)

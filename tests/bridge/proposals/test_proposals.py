@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import config, given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_sam import HEIGHT, WIDTH, blocky_image
 
-from bridge.proposals.export import ExportSettings
+from bridge.proposals.export import ExportConfig
 from bridge.proposals.prompts import Prompts, dense_grid
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings, cap
+from bridge.proposals.selection import ProposalConfig, cap
 from bridge.sam.networks import load_sam
 from bridge.sam.prompting import PromptedImage
 from weaksam_jax.boxes import iou
@@ -24,7 +24,7 @@ from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 GRID, COARSE, FINE, CROSS = range(4)
 NONE = np.zeros((0, 5), np.float32)
 OFFSET = 0.2
-ALL = ProposalSettings(
+ALL = ProposalConfig(
     t_iou=-100.0, t_stab=0.0, stability_offset=OFFSET, grid_nms=1.0, cross_nms=None
 )
 
@@ -121,8 +121,8 @@ def test_chunks_and_other_prompts_change_nothing(sam, image):
 
 
 def test_full_size_masks_are_made_a_few_at_a_time(sam, image, monkeypatch):
-    prompts, settings = Prompts(dense_grid(4, HEIGHT, WIDTH), clue_points(5)), ALL
-    whole, seen, run = propose(sam, image, prompts, settings), [], PromptedImage.upsample
+    prompts, config = Prompts(dense_grid(4, HEIGHT, WIDTH), clue_points(5)), ALL
+    whole, seen, run = propose(sam, image, prompts, config), [], PromptedImage.upsample
 
     def watched(self, logits):
         seen.append(len(logits))
@@ -130,7 +130,7 @@ def test_full_size_masks_are_made_a_few_at_a_time(sam, image, monkeypatch):
 
     monkeypatch.setattr(PromptedImage, "upsample", watched)
     monkeypatch.setattr("bridge.sam.prompting.numbers_at_once", lambda device: 3 * 128**2 + 5)
-    few = propose(sam, image, prompts, settings)
+    few = propose(sam, image, prompts, config)
     assert max(seen) == 3 and sum(seen) > 48
     np.testing.assert_array_equal(few.boxes, whole.boxes)
     assert few.masks == whole.masks
@@ -164,7 +164,7 @@ def test_further_measures_bound_boxes_and_overlap(sam, image):
     assert (np.diff(found.source.astype(int)) >= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@config(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40),
     st.integers(0, 45),
@@ -202,7 +202,7 @@ def test_no_prompts_and_small_images(sam, tmp_path):
 @pytest.mark.slow
 def test_mini_preset_finds_the_objects_of_the_mini_set(tmp_path):
     """Issue 2: recall at IoU 0.5 of at least 0.90 with at most 150 boxes; here the grid alone."""
-    mini = ExportSettings.preset("mini")
+    mini = ExportConfig.preset("mini")
     write_mini(tmp_path, 0, train_images=2, test_images=30)
     truth, sam, hits, counts = open_truth(tmp_path, "test"), load_sam("sam_mini"), [], []
     for record in truth.records:

@@ -7,9 +7,9 @@ import pytest
 from small_sam import HEIGHT, WIDTH
 
 from bridge.clues.interface import Clues, minmax
-from bridge.proposals.prompts import PromptSettings, prompt_points
+from bridge.proposals.prompts import PromptConfig, prompt_points
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings, rederive
+from bridge.proposals.selection import ProposalConfig, rederive
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput
 
@@ -20,11 +20,11 @@ TABLE_4 = (
     ("grid", "fine", "coarse"),
     ("grid", "fine", "coarse", "cross"),
 )
-PROMPTS = PromptSettings(
+PROMPTS = PromptConfig(
     kernel_coarse=33, kernel_fine=33, kernel_cross=65, cross_divisor=2, grid_side=8
 )
 # A random SAM is stable only at a small offset.
-BASE = ProposalSettings(t_iou=7.2, t_stab=0.05, stability_offset=0.2, chunk=16)
+BASE = ProposalConfig(t_iou=7.2, t_stab=0.05, stability_offset=0.2, chunk=16)
 KEPT = replace(BASE, keep_decoded=True)
 
 
@@ -84,10 +84,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_other_settings(stored, sam, image, clues, change):
-    settings = replace(BASE, **change)
-    direct = propose(sam, image, prompts_of(clues, TABLE_4[-1]), settings, image_id=12)
+    config = replace(BASE, **change)
+    direct = propose(sam, image, prompts_of(clues, TABLE_4[-1]), config, image_id=12)
     assert len(direct) != len(stored)  # the change matters
-    assert_same_bits(rederive(stored, settings), direct)
+    assert_same_bits(rederive(stored, config), direct)
 
 
 def test_keeping_rows_changes_no_proposal(stored, sam, image, clues):

@@ -6,12 +6,12 @@ import pytest
 from small_sam import blocky_image
 
 from bridge.proposals import selective_search as module
-from bridge.proposals.selective_search import SelectiveSearchSettings, rank, selective_search
+from bridge.proposals.selective_search import SelectiveSearchConfig, rank, selective_search
 from weaksam_jax.boxes import area, iou
 from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
 from weaksam_jax.errors import BadInput
 
-ALL = SelectiveSearchSettings(max_boxes=None, min_side=0, nms=None)
+ALL = SelectiveSearchConfig(max_boxes=None, min_side=0, nms=None)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def test_runs_and_threads_agree(image):
     second = selective_search(image)
     cv2.setNumThreads(threads)
     np.testing.assert_array_equal(first.boxes, second.boxes)
-    other = selective_search(image, SelectiveSearchSettings(seed=1))
+    other = selective_search(image, SelectiveSearchConfig(seed=1))
     assert not np.array_equal(first.boxes, other.boxes)
 
 
 def test_settings_bound_the_boxes(image, tmp_path):
-    limits = SelectiveSearchSettings(max_boxes=12, min_side=15, nms=0.8)
+    limits = SelectiveSearchConfig(max_boxes=12, min_side=15, nms=0.8)
     found = selective_search(image, limits, image_id=4)
     assert len(found) == 12
     assert (found.boxes[:, 2:] - found.boxes[:, :2]).min() >= 15
@@ -54,7 +54,7 @@ def test_settings_bound_the_boxes(image, tmp_path):
 def test_smaller_image_gives_boxes_in_pixels_of_the_original():
     flat = np.zeros((200, 300, 3), np.uint8)
     flat[60:140, 100:220] = (200, 40, 40)
-    found = selective_search(flat, SelectiveSearchSettings(long_side=150))
+    found = selective_search(flat, SelectiveSearchConfig(long_side=150))
     assert found.boxes.min() >= 0 and (found.boxes.max(0) <= [300, 200, 300, 200]).all()
     target = np.asarray([[100, 60, 220, 140]], np.float32)
     assert iou(found.boxes, target).max() > 0.9

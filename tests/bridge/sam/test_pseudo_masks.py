@@ -11,7 +11,7 @@ from small_sam import blocky_image, small_sam
 
 from bridge.sam import pseudo_masks as module
 from bridge.sam.packed_masks import unpack
-from bridge.sam.pseudo_masks import MaskSettings, box_masks, pseudo_masks
+from bridge.sam.pseudo_masks import MaskConfig, box_masks, pseudo_masks
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
@@ -75,7 +75,7 @@ def predicted(sam, image, box, three):
 @pytest.mark.parametrize("three", [False, True])
 def test_masks_are_the_predictors_and_load_in_pycocotools(sam, split, tmp_path, three):
     out = tmp_path / "masks" / "pseudo.json"
-    settings = MaskSettings(best_of_three=three, chunk=3)
+    settings = MaskConfig(best_of_three=three, chunk=3)
     report = pseudo_masks(sam, make_pgt(split), split, settings, out, progress=False)
     coco = COCO(str(out))
     assert coco.getImgIds() == [7, 8, 9]
@@ -101,8 +101,8 @@ def test_masks_are_the_predictors_and_load_in_pycocotools(sam, split, tmp_path, 
 def test_clipping_and_empty_masks(sam):
     image = blocky_image(1, HEIGHT, WIDTH)
     boxes = BOXES.astype(np.float32)
-    free, _, _ = box_masks(sam, image, boxes, MaskSettings())
-    cut, _, _ = box_masks(sam, image, boxes, MaskSettings(clip_to_box=True))
+    free, _, _ = box_masks(sam, image, boxes, MaskConfig())
+    cut, _, _ = box_masks(sam, image, boxes, MaskConfig(clip_to_box=True))
     free, cut = unpack(free, WIDTH), unpack(cut, WIDTH)
     for mask, clipped, box in zip(free, cut, np.round(boxes + 0.01).astype(int), strict=True):
         expected = np.zeros_like(mask)
@@ -113,9 +113,9 @@ def test_clipping_and_empty_masks(sam):
 
     silent = small_sam()
     silent.mask_threshold = 1e6
-    dropped, _, empty = box_masks(silent, image, boxes, MaskSettings())
+    dropped, _, empty = box_masks(silent, image, boxes, MaskConfig())
     assert empty.all() and not dropped.any()
-    filled, _, empty = box_masks(silent, image, boxes, MaskSettings(empty="box"))
+    filled, _, empty = box_masks(silent, image, boxes, MaskConfig(empty="box"))
     assert empty.all()
     areas = unpack(filled, WIDTH).sum((1, 2))
     np.testing.assert_array_equal(areas, [35 * 26, 50 * 40, 70 * 50, 16])
@@ -125,9 +125,9 @@ def test_dropped_boxes_are_counted(split, tmp_path):
     silent = small_sam()
     silent.mask_threshold = 1e6
     out = tmp_path / "pseudo.json"
-    report = pseudo_masks(silent, make_pgt(split), split, MaskSettings(), out, progress=False)
+    report = pseudo_masks(silent, make_pgt(split), split, MaskConfig(), out, progress=False)
     assert (report.masks, report.empty) == (0, 8) and read_json(out)["annotations"] == []
-    filled = MaskSettings(empty="box")
+    filled = MaskConfig(empty="box")
     report = pseudo_masks(silent, make_pgt(split), split, filled, out, progress=False)
     assert (report.masks, report.empty) == (8, 8)
     rle = read_json(out)["annotations"][0]["segmentation"]
@@ -135,7 +135,7 @@ def test_dropped_boxes_are_counted(split, tmp_path):
 
 
 def test_killed_run_goes_on_and_ends_in_the_same_bytes(sam, split, tmp_path, monkeypatch):
-    pgt, settings = make_pgt(split), MaskSettings()
+    pgt, settings = make_pgt(split), MaskConfig()
     whole, killed = tmp_path / "whole.json", tmp_path / "killed.json"
     pseudo_masks(sam, pgt, split, settings, whole, progress=False, workers=3)
     loaded = []
@@ -164,16 +164,16 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(sam, split, tmp_path, mon
 def test_parts_of_other_boxes_are_not_used(sam, split, tmp_path, monkeypatch):
     out = tmp_path / "pseudo.json"
     monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)  # as if killed just before
-    pseudo_masks(sam, make_pgt(split), split, MaskSettings(), out, progress=False)
+    pseudo_masks(sam, make_pgt(split), split, MaskConfig(), out, progress=False)
     moved = make_pgt(split, BOXES[::-1])
-    pseudo_masks(sam, moved, split, MaskSettings(), out, progress=False)
+    pseudo_masks(sam, moved, split, MaskConfig(), out, progress=False)
     fresh = tmp_path / "fresh.json"
-    pseudo_masks(sam, moved, split, MaskSettings(), fresh, progress=False)
+    pseudo_masks(sam, moved, split, MaskConfig(), fresh, progress=False)
     assert out.read_bytes() == fresh.read_bytes()
 
 
 def test_boxes_without_an_image_are_bad_input(sam, split, tmp_path):
     fewer = replace(split, records=split.records[:2])
     with pytest.raises(BadInput, match="no image 9"):
-        pseudo_masks(sam, make_pgt(split), fewer, MaskSettings(), tmp_path / "x.json", False)
+        pseudo_masks(sam, make_pgt(split), fewer, MaskConfig(), tmp_path / "x.json", False)
     assert not (tmp_path / "x.json").exists()

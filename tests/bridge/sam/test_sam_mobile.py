@@ -7,7 +7,7 @@ from small_sam import blocky_image
 
 from bridge.proposals.prompts import Prompts, dense_grid
 from bridge.proposals.sam_proposals import propose
-from bridge.proposals.selection import ProposalSettings
+from bridge.proposals.selection import ProposalConfig
 from bridge.sam.mobile import mobile_sam
 from bridge.sam.networks import load_sam
 from bridge.sam.prompting import PromptedImage
@@ -111,7 +111,7 @@ def test_one_image_to_proposals(path):
     """End to end at 1024 pixels, and a few boxes that are not all the same."""
     sam = load_sam(path)
     prompts = Prompts(dense_grid(2, 60, 90), np.zeros((0, 5), np.float32))
-    settings = ProposalSettings(t_iou=-100.0, t_stab=0.0, grid_nms=1.0)
+    settings = ProposalConfig(t_iou=-100.0, t_stab=0.0, grid_nms=1.0)
     found = propose(sam, blocky_image(0, 60, 90), prompts, settings)
     assert 4 <= len(found) <= 12 and np.isfinite(found.predicted_iou).all()
     assert len(np.unique(found.predicted_iou)) == len(found)

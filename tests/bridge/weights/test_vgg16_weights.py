@@ -83,7 +83,7 @@ def test_there_and_back(tmp_path, kind, box):
     arrays, metadata = READERS[kind](saved(tmp_path, state))
     model = json.loads(metadata.pop("config"))["model"]
     assert metadata == {"detector": "mil", "num_classes": "3"}
-    assert (model["backbone"], model["pool_size"], model["width"]) == ("vgg16", 7, 7)
+    assert (model["backbone"], model["pool_size"], model["fc_width"]) == ("vgg16", 7, 7)
     assert (model["evidence"], model["class_maps"]) == (0, False)
     assert model["backbone_width"] == 2
     code = ("method", "pixels", "rectify_last", "background", "pooling")
@@ -192,7 +192,7 @@ def test_published_shapes_fit_the_detector(tmp_path, monkeypatch, kind, classes)
     monkeypatch.setattr(f"bridge.weights.{kind}.read_checkpoint", lambda source: state)
     arrays, metadata = READERS[kind]("published")
     stated = json.loads(metadata["config"])["model"]
-    assert (stated["width"], stated["pool_size"]) == (4096, 7)
+    assert (stated["fc_width"], stated["pool_size"]) == (4096, 7)
     assert stated["pixels"] == ("mist" if mist else "torchvision")  # 80 classes: COCO
     assert metadata["num_classes"] == str(classes)
     shapes = stated_detector(Weights(Path("published"), {}, metadata)).shapes()

@@ -235,5 +235,5 @@ def test_what_does_not_fit_ends_in_one_line(files, data, tmp_path, capsys):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), mil.shapes())
     save_detector(path, mil, zeros)
     command = ["--weights", str(path), "--data", str(data), "--out", str(out)]
-    assert "--proposals: is missing, which a MIL detector needs" in refusal(command, capsys)
+    assert "--proposals: is missing, which the detector (mil) needs" in refusal(command, capsys)
     assert not (out / "detections.json").exists()

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.data.records import TagRecord
 from weaksam_jax.data.scales import bucket_of, check_scales
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, LossConfig
@@ -31,7 +32,7 @@ def test_recipes_have_the_published_numbers(recipe):
     )
     assert (optim.optimizer, optim.schedule, optim.warmup_from) == ("sgd", "steps", 1e-3)
     assert (optim.weight_decay, optim.clip, optim.batch_size) == (1e-4, None, 16)
-    assert optim.frozen == ("stem", "res2")
+    assert optim.frozen is None and BACKBONES["resnet50_msra"].frozen == ("stem", "res2")
     assert config.model.backbone == "resnet50_msra" and config.model.dtype == "float32"
     # The official code: 4, 4 from step 2000; off; 5, 4 from 10000. The thresholds here are the
     # paper's.

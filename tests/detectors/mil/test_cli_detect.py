@@ -44,7 +44,7 @@ def test_results_files_and_figures(drawn, trained, flags, tmp_path, capsys):
     assert len(rows) == len(test.classes) and sum(map(len, rows)) == len(found)
     told = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert told["split"] == "test" and told["test"]["nms"] == told["config"]["test"]["nms"] == 0.4
-    assert told["config"]["model"]["width"] == TINY.model.width
+    assert told["config"]["model"]["fc_width"] == TINY.model.fc_width
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "detections.json",
         "metrics.json",
@@ -73,7 +73,7 @@ def test_an_unannotated_split_has_files_and_no_figures(drawn, flags, tmp_path, c
         (["--test.nmss", "1"], "--test.nmss: is no flag of this command; did you mean --test.nms?"),
         (["--weights", "gone.safetensors"], "gone.safetensors: does not exist"),
         (["--proposals", "nowhere"], "does not exist"),
-        (["--proposals", None], "--proposals: is missing, which a MIL detector needs"),
+        (["--proposals", None], "--proposals: is missing, which the detector (mil) needs"),
     ],
 )
 def test_what_does_not_fit_ends_in_one_line(flags, tmp_path, capsys, change, message):

@@ -10,7 +10,7 @@ from weaksam_jax.boxes import decode
 from weaksam_jax.detectors.mil import MilConfig, MilDetector
 
 C, N = 3, 6
-PLAIN = vary(MilConfig(), model={"width": 8, "pool_size": 2, "dropout": 0.0, "evidence": 0.0})
+PLAIN = vary(MilConfig(), model={"fc_width": 8, "pool_size": 2, "dropout": 0.0, "evidence": 0.0})
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ C, N = 3, 6
 def detector(pooling, neck=None, backbone=True):
     pool = functools.partial(pooling, spatial_scale=1 / 8, output_size=2)
     trunk = MiniCnn(width=4, name="backbone") if backbone else None
-    return MilNetwork(C, pool, trunk, neck=neck, width=16, dropout=0.5)
+    return MilNetwork(C, pool, trunk, neck=neck, fc_width=16, dropout=0.5)
 
 
 def case(channels=3, cells=48):
@@ -110,7 +110,7 @@ def test_cached_maps_get_the_same_treatment_as_the_backbones():
 
 def test_two_cached_maps_meet_at_the_size_of_the_finer():
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
-    model = MilNetwork(C, pool, None, levels=2, neck=7, width=16)
+    model = MilNetwork(C, pool, None, levels=2, neck=7, fc_width=16)
     rng = np.random.default_rng(1)
     fine, coarse = (rng.normal(size=(2, n, n, f)).astype(np.float16) for n, f in ((6, 4), (3, 5)))
     _, inside, boxes, prior = case(channels=5, cells=6)
@@ -134,7 +134,9 @@ def test_evidence_is_inside_less_frame_and_joins_the_prior():
     assert found.shape == (2, 3) and (found[:, 0] == 0).all()
     assert found[0, 1] == pytest.approx(0.8, abs=0.1) and found[0, 2] == 0
     assert found[1, 2] == pytest.approx(0.5 - 1.5 * 0.5, abs=0.05)
-    plain, evident = (MilNetwork(2, pool, None, width=16, evidence=weight) for weight in (0.0, 3.0))
+    plain, evident = (
+        MilNetwork(2, pool, None, fc_width=16, evidence=weight) for weight in (0.0, 3.0)
+    )
     inside, prior = np.ones((1, 40, 40), bool), jnp.asarray([[[0.25, 0.75], [0.5, 0.125]]])
     nothing = jnp.zeros_like(prior)
     variables = plain.init(jax.random.key(0), (maps,), inside, boxes, prior)
@@ -159,7 +161,7 @@ def published(kind, box=False, dtype=jnp.float32):
     pool = functools.partial(roi_pool, spatial_scale=1 / 8, output_size=7)
     trunk = Vgg16(CHANNELS[0], rectify_last=oicr, dtype=dtype, name="backbone")
     model = MilNetwork(
-        C, pool, trunk, width=WIDTH, class_maps=False, background=not oicr, dtype=dtype
+        C, pool, trunk, fc_width=WIDTH, class_maps=False, background=not oicr, dtype=dtype
     )
     return model, state, mmdet_oicr_arrays if oicr else wetectron_arrays
 
@@ -259,7 +261,7 @@ def test_without_a_background_column_the_classes_are_first():
     _, inside, boxes, prior = case(channels=5, cells=6)
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=4)
     model, plain = (
-        MilNetwork(C, pool, None, width=16, evidence=weight, background=False)
+        MilNetwork(C, pool, None, fc_width=16, evidence=weight, background=False)
         for weight in (2.0, 0.0)
     )
     variables = jax.jit(model.init)(jax.random.key(0), (maps,), inside, boxes, prior)
@@ -283,7 +285,7 @@ def test_class_maps_are_optional_and_needed_for_evidence():
     maps, inside, boxes, prior = case(channels=5, cells=6)
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
     plain, bare = (
-        MilNetwork(C, pool, None, width=16, class_maps=wanted) for wanted in (True, False)
+        MilNetwork(C, pool, None, fc_width=16, class_maps=wanted) for wanted in (True, False)
     )
     arguments = ((maps,), inside, boxes, prior)
     params = jax.jit(plain.init)(jax.random.key(0), *arguments)["params"]
@@ -295,7 +297,7 @@ def test_class_maps_are_optional_and_needed_for_evidence():
     assert logits is None
     for one, other in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    wrong = MilNetwork(C, pool, None, width=16, class_maps=False, evidence=1.0)
+    wrong = MilNetwork(C, pool, None, fc_width=16, class_maps=False, evidence=1.0)
     with pytest.raises(ValueError, match="class maps"):
         jax.eval_shape(wrong.init, jax.random.key(0), *arguments)
 
@@ -314,7 +316,7 @@ def test_the_drop_block_sits_between_pooling_and_fc6():
     maps, inside, boxes, prior = case(channels=5, cells=6)
     pool = functools.partial(roi_align, spatial_scale=1 / 8, output_size=2)
     plain, dropped = (
-        MilNetwork(C, pool, None, width=16, dropout=0.0, drop_block=block)
+        MilNetwork(C, pool, None, fc_width=16, dropout=0.0, drop_block=block)
         for block in (None, Halve(name="drop_block"))
     )
     variables = jax.jit(dropped.init)(jax.random.key(0), (maps,), inside, boxes, prior)

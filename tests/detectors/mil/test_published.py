@@ -22,7 +22,7 @@ RECIPES = [
 def small(config: MilConfig, **parts) -> MilConfig:
     """The config at `TINY`'s size, two steps from fresh weights."""
     sizes = {
-        "model": {"width": 8, "pool_size": 2},
+        "model": {"fc_width": 8, "pool_size": 2},
         "optim": {"steps": 2, "warmup": 1, "batch_size": 2, "init": "scratch"},
         "data": {"scales": TINY.data.scales, "max_proposals": 24},
         "test": {"tta_scales": None, "batch_size": 2},

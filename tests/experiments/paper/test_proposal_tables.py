@@ -11,7 +11,7 @@ from PIL import Image
 
 from bridge.clues.interface import Clues, minmax
 from bridge.clues.weaktr import WeakTr, WeakTrConfig
-from bridge.proposals.export import ExportSettings, export_split
+from bridge.proposals.export import ExportConfig, export_split
 from bridge.proposals.prompts import prompt_points
 from bridge.proposals.sam_proposals import propose
 from bridge.sam.networks import load_sam
@@ -82,7 +82,7 @@ def proposals_of(image_id, boxes, sources, size=(40, 50)):
 
 def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
     """One export that keeps its decoded masks gives every row of Table 4, read as a given store."""
-    settings = ExportSettings.preset("mini")
+    settings = ExportConfig.preset("mini")
     settings = replace(
         settings,
         prompts=replace(settings.prompts, grid_side=5),
@@ -114,7 +114,7 @@ def test_a_row_is_what_sam_gives_when_run_for_it(split, tmp_path):
 
 
 def test_a_store_that_does_not_say_its_settings_is_refused(split, tmp_path):
-    settings = ExportSettings.preset("mini")
+    settings = ExportConfig.preset("mini")
     kept = replace(settings.proposals, keep_decoded=True)
     settings = replace(settings, prompts=replace(settings.prompts, grid_side=2), proposals=kept)
     folders = tmp_path, tmp_path / "c"

@@ -185,7 +185,6 @@ def light() -> FasterRcnnConfig:
             drop=DropConfig(start=1100, tau_reg=6.0),
         ),
         optim=OptimConfig(
-            frozen=("stem", *(f"block{i}" for i in range(11))),
             optimizer="adamw",
             lr=5e-4,
             clip=5.0,

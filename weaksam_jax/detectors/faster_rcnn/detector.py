@@ -40,6 +40,7 @@ class FasterRcnn:
     Config = FasterRcnnConfig
     presets = PRESETS
     learns_from = "boxes"
+    on_proposals = False
 
     def __post_init__(self):
         """`BadInput` for losses that micro-batches would change: those divided by the RoIs kept in
@@ -103,7 +104,7 @@ class FasterRcnn:
         )
 
     def frozen(self, path: Sequence[str]) -> bool:
-        return is_frozen(path, self.config.optim.frozen)
+        return is_frozen(path, self.config.model.backbone, self.config.optim.frozen)
 
     def optimizer(self) -> optax.GradientTransformation:
         return make_optimizer(self.config.optim, self.frozen)

@@ -68,7 +68,6 @@ def _published(
         model=r50_fpn(),
         loss=LossConfig(drop=DropConfig(start=drop_start)),
         optim=OptimConfig(
-            frozen=("stem", "res2"),
             lr=lr,
             warmup=warmup,
             schedule="steps",

@@ -41,7 +41,7 @@ class ModelConfig:
     """RoIAlign; RoIPool with Caffe's rounding (MIST's official code) or without (mmcv, OICR's)."""
     pool_size: int = 5
     """Output side of the pooling."""
-    width: int = 256
+    fc_width: int = 256
     """Of both fully connected layers."""
     dropout: float = 0.3
     """Behind each of them."""
@@ -160,7 +160,7 @@ def light() -> MilConfig:
     in features that are frozen is the most telling part.
     """
     return MilConfig(
-        model=ModelConfig(backbone="lite0", neck=160, width=512, evidence=0.0),
+        model=ModelConfig(backbone="lite0", neck=160, fc_width=512, evidence=0.0),
         loss=LossConfig(tag_weight=0.0),
         optim=MilOptimConfig(
             frozen=("*",),

@@ -46,6 +46,7 @@ class MilDetector:
     Config = MilConfig
     presets = PRESETS
     learns_from = "tags"
+    on_proposals = True
 
     def __post_init__(self):
         """`BadInput` for evidence from class maps that are not there, or that RoI features of so
@@ -174,7 +175,7 @@ class MilDetector:
         return mean_of_views(self, jax.device_put(params))
 
     def frozen(self, path: Sequence[str]) -> bool:
-        return is_frozen(path, self.config.optim.frozen)
+        return is_frozen(path, self.config.model.backbone, self.config.optim.frozen)
 
     def optimizer(self) -> optax.GradientTransformation:
         """Biases learn twice as fast and do not decay; where the refinement branches have a rate of
@@ -288,7 +289,7 @@ def build_network(config: MilConfig, classes: int) -> MilNetwork:
         backbone.single(width=model.backbone_width, dtype=dtype, name="backbone", **options),
         levels=backbone.maps,
         neck=model.neck,
-        width=model.width,
+        fc_width=model.fc_width,
         dropout=model.dropout,
         evidence=model.evidence,
         class_maps=model.class_maps,

@@ -24,7 +24,7 @@ class MilNetwork(nn.Module):
     are used, finest first, each half the size of the last (they may be given instead of images:
     frozen features cached on disk; for them alone it may be None). neck: channels of a 1x1
     convolution on each map, summed at the size of the first, before pooling; None: the first map as
-    it is. pool: RoI pooling of one image. width: of both fully connected layers, dropout: behind
+    it is. pool: RoI pooling of one image. fc_width: of both fully connected layers, dropout: behind
     each of them. evidence: weight of `class_evidence` of the detector's own class maps in the
     detection stream's logits; 0 is plain WSDDN.
 
@@ -42,7 +42,7 @@ class MilNetwork(nn.Module):
     _: KW_ONLY
     levels: int = 1
     neck: int | None = None
-    width: int = 256
+    fc_width: int = 256
     dropout: float = 0.5
     evidence: float = 0.0
     class_maps: bool = True
@@ -61,8 +61,8 @@ class MilNetwork(nn.Module):
         elif self.evidence:
             raise ValueError("evidence comes from the class maps")
         start = nn.initializers.normal(self.fc_std) if self.fc_std else nn.initializers.he_normal()
-        self.fc6 = nn.Dense(self.width, kernel_init=start, dtype=self.dtype)
-        self.fc7 = nn.Dense(self.width, kernel_init=start, dtype=self.dtype)
+        self.fc6 = nn.Dense(self.fc_width, kernel_init=start, dtype=self.dtype)
+        self.fc7 = nn.Dense(self.fc_width, kernel_init=start, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
         small = nn.initializers.normal(self.score_std)
         self.cls = nn.Dense(self.classes + self.background, kernel_init=small)

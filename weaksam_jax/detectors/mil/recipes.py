@@ -43,7 +43,7 @@ def _mist(steps: int, milestones: tuple[int, ...], min_side: float, warmup: int 
             pixels="mist",
             pooling="max",
             pool_size=7,
-            width=4096,
+            fc_width=4096,
             dropout=0.5,
             class_maps=False,
             evidence=0.0,
@@ -52,7 +52,6 @@ def _mist(steps: int, milestones: tuple[int, ...], min_side: float, warmup: int 
         ),
         loss=LossConfig(tag_weight=0.0),
         optim=MilOptimConfig(
-            frozen=("conv1", "conv2"),
             optimizer="adam_l2",
             lr=1e-5,
             weight_decay=5e-4,

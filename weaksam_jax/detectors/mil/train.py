@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from weaksam_jax import runlog
 from weaksam_jax.detectors.mil.detector import MilDetector, tag_classifier
 from weaksam_jax.detectors.mil.features import FeatureCache, cache_maps
 from weaksam_jax.detectors.mil.samples import MilSamples
@@ -52,7 +53,7 @@ def train_mil(
                 params=params,
                 key=key,
                 name=f"wsod_{name}",
-                log=folder.parent / "log.jsonl",
+                log=folder.parent / runlog.FILE,
             )
     return params
 
@@ -67,7 +68,7 @@ def frozen_maps(
     config = detector.config
     if not config.data.cache_maps:
         return None
-    if "*" not in config.optim.frozen:
+    if "*" not in (config.optim.frozen or ()):
         hint = 'set optim.frozen to ["*"], or data.cache_maps to false'
         raise BadInput("data.cache_maps", "is for a backbone that is not trained", hint)
     backbone = jax.device_get(params["backbone"])
