@@ -2,9 +2,9 @@
 
 Or files for the VOC server, which has the truth of the test sets.
 
-    python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \
+    python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \\
         --data /path/to/VOCdevkit/VOC2007 --metric voc07
-    python -m experiments.evaluate --detections detections.json --split test \
+    python -m experiments.evaluate --detections detections.json --split test \\
         --data /path/to/VOCdevkit/VOC2012 --voc-files results/VOC2012/Main
 
 Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc (also by the

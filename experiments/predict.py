@@ -6,7 +6,7 @@
 Takes photos, folders (with all that is in them) and globs, any number of photos: they are worked
 off a few at a time. Writes a picture of each photo, named after it (beach.jpg: beach.png; photos of
 one name in several folders: a/beach.png, b/beach.png), and at the end predictions.json: COCO
-results (file_name, category_id, bbox, score, segmentation), an object a line.
+results (file_name, category_id, bbox, score, segmentation), one object per line.
 """
 
 import json
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict(options: Predict) -> tuple[int, int]:
-    """Detects, adds masks, writes a picture a photo; returns the numbers of objects and photos.
+    """Detects, adds masks, writes one picture per photo; returns the numbers of objects and photos.
 
     Raises `BadInput` before anything is written for a run that is not finished and for what is no
     photo.
@@ -67,7 +67,7 @@ def predict(options: Predict) -> tuple[int, int]:
 
 
 def write_results(path: Path, results: Iterable[Sequence[dict]]) -> tuple[int, int]:
-    """Writes COCO results as they come, an object a line, atomically; returns the numbers of
+    """Writes COCO results as they come, one per line, atomically; returns the numbers of
     objects and photos. results: of each photo."""
     objects = photos = 0
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ found = detector("beach.jpg")      # found.boxes, .scores, .labels, .names, .mas
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json
 from weaksam_jax.run_folder import RunFolder
+from weaksam_jax.settings import change
 
 # (image uint8 `[H, W, 3]`, boxes float32 `[n, 4]`) -> masks bool `[n, H, W]`
 MaskNetwork = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -137,7 +138,8 @@ class PhotoDetector:
 
 
 def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> PhotoDetector:
-    """The detector of a run folder, or of a weights file (which has boxes alone).
+    """The detector of a run folder, or of a weights file (which has boxes alone, and scores that
+    no clue network weighs).
 
     threshold: least score of what is kept. masks: whether the run's SAM turns boxes into masks.
     Raises `BadInput` when the run is not finished or the file is no detector.
@@ -145,7 +147,10 @@ def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> Pho
     enable_compilation_cache()
     path = Path(path)
     if not path.is_dir():
-        return PhotoDetector(*load_detector(path), threshold)
+        detector, params = load_detector(path)
+        if not detector.on_proposals and detector.config.test.tag_power:
+            detector = replace(detector, config=change(detector.config, {"test.tag_power": 0.0}))
+        return PhotoDetector(detector, params, threshold)
     folder = RunFolder(path)
     return of_run(folder, threshold, plugin, masks=masks)
 

@@ -117,6 +117,10 @@ def _check_preset(argv: Sequence[str], values: Mapping, preset: str) -> None:
     if flag is not None and stored is not None and flag != stored:
         hint = "leave it out, or take the settings out of the file"
         raise BadInput("--preset", f"{flag} is not that of --config ({stored})", hint)
+    flag, stored = peek(argv, "retrain"), values.get("retrain", "faster_rcnn")
+    if flag in RETRAINERS and stored != flag:
+        hint = "leave it out, or take the settings out of the file"
+        raise BadInput("--retrain", f"{flag} is not that of --config ({stored})", hint)
     flag, stored = peek(argv, "wsod"), values.get("wsod", "mist")
     if preset in PAPER and flag is not None and flag != stored:
         hint = f"its recipe is another one: give --preset {preset} --wsod {flag} without the file"

@@ -40,10 +40,8 @@ def run_pipeline(options: PipelineOptions) -> dict:
     wanted = chosen_stages(options.stages)
     stages = wanted or usual_stages(run)
     check_weights(run.config, stages)
-    if "retrain" in stages:
-        detectors.check_start(
-            detectors.retrainer(run.config.retrain, 2)
-        )  # what does not fit: at once
+    if "retrain" in stages:  # what does not fit is said at once
+        detectors.check_start(detectors.retrainer(run.config.retrain, 2))
     if run.options.data != "mini":
         _ = run.data.names  # a data set that is none is named before anything is written
     run_on_leader(lambda: prepare(run))
@@ -116,9 +114,10 @@ def graph(run: Run) -> list[Stage]:
     ]
     extra = []
     if run.options.retrain != "none":
-        plain = change(config.retrain, {"loss.drop": None})
         stages.append(_retraining(run, "retrain", config.retrain))
-        extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
+        if hasattr(config.retrain.loss, "drop"):
+            plain = change(config.retrain, {"loss.drop": None})
+            extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
     stages.append(
         _stage("masks", [config.masks, config.sam], ("pgt",), run=partial(make_masks, run))
     )

@@ -26,10 +26,15 @@ KNOWN = (
     ("pgt.precision50", "Adaptive pseudo boxes: precision", "boxes that are right", 1),
     ("pgt.recall50", "Adaptive pseudo boxes: recall", "training objects that are found", 1),
     ("masks.iou", "IoU of the pseudo masks", "with the true mask that fits best", 1),
-    ("retrain.ap50", "AP50 of the retrained detector", "with RoI drop, test images", 2),
+    (
+        "retrain.ap50",
+        "AP50 of the retrained detector",
+        "trained on the pseudo boxes, test images",
+        2,
+    ),
     ("retrain.ap", "AP of the retrained detector", "mean over IoU 0.5 to 0.95", 2),
-    ("retrain_without_drop.ap50", "AP50 retrained without RoI drop", "for comparison", 2),
-    ("retrain_without_drop.ap", "AP retrained without RoI drop", "for comparison", 2),
+    ("retrain_without_drop.ap50", "AP50 retrained without drop", "for comparison", 2),
+    ("retrain_without_drop.ap", "AP retrained without drop", "for comparison", 2),
 )
 # Parts of metrics.json that have a place of their own in the report.
 _ELSEWHERE = ("dataset", "versions", "seconds", "seed", "proposals.recall_at")
