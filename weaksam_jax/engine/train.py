@@ -50,8 +50,8 @@ def train_detector(
     params, key: where to start and the key of training, else both from `seed` (`detector.init`,
     with `weights`). until: stop after so many steps of the schedule. name: the stage's in the log
     [folder's name]; log: the file [folder/../log.jsonl]. Metrics called dropped_... (shares of RoIs
-    or queries) are logged for every step. Raises `BadInput` as `weaksam_jax.engine.loop.train` and when the images of a batch
-    do not divide among the devices.
+    or queries) are logged for every step. Raises `BadInput` as `weaksam_jax.engine.loop.train` and
+    when the images of a batch do not divide among the devices.
     """
     folder, optim = Path(folder), detector.config.optim
     check_batch(optim.batch_size, mesh.size, optim.micro_batches)
