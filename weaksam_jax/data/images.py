@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import check_regular
@@ -72,6 +72,8 @@ def opened_image(path: str | Path, what: str = "image") -> Iterator[Image.Image]
             yield image
     except Exception as error:  # of broken files Pillow raises nearly every kind
         reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is not known"
         raise BadInput(path, f"{what} cannot be read ({reason})", _HINT) from error
 
 
