@@ -8,12 +8,13 @@ from pathlib import Path, PurePosixPath
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_text
 
-_BLANK = "\ufeff\u200b"  # what editors leave where files were joined; no letter, and not seen
+# Blanks at either end; with them what editors leave where files were joined, which is not seen.
+_BLANKS = re.compile("^[\\s\ufeff\u200b]+|[\\s\ufeff\u200b]+$")
 
 
 def clean(text: str) -> str:
     """A field without the blanks around it."""
-    return text.strip().strip(_BLANK).strip()
+    return _BLANKS.sub("", text)
 
 
 def clean_name(text: str, path: str | Path, what: str) -> str:
