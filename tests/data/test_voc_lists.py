@@ -21,6 +21,7 @@ STRAY = {
     "hello_trainval.txt": b"hello world\nthese two\n",
     "owl_trainval.txt": b"nothing 1\n",
     "._owl_trainval.txt": b"000003 1\n",
+    "long.txt": b"x" * 5000 + b"\n",
     "old.txt": b"../../etc/passwd\n/root\nb-7\n",
 }
 

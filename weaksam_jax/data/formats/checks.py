@@ -25,7 +25,10 @@ def clean_name(text: str, path: str | Path, what: str) -> str:
     Raises `BadInput` with `path` for an empty name, and for one with a control character, a line
     end or half of a surrogate pair.
     """
-    name = unicodedata.normalize("NFC", clean(text))
+    name = clean(text)
+    if name and name.isascii() and name.isprintable():
+        return name
+    name = unicodedata.normalize("NFC", name)
     if not name:
         raise BadInput(path, f"{what} has no name", "name it")
     bad = [one for one in name if unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")]

@@ -119,7 +119,9 @@ def _yes(text: str, path: Path, what: str) -> bool:
 def _text(element: ElementTree.Element, tag: str, path: Path, what: str) -> str:
     """The text of a field, "" when it is missing or empty."""
     found = _only(element, tag, path, what=what)
-    return "" if found is None else "".join(found.itertext())
+    if found is None or not len(found):
+        return "" if found is None else found.text or ""
+    return "".join(found.itertext())
 
 
 def _only(
