@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh, to_xywh
-from weaksam_jax.data.formats.voc import voc_image_id
+from weaksam_jax.data.formats.voc_lists import voc_image_id
 from weaksam_jax.data.json_rows import Row, Rows, as_integer, plain_integers, plain_numbers, shown
 from weaksam_jax.data.masks import boxes_of, plain_masks, read_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit

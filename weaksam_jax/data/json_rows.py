@@ -18,7 +18,8 @@ import numpy as np
 
 from weaksam_jax.errors import BadInput
 
-LARGEST_ID = 2**53  # what a double holds exactly, as JavaScript and many tools keep numbers
+LARGEST_ID = 2**63 - 1  # int64
+_EXACT = 2.0**53  # beyond it a double does not hold every integer
 # Pixels: beyond any image, and small enough that the area of a box is a plain number.
 LARGEST_COORDINATE = 2.0**31
 HINT = "correct it where it was made"
@@ -44,12 +45,12 @@ def as_integer(value: Any) -> int:
     text = value.strip() if isinstance(value, str) else ""
     if _INTEGER.fullmatch(text):
         found = int(text.partition(".")[0])
-    elif _is_number(value) and value % 1 == 0:
+    elif (isinstance(value, numbers.Integral) and not isinstance(value, bool)) or (isinstance(value, float) and value % 1 == 0 and abs(value) <= _EXACT):
         found = int(value)
     else:
         raise ValueError(f"is no integer ({shown(value)})")
     if not 0 <= found <= LARGEST_ID:
-        raise ValueError(f"is {'negative' if found < 0 else 'beyond 2**53'} ({shown(value)})")
+        raise ValueError(f"is {'negative' if found < 0 else 'beyond 64 bits'} ({shown(value)})")
     return found
 
 

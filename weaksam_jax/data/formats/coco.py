@@ -5,16 +5,17 @@ The split is found by the name of the JSON: `instances_train2017.json` is the sp
 category ids and the crowd flag only; `coco_truth` alone looks at boxes and masks.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from weaksam_jax.data.formats.checks import check_inside, clean_name
+from weaksam_jax.data.formats.file_index import FileIndex
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.json_rows import Row, Rows, shown
 from weaksam_jax.data.masks import boxes_of, read_mask
@@ -26,7 +27,6 @@ from weaksam_jax.files import read_json
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 # COCO's corners are rounded to 0.01 pixel and polygons may follow the last row's far side.
 _OVERHANG = 1.0
-_DRIVE = re.compile("[A-Za-z]:")
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,13 @@ def _load(root: Path, split: str) -> _Content:
         if not len(rows):
             problem = f"lists no {rows.name} (empty split)"
             raise BadInput(path, problem, f"add {rows.name}, or drop the file")
-    ids, names = _unique(images, "id", images.integers("id").tolist()), _file_names(images)
+    ids, names = _unique(images, "id", images.integers("id").tolist()), _file_names(images, path)
     category_ids = _unique(categories, "id", categories.integers("id").tolist())
-    classes = _unique(categories, "name", categories.texts("name"))
+    classes = [
+        clean_name(name, path, f"categories[{index}]")
+        for index, name in enumerate(categories.texts("name"))
+    ]
+    _unique(categories, "name", classes)
     order = sorted(range(len(classes)), key=category_ids.__getitem__)
     classes = tuple(classes[i] for i in order)
     category_ids = tuple(category_ids[i] for i in order)
@@ -209,24 +213,11 @@ def _unique(rows: Rows, field: str, values: list) -> list:
     return values
 
 
-def _file_names(images: Rows) -> list[str]:
-    """The names as they are written; each stays in the data set and is another file."""
+def _file_names(images: Rows, path: Path) -> list[str]:
+    """The names with "/" between folders; each lies in the data set and is another file."""
     names = images.texts("file_name")
-    for index, name in enumerate(names):
-        if (fault := _fault(name)) is not None:
-            hint = "write it relative to the folder of images, with / between folders"
-            raise images[index].fail(f"file_name {shown(name)} {fault}", hint)
-    _unique(images, "file_name", [str(PurePosixPath(name)) for name in names])
-    return names
-
-
-def _fault(name: str) -> str | None:
-    """Why a file name may lie outside of the data set."""
-    if name.startswith("/") or _DRIVE.match(name):
-        return "is absolute"
-    if "\\" in name or "\0" in name:
-        return f"has a {'NUL' if chr(0) in name else 'backslash'}"
-    return "leads out of its folder" if ".." in name.split("/") else None
+    names = [check_inside(n, path, f"images[{i}].file_name") for i, n in enumerate(names)]
+    return _unique(images, "file_name", names)
 
 
 def _places(annotations: Rows, field: str, ids: Sequence[int]) -> np.ndarray:
@@ -245,8 +236,11 @@ def _places(annotations: Rows, field: str, ids: Sequence[int]) -> np.ndarray:
 def _photos(content: _Content) -> Any:
     """(path, width, height) of each image, whose size in the file must be its own."""
     bar = tqdm(content.names, desc=f"read {content.split}", unit="images", delay=3)
+    images = content.root / "images"
+    places = images / content.split, images, content.root / content.split, content.root
+    folders = [FileIndex(place) for place in places]
     for index, name in enumerate(bar):
-        where = _image_path(content.root, content.split, name)
+        where = _image_path(folders, name)
         width, height = image_size(where)
         row = content.images[index]
         stated = row.integer("width", default=width), row.integer("height", default=height)
@@ -257,11 +251,10 @@ def _photos(content: _Content) -> Any:
         yield where, width, height
 
 
-def _image_path(root: Path, split: str, name: str) -> Path:
-    candidates = [root / "images" / split / name, root / "images" / name]
-    candidates += [root / split / name, root / name]
-    existing = [path for path in candidates if path.exists()]
-    return existing[0] if existing else candidates[1]
+def _image_path(folders: Sequence[FileIndex], name: str) -> Path:
+    """The image in the first folder that has it; where it should be when none has."""
+    found = (folder.file(name) for folder in folders)
+    return next((path for path in found if path is not None), folders[1].root / name)
 
 
 def _mask(row: Row, width: int, height: int) -> dict | None:
