@@ -202,7 +202,7 @@ FAULTS = {
         entry(bbox=[0, 0, 5, value]) for value in ("a", None, [1], True, 10**400)
     ] + [entry(bbox=value) for value in (["a"], [1, 2, 3], "abcd", None, {})],
     "image_id is": [
-        entry(image_id=value) for value in ([1], {}, None, 1.5, True, -1, 2**54, 10**400)
+        entry(image_id=value) for value in ([1], {}, None, 1.5, True, -1, 2**63, 10**400)
     ],
     "category_id is": [entry(category_id=value) for value in ([1], {"a": 1}, None, "one", 1.5)],
     "1].score is NaN": entry(score=np.nan),

@@ -45,7 +45,7 @@ def as_integer(value: Any) -> int:
     text = value.strip() if isinstance(value, str) else ""
     if _INTEGER.fullmatch(text):
         found = int(text.partition(".")[0])
-    elif (isinstance(value, numbers.Integral) and not isinstance(value, bool)) or (isinstance(value, float) and value % 1 == 0 and abs(value) <= _EXACT):
+    elif _is_integer(value):
         found = int(value)
     else:
         raise ValueError(f"is no integer ({shown(value)})")
@@ -64,6 +64,12 @@ def as_number(value: Any) -> float:
         if np.isfinite(found):
             return found
     raise ValueError(f"is no finite number ({shown(value)})")
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, float):
+        return value % 1 == 0 and abs(value) <= _EXACT
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
