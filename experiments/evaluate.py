@@ -68,9 +68,6 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Evaluate, argv, __doc__, name="evaluate")
     if options.metric is None and options.voc_files is None:
         raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
-    if options.json is not None and options.json.resolve() == options.detections.resolve():
-        problem = f"{options.json} is the file of --detections"
-        raise BadInput("--json", problem, "give another name")
     if options.voc_files is not None:
         paths = voc_files(options)
         print(f"{len(paths)} files such as {printable(paths[0])}")

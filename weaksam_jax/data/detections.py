@@ -117,12 +117,17 @@ def by_image(detections: Iterable[Mapping], split: Split) -> dict[int, list[Mapp
     return found
 
 
-def annotations_of(data: Any) -> list:
-    """The list of annotations of a COCO annotation dictionary; `BadDetections` without one."""
+def annotation_rows(data: Any) -> Rows:
+    """The annotations of a COCO annotation dictionary; `BadDetections` without a list of them."""
     rows = data.get("annotations") if isinstance(data, Mapping) else None
     if not isinstance(rows, list):
         raise BadDetections("has no list of annotations", "give a COCO annotation file")
-    return rows
+    return Rows(rows, "annotations", BadDetections)
+
+
+def annotation_arrays(data: Any, split: Split, masks: bool = False) -> DetectionTable:
+    """As `as_arrays`, of a COCO annotation dictionary, whose objects need no score."""
+    return _table(annotation_rows(data), split, masks=masks, see_masks=masks, scores=False)
 
 
 def as_arrays(
@@ -313,8 +318,10 @@ def annotation_file(split: Split, annotations: Iterable[Mapping], description: s
 
 def category_ids(path: Path, classes: Sequence[str]) -> tuple[int, ...]:
     """The ids that a file of `annotation_file` has for these classes; `BadFile` when it has not."""
-    categories = read_json(path).get("categories", ())
-    ids = {one["name"]: one["id"] for one in categories}
+    data = read_json(path)
+    listed = data.get("categories") if isinstance(data, dict) else None
+    rows = Rows(listed if isinstance(listed, list) else [], "categories", partial(BadFile, path))
+    ids = dict(zip(rows.texts("name"), rows.integers("id").tolist(), strict=True))
     if not set(classes) <= ids.keys():
         missing = sorted(set(classes) - ids.keys())[0]
         raise BadFile(path, f"has no category {missing}", "run the command that made it again")

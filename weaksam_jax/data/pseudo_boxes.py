@@ -6,9 +6,8 @@ import numpy as np
 
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize
-from weaksam_jax.data.detections import BadDetections, annotations_of, as_arrays
+from weaksam_jax.data.detections import BadDetections, annotation_arrays, annotation_rows
 from weaksam_jax.data.images import load_image
-from weaksam_jax.data.json_rows import Rows
 from weaksam_jax.data.padding import pad_boxes
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
@@ -80,9 +79,7 @@ class PseudoSamples:
 def _read(pgt: Mapping, images: TagSplit) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Image id -> (boxes float32 `[n, 4]`, labels int32 `[n]`), only images with boxes; crowds are
     left out."""
-    rows = annotations_of(pgt)
-    crowd = Rows(rows, "annotations", BadDetections).flags("iscrowd")
-    table = as_arrays(rows, images, scores=False)
+    crowd, table = annotation_rows(pgt).flags("iscrowd"), annotation_arrays(pgt, images)
     sizes = [(record.width, record.height) for record in images.records]
     found: dict[int, list] = {}
     for index in np.flatnonzero(~crowd).tolist():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from weaksam_jax.data.detections import annotations_of, as_arrays
+from weaksam_jax.data.detections import annotation_arrays, as_arrays
 from weaksam_jax.data.masks import as_bytes
 from weaksam_jax.data.records import TruthRecord, TruthSplit
 from weaksam_jax.evaluate.recall import greedy_matches
@@ -20,7 +20,7 @@ def mask_quality(pseudo: Mapping, truth: TruthSplit) -> dict | None:
     IoU of the one-to-one greedy pairs with any overlap; precision50, recall50: pairs with IoU >=
     0.5 over pseudo masks and over objects (difficult ones and crowds count for neither).
     """
-    found = as_arrays(annotations_of(pseudo), truth, scores=False, masks=True)
+    found = annotation_arrays(pseudo, truth, masks=True)
     rles = found.masks
     judged = []
     for image, record in enumerate(truth.records):

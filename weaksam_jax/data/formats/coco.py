@@ -20,7 +20,7 @@ from weaksam_jax.data.images import image_size
 from weaksam_jax.data.json_rows import Row, Rows, shown
 from weaksam_jax.data.masks import boxes_of, read_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
-from weaksam_jax.errors import BadFile, BadInput
+from weaksam_jax.errors import BadFile, BadInput, printable
 from weaksam_jax.files import read_json
 
 # Annotation files of COCO's other tasks: no categories of things, or no annotations.
@@ -144,7 +144,7 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
 def _files(root: Path) -> dict[str, Path]:
     """Split name -> annotation file."""
     paths = sorted((root / "annotations").glob("*.json"))
-    paths = [path for path in paths if not path.name.startswith(_OTHER_TASKS)]
+    paths = [path for path in paths if not path.name.startswith((".", *_OTHER_TASKS))]
     return {path.stem.removeprefix("instances_"): path for path in paths}
 
 
@@ -235,7 +235,7 @@ def _places(annotations: Rows, field: str, ids: Sequence[int]) -> np.ndarray:
 
 def _photos(content: _Content) -> Any:
     """(path, width, height) of each image, whose size in the file must be its own."""
-    bar = tqdm(content.names, desc=f"read {content.split}", unit="images", delay=3)
+    bar = tqdm(content.names, desc=f"read {printable(content.split)}", unit="images", delay=3)
     images = content.root / "images"
     places = images / content.split, images, content.root / content.split, content.root
     folders = [FileIndex(place) for place in places]
