@@ -1,5 +1,6 @@
 """Images: uint8 RGB, upright. The one place where EXIF orientation is handled."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _HINT = "replace the file or take it out of the list"
+# What Pillow finds odd and reads all the same (broken EXIF, 90 megapixels) is nothing to be told.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Pillow reads these formats' 16-bit grey as 32-bit integers up to 65535.
 _GREY16_AS_32 = ("PNG", "PPM")
 

@@ -8,12 +8,13 @@ from pathlib import Path, PurePosixPath
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_text
 
-_BLANK = "\ufeff\u200b"  # what editors leave where files were joined; no letter, and not seen
+# Blanks at either end; with them what editors leave where files were joined, which is not seen.
+_BLANKS = re.compile("^[\\s\ufeff\u200b]+|[\\s\ufeff\u200b]+$")
 
 
 def clean(text: str) -> str:
     """A field without the blanks around it."""
-    return text.strip().strip(_BLANK).strip()
+    return _BLANKS.sub("", text)
 
 
 def clean_name(text: str, path: str | Path, what: str) -> str:
@@ -24,7 +25,10 @@ def clean_name(text: str, path: str | Path, what: str) -> str:
     Raises `BadInput` with `path` for an empty name, and for one with a control character, a line
     end or half of a surrogate pair.
     """
-    name = unicodedata.normalize("NFC", clean(text))
+    name = clean(text)
+    if name and name.isascii() and name.isprintable():
+        return name
+    name = unicodedata.normalize("NFC", name)
     if not name:
         raise BadInput(path, f"{what} has no name", "name it")
     bad = [one for one in name if unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")]

@@ -31,6 +31,8 @@ class FileIndex:
             return self.root / name
         folder, last = self._folder(name)
         found = self._names(folder).get(_form(last), [])
+        if not found:
+            found = self._stems(folder, Path(last).stem, (Path(last).suffix.lower(),))
         return folder / found[0] if len(found) == 1 else None
 
     def by_stem(self, name: str, suffixes: tuple[str, ...]) -> Path | None:

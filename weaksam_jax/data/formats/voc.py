@@ -8,6 +8,7 @@ and optionally `SegmentationObject/*.png` (pixel k = k-th object of the XML, 255
 masks.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from weaksam_jax.data.formats.voc_lists import (
     read_list,
     voc_files,
 )
-from weaksam_jax.data.formats.voc_xml import box_of, read_annotation
+from weaksam_jax.data.formats.voc_xml import box_of
 from weaksam_jax.data.images import image_size, opened_image
 from weaksam_jax.data.masks import encode_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
@@ -58,7 +59,7 @@ def voc_split_names(root: Path) -> dict[str, str]:
     """Training and test split: trainval and test where test has annotations, else train and val."""
     files = voc_files(root)
     splits = set(files.lists)
-    if {"trainval", "test"} <= splits and read_list(files, "test")[0].annotation.exists():
+    if {"trainval", "test"} <= splits and os.path.exists(read_list(files, "test")[0].annotation):
         return {"train": "trainval", "test": "test"}
     for train, test in (("train", "val"), ("train", "test"), ("trainval", "val")):
         if {train, test} <= splits:
@@ -83,7 +84,7 @@ def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
     unpublished = _unpublished(split, images)
 
     def tags_of(image: VocImage) -> tuple[tuple[int, ...], bool]:
-        objects = () if unpublished else read_annotation(image.annotation)
+        objects = () if unpublished else files.objects(image.annotation)
         labels = [_class_index(index, image.annotation, one.name) for one in objects]
         found = {
             i for i, one in zip(labels, objects, strict=True) if difficult or not one.difficult
@@ -111,7 +112,7 @@ def voc_truth(root: Path, split: str) -> TruthSplit | None:
     """
     files = voc_files(root)
     images = read_list(files, split)
-    if _unpublished(split, images) or _without_boxes(images):
+    if _unpublished(split, images) or _without_boxes(files, images):
         return None
     classes = _classes(files)
     index = {name: i for i, name in enumerate(classes)}
@@ -126,7 +127,7 @@ def voc_truth_files(root: Path, split: str) -> list[Path]:
     files = voc_files(root)
     images = read_list(files, split)
     masks = (files.masks.by_stem(one.name, (".png",)) for one in images)
-    annotations = (one.annotation for one in images if one.annotation.exists())
+    annotations = (one.annotation for one in images if os.path.exists(one.annotation))
     return [*annotations, *(path for path in masks if path is not None)]
 
 
@@ -151,7 +152,7 @@ def _classes(files: VocFiles) -> tuple[str, ...]:
     names = classes_with_lists(files)
     if not names:
         paths = annotations_of_all_lists(files)
-        names = {one.name for path in paths for one in read_annotation(path)}
+        names = {one.name for path in paths for one in files.objects(path)}
     if not names:
         hint = f"add annotations, or {files.root / 'classes.txt'} with one class per line"
         raise BadInput(files.annotations.root, "names no object at all", hint)
@@ -167,14 +168,16 @@ def _class_index(index: dict[str, int], annotation: Path, name: str) -> int:
 
 def _unpublished(split: str, images: list[VocImage]) -> bool:
     """Whether it is no training split and not one of its images has an annotation."""
-    return not split.startswith("train") and not any(one.annotation.exists() for one in images)
+    return not split.startswith("train") and not any(
+        os.path.exists(one.annotation) for one in images
+    )
 
 
-def _without_boxes(images: list[VocImage]) -> bool:
+def _without_boxes(files: VocFiles, images: list[VocImage]) -> bool:
     """Whether there are objects, but not one `<bndbox>` (the first one found ends the search)."""
     named = False
     for image in images:
-        for item in read_annotation(image.annotation):
+        for item in files.objects(image.annotation):
             if item.corners is not None:
                 return False
             named = True
@@ -183,7 +186,7 @@ def _without_boxes(images: list[VocImage]) -> bool:
 
 def _truth_record(files: VocFiles, image: VocImage, index: dict[str, int]) -> TruthRecord:
     width, height = image_size(image.path)
-    objects, annotation = read_annotation(image.annotation), image.annotation
+    objects, annotation = files.objects(image.annotation), image.annotation
     boxes = [box_of(one, annotation, width, height=height) for one in objects]
     labels = [_class_index(index, annotation, one.name) for one in objects]
     path = files.masks.by_stem(image.name, (".png",))

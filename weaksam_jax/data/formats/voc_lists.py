@@ -5,13 +5,15 @@ a stray or hidden text file beside the lists changes nothing.
 """
 
 import hashlib
+import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weaksam_jax.data.formats.checks import check_inside, clean_name, first_duplicate, read_lines
 from weaksam_jax.data.formats.file_index import IMAGE_SUFFIXES, FileIndex
+from weaksam_jax.data.formats.voc_xml import VocObject, read_annotation
 from weaksam_jax.errors import BadFile, BadInput
 
 _ROW = re.compile(r"(.*\S)\s+([+-]?[01])")
@@ -37,6 +39,13 @@ class VocFiles:
     images: FileIndex
     annotations: FileIndex
     masks: FileIndex
+    _objects: dict[Path, list[VocObject]] = field(default_factory=dict)
+
+    def objects(self, annotation: Path) -> list[VocObject]:
+        """What `read_annotation` gives; each file is read once."""
+        if annotation not in self._objects:
+            self._objects[annotation] = read_annotation(annotation)
+        return self._objects[annotation]
 
     @property
     def lists(self) -> dict[str, Path]:
@@ -132,7 +141,7 @@ def annotations_of_all_lists(files: VocFiles) -> list[Path]:
         except BadFile:
             continue  # no list of images: another program's file
         for name in _per_class_names(files, lines) or lines:
-            found.update(one for one in map(files.annotation, _stems(name)) if one.exists())
+            found.update(one for one in map(files.annotation, _stems(name)) if os.path.exists(one))
     return sorted(found)
 
 

@@ -19,8 +19,8 @@ from weaksam_jax.files import check_regular
 from weaksam_jax.text import decode_text, marked_encoding
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# Encodings that hold all of another (by Python's names): files that declare the smaller one often
-# hold characters of the greater.
+# Encodings that hold all of another (by Python's names), tried first, as browsers do: files that
+# declare the smaller one often hold characters of the greater.
 _GREATER = {
     "gb2312": "gb18030",
     "gbk": "gb18030",
@@ -119,7 +119,9 @@ def _yes(text: str, path: Path, what: str) -> bool:
 def _text(element: ElementTree.Element, tag: str, path: Path, what: str) -> str:
     """The text of a field, "" when it is missing or empty."""
     found = _only(element, tag, path, what=what)
-    return "" if found is None else "".join(found.itertext())
+    if found is None or not len(found):
+        return "" if found is None else found.text or ""
+    return "".join(found.itertext())
 
 
 def _only(
@@ -182,14 +184,14 @@ def _decode(data: bytes, path: Path) -> str:
     encoding = _codec(name, path)
     if encoding.startswith(("utf-8", "utf-16", "utf-32")):
         return decode_text(data, path)  # what can be read as ASCII here is no UTF-16
-    return _decode_as(data, (encoding, _GREATER.get(encoding, encoding)), name, path=path)
+    return _decode_as(data, (_GREATER.get(encoding, encoding), encoding), name, path=path)
 
 
 def _codec(name: str, path: Path) -> str:
     """Python's name of an encoding that a file declares."""
     try:
         codec = codecs.lookup(_OTHER_NAMES.get(name.lower(), name))
-        codec.incrementaldecoder().decode(b"")
+        b"a".decode(codec.name, errors="replace")
         return codec.name
     except Exception as error:  # unknown, no name at all, or no encoding of text
         problem = f"declares the encoding {name!r}, which is not known"
