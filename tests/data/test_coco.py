@@ -22,7 +22,7 @@ def test_tags_and_truth(tmp_path):
     first, second = truth.records
     assert first.boxes.tolist() == [[2, 1, 8, 5], [2, 5, 4, 10], [0, 0, 20, 10]]
     assert first.labels.tolist() == [1, 0, 1] and first.crowd.tolist() == [False, True, False]
-    assert first.masks[2] is None and second.masks is None and second.boxes.shape == (0, 4)
+    assert first.masks[2] is None and second.masks == () and second.boxes.shape == (0, 4)
 
 
 def test_an_image_of_crowds_alone_is_uncertain(tmp_path):

@@ -120,7 +120,7 @@ RAW = {
 }
 
 
-@pytest.mark.parametrize("raw", RAW)
+@pytest.mark.parametrize("raw", RAW, ids=RAW.values())
 def test_files_that_are_no_coco_file(tmp_path, raw):
     root = dataset(tmp_path, raw=raw)
     with pytest.raises(BadInput, match=f"{FILE}: .*{RAW[raw]}"):

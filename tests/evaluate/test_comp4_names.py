@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import pytest
 from folders import write_coco
 
+from experiments.detect import Detect, check_names
 from experiments.evaluate import main
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
@@ -86,3 +87,12 @@ def test_equal_stems_and_slashes_end_to_end(tmp_path, label):
     assert entry_point(main, [*flags, "--metric", "voc07", "--voc-files", str(out)]) == 0
     (path,) = [path for path in (tmp_path / "comp4").rglob("*") if path.is_file()]
     assert path.parent == out and path.read_text() == "x/1 0.9 2 2 6 6\ny/1 0.8 2 2 6 6\n"
+
+
+def test_detect_refuses_names_before_it_detects(tmp_path):
+    options = Detect(tmp_path, tmp_path, tmp_path, voc_files=tmp_path / "out")
+    with pytest.raises(BadInput, match="has a blank"):
+        check_names(options, split_of(("my photo.jpg",)))
+    assert check_names(options, split_of(("photo.jpg",))) is None
+    without = Detect(tmp_path, tmp_path, tmp_path)
+    assert check_names(without, split_of(("my photo.jpg",))) is None

@@ -120,7 +120,7 @@ RAW = {b"": "is empty", b"5": "is no COCO results file", b"{}": "is no COCO resu
        json.dumps([GOOD]).replace("0.9", "1e400").encode(): "entry 0: score is no"}  # fmt: skip
 
 
-@pytest.mark.parametrize("raw", RAW)
+@pytest.mark.parametrize("raw", RAW, ids=RAW.values())
 def test_files_that_are_no_results(data, tmp_path, capsys, raw):
     for metric in ("voc07", "coco", "coco-segm"):
         assert evaluate(data, tmp_path, None, metric, raw=raw) == 2
@@ -180,3 +180,14 @@ def test_class_names_on_an_ascii_stdout(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "") and "\\u732b" in done.stdout
+
+
+def test_a_mask_on_an_image_without_objects_is_wrong_as_its_box_is(tmp_path):
+    truth = truth_json()
+    truth["images"].append({"id": 4, "file_name": "4.jpg", "width": WIDTH, "height": HEIGHT})
+    data = write_coco(tmp_path / "coco", truth, "instances_train")
+    found = [changed(image_id=4, score=0.95), GOOD]
+    named = dict(zip((*BOXES, *MASKS), figures(data, tmp_path, found), strict=True))
+    assert named["voc-segm"]["ap50"] == named["voc12"]["ap50"] == 12.5
+    assert named["coco-segm"]["ap"] == pytest.approx(named["coco"]["ap"]) and named["coco"]["ap"]
+    assert named["coco-segm"]["masked_images"] == 4

@@ -6,6 +6,7 @@ results and pseudo masks are all read here.
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,8 +23,9 @@ from weaksam_jax.data.json_rows import (
 )
 
 MAX_CORNERS = 1_000_000
-MAX_OUTLINE = 2**22  # pixels; pycocotools keeps 80 bytes of each
-_GROUPS = 6  # characters of one run: 30 bits, all that pycocotools shifts without overflow
+MAX_OUTLINE = 2**21  # pixels; pycocotools keeps 80 bytes of each
+# Up to six characters a run: 30 bits, all that pycocotools shifts without overflow.
+_CODE = re.compile(rb"(?:[P-o]{0,5}[0-O])+")
 _CHUNK = 2**20  # masks' characters decoded at once
 
 
@@ -183,43 +185,36 @@ def _decode(codes: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """(runs int64 `[R]`, the code of each run int64 `[R]`, whether each code is one: bool `[N]`).
 
     COCO's code: characters "0" to "o" hold 5 bits each, the lowest first, and a bit that says that
-    the run goes on; the last group's highest bit is the sign; from the fourth run on it is the
+    the run goes on; the last one's highest bit is the sign; from the fourth run on it is the
     difference to the last but one. Codes that are none give no runs.
     """
-    lengths = np.asarray([len(one) for one in codes], np.int64)
-    bits = np.frombuffer(b"".join(codes), np.uint8).astype(np.int64) - 48
-    owner = np.repeat(np.arange(len(codes)), lengths)
-    whole = lengths > 0
-    whole[owner[(bits < 0) | (bits > 63)]] = False
-    last = (np.cumsum(lengths) - 1)[lengths > 0]
-    whole[lengths > 0] &= bits[last] & 32 == 0
-    bits, owner = bits[whole[owner]], owner[whole[owner]]
-    runs, owner, long = _groups(bits, owner)
-    whole[owner[long]] = False
-    runs = _undo_differences(runs, owner)
+    whole = np.asarray([_CODE.fullmatch(one) is not None for one in codes], bool)
+    good = [one for one, fits in zip(codes, whole, strict=True) if fits]
+    bits = np.frombuffer(b"".join(good), np.uint8) - 48
+    ends = np.flatnonzero(bits < 32)
+    counts = np.diff(np.searchsorted(ends, np.cumsum([0, *map(len, good)])))
+    owner = np.repeat(np.flatnonzero(whole), counts)
+    runs = _undo_differences(_numbers(bits, ends), owner)
     whole[owner[runs < 0]] = False
     kept = whole[owner]
     return runs[kept], owner[kept], whole
 
 
-def _groups(bits: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the number of each group of characters, its code, whether it has too many characters)."""
-    ends = np.flatnonzero(bits & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-    length = ends - starts + 1
-    place = np.minimum(np.arange(len(bits)) - np.repeat(starts, length), _GROUPS)
-    parts = (bits & 31) << (5 * place)
-    values = np.add.reduceat(parts, starts) if len(starts) else parts
-    values -= np.where(bits[ends] & 16, 1 << (5 * np.minimum(length, _GROUPS)), 0)
-    return values, owner[ends], length > _GROUPS
+def _numbers(bits: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """int64 `[R]`: the number of each group of characters; ends: where each has its last one."""
+    length = np.diff(ends, prepend=-1)
+    start = ends - length + 1
+    values = np.where(bits[ends] & 16, -1 << (5 * length), 0)
+    for place in range(int(length.max(initial=0))):
+        has = np.flatnonzero(length > place)
+        values[has] |= (bits[start[has] + place].astype(np.int64) & 31) << (5 * place)
+    return values
 
 
 def _undo_differences(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """From the fourth of each code on, the sum with the last but one."""
-    new = np.diff(owner, prepend=-1) > 0
-    place = np.arange(len(owner)) - np.repeat(
-        np.flatnonzero(new), np.diff(np.append(np.flatnonzero(new), len(owner)))
-    )
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    place = np.arange(len(owner)) - np.repeat(first, np.diff(np.append(first, len(owner))))
     runs = values.copy()
     for chain in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
         index = np.flatnonzero(chain)

@@ -103,11 +103,12 @@ def coco_tags(root: Path, split: str) -> TagSplit:
 def coco_truth(root: Path, split: str) -> TruthSplit:
     """Boxes, crowd flags and masks (polygons or RLE, as RLE with counts str) of a split.
 
-    An annotation with a mask and without bbox has the box around its mask.
+    An annotation with a mask and without bbox has the box around its mask. An image without any
+    annotation has no masks to miss (`masks` is empty, and not None) where others have some.
     """
     content = _load(root, split)
     rows = content.annotations
-    whole = all(one is not None for one in rows.raw("bbox"))
+    whole, masked = all(one is not None for one in rows.raw("bbox")), any(rows.raw("segmentation"))
     boxes = rows.boxes("bbox") if whole else None
     order = np.argsort(content.image, kind="stable")
     bounds = np.searchsorted(content.image[order], np.arange(len(content.ids) + 1))
@@ -129,7 +130,7 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
                 labels=content.labels[own].astype(np.int32),
                 difficult=np.zeros(len(own), bool),
                 crowd=content.crowd[own],
-                masks=masks if any(mask is not None for mask in masks) else None,
+                masks=masks if masked and (any(masks) or not masks) else None,
             )
         )
     return TruthSplit(
