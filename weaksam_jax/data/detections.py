@@ -103,14 +103,16 @@ def label_of(split: Split) -> dict[int, int]:
     return {category: label for label, category in enumerate(split.category_ids)}
 
 
-def by_image(detections: Iterable[Mapping], split: Split) -> dict[int, list[Mapping]]:
+def by_image(
+    detections: Iterable[Mapping], split: Split, scores: bool = False
+) -> dict[int, list[Mapping]]:
     """Results or annotations by image id, in the order given; every image of the split has a list.
 
-    Raises `BadDetections` for an image or a category that the split does not have, and for a fault
+    scores: whether each must have one. Raises `BadDetections` for an image or a category that the split does not have, and for a fault
     in a box or score.
     """
     detections = list(detections)
-    table = as_arrays(detections, split, scores=False)
+    table = as_arrays(detections, split, scores=scores)
     found: dict[int, list[Mapping]] = {record.image_id: [] for record in split.records}
     for one, index in zip(detections, table.image.tolist(), strict=True):
         found[split.records[index].image_id].append(one)
