@@ -108,8 +108,8 @@ def by_image(
 ) -> dict[int, list[Mapping]]:
     """Results or annotations by image id, in the order given; every image of the split has a list.
 
-    scores: whether each must have one. Raises `BadDetections` for an image or a category that the split does not have, and for a fault
-    in a box or score.
+    scores: whether each must have one. Raises `BadDetections` for an image or a category that the
+    split does not have, and for a fault in a box or score.
     """
     detections = list(detections)
     table = as_arrays(detections, split, scores=scores)
