@@ -146,16 +146,16 @@ def make_pgt(
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
     detections: COCO results of the MIL detector on `train`, each with a finite box and score
-    (`weaksam_jax.data.detections.read_detections` with scores=True reads such). Before every
-    rule they are cut to the image, and what is empty then takes no part; the official script does
-    neither, so rule="official" differs from it there: in the cut boxes, in max and min of a class
-    with an empty box, and where a class's first detection is empty.
+    (`weaksam_jax.data.detections.read_detections` reads such). Before every rule they are cut to
+    the image, and what is empty then takes no part; the official script does neither, so
+    rule="official" differs from it there: in the cut boxes, in max and min of a class with an empty
+    box, and where a class's first detection is empty.
 
     Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
     classes in `config.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
     choose, class_of = _chooser(config.resolved(), train), label_of(train)
-    found, rows = by_image(detections, train), []
+    found, rows = by_image(detections, train, scores=True), []
     for record in train.records:
         own, boxes = _inside(found[record.image_id], record)
         scores = np.asarray([one["score"] for one in own], np.float64)
