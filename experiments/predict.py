@@ -21,6 +21,7 @@ import tyro
 from experiments.pipeline.commands import run
 from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
+from weaksam_jax.ranges import Share
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Predict:
     """A finished run folder (stage retrain)."""
     out: Path
     """Folder for predictions.json and the pictures."""
-    threshold: float = 0.3
+    threshold: Share = 0.3
     """Least score of a detection that is kept."""
     masks: bool = True
     """Prompt SAM with the boxes for masks."""

@@ -44,6 +44,7 @@ from weaksam_jax.data.store import (
 )
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, write_arrays
+from weaksam_jax.ranges import Settings, Side
 from weaksam_jax.settings import to_plain
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
@@ -59,7 +60,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """What is written.
 
     source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
@@ -75,7 +76,7 @@ class ExportConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
-    clue_side: int = 96
+    clue_side: Side = 96
 
     @classmethod
     def preset(cls, name: PresetName, **changes) -> "ExportConfig":

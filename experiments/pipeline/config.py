@@ -16,11 +16,12 @@ from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtConfig
+from weaksam_jax.ranges import Settings
 from weaksam_jax.settings import change
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(Settings):
     """Settings of every stage."""
 
     train_split: str | None = None
