@@ -6,6 +6,7 @@ SIGTERM. Imports neither jax nor torch, so `bridge`'s commands use it too.
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, printable
 
 # What a path of the user's can be that no program can mend.
 _UNUSABLE = (
@@ -38,7 +39,12 @@ def entry_point(
     `Terminated` in the main thread, so that context managers (atomic files, checkpoints) clean up.
     The `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for
     --help). Any other exception is a fault of the program and keeps its stack trace.
+
+    What stdout or stderr cannot encode (LANG=C) is printed with backslash escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_raise():
             main(argv)
@@ -70,6 +76,7 @@ def _fail(line: str, status: int) -> int:
     # A progress bar that was cut short ends its line first, so that ours is a line and the last.
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
+    line = printable(line)
     print(f"error: {line}" if status == 2 else line, file=sys.stderr)
     return status
 

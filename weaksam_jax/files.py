@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from weaksam_jax.errors import BadFile
+from weaksam_jax.text import decode_text, marked_encoding, parse_json
 
 
 @contextlib.contextmanager
@@ -49,14 +51,42 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads JSON; raises `BadFile` when the file is missing or is not JSON."""
+def check_regular(path: str | Path) -> None:
+    """Raises `BadFile` when a path is no file to read from: missing, a folder, a pipe, a device.
+
+    To be called before a file of the user's is opened: opening a named pipe waits for ever.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise BadFile(path, "does not exist", "check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadFile(path, f"cannot be read ({reason})", "check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise BadFile(path, f"is {kind}, not a file", "give a file")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, every line end as LF: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+
+    Raises `BadFile` when it cannot be read or is no such text (`weaksam_jax.text`).
+    """
+    check_regular(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+            # A huge file that is no text is refused by its beginning.
+            data = head if b"\0" in head and not marked_encoding(head) else head + file.read()
     except OSError as error:
         raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
-    except ValueError as error:
-        raise BadFile(path, f"is not JSON ({error})", "delete or replace the file") from error
+    return decode_text(data, path)
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads JSON (see `weaksam_jax.text.parse_json`); `BadFile` when missing or not JSON."""
+    return parse_json(read_text(path), path)
 
 
 def write_arrays(
@@ -106,7 +136,7 @@ def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[st
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return arrays, header.get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
-        hint = "delete it and make it again"
+        hint = "make it again"
         raise BadFile(name, f"is no whole safetensors file ({error})", hint) from error
 
 

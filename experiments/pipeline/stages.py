@@ -265,7 +265,7 @@ def make_pseudo_boxes(run: Run) -> dict:
 def pseudo_boxes(run: Run, settings: PgtConfig) -> dict:
     """The COCO dictionary that these settings make of the MIL detector's detections."""
     path = run.folder.detections("wsod", "train")
-    detections = read_detections(path, scores=True)
+    detections = read_detections(path, run.data.splits["train"])
     with naming(path):
         return make_pgt(detections, run.data.splits["train"], settings)
 

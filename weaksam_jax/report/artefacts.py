@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh
-from weaksam_jax.data.detections import by_image, label_of, naming
+from weaksam_jax.data.detections import by_image, label_of, read_detections
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import Proposals, is_stored, read_proposals, read_stored
 from weaksam_jax.errors import BadInput
@@ -150,12 +150,9 @@ def _json(path: Path):
 
 def _found(path: Path, split: TagSplit | None) -> dict[int, Found] | None:
     """COCO results or a COCO annotation file, by image; None when there is no such file."""
-    content = None if split is None else _json(path)
-    if content is None:
+    if split is None or not path.exists():
         return None
-    rows = content["annotations"] if isinstance(content, dict) else content
-    with naming(path):
-        own = by_image(rows, split)
+    own = by_image(read_detections(path, split, scores=False), split)
     labels = label_of(split)
     return {image_id: _one(rows, labels) for image_id, rows in own.items()}
 
