@@ -14,6 +14,7 @@ PaddedSize = tuple[Side, Side]  # height, width
 # One scale: a padded size for each shape of image (say landscape and portrait), in a fixed order.
 Scale = Annotated[tuple[PaddedSize, ...], FILLED]
 Scales = Annotated[tuple[Scale, ...], FILLED]
+MOST_BYTES = 2**33  # of the images of one batch, uint8
 # A smaller size is taken where it costs an image no more than this part of its size.
 SHRINKAGE = 0.01
 
@@ -76,6 +77,14 @@ def misfit_scales(name: str, scales: Sequence[Scale], multiple: int = 1) -> Iter
     if wrong:
         problem = f"have the side {wrong[0]}"
         yield Fault(name, problem, f"give multiples of {multiple}, the backbone's stride")
+
+
+def misfit_memory(name: str, batch_size: int, scales: Sequence[Scale]) -> Iterator[Fault]:
+    """The fault of a batch size, in the config's field `name`, beyond `MOST_BYTES` of images."""
+    largest = max((height * width for scale in scales for height, width in scale), default=0)
+    if 3 * batch_size * largest > MOST_BYTES:
+        problem = f"is {batch_size}: {3 * batch_size * largest / 2**30:.0f} GB of images at once"
+        yield Fault(name, problem, "choose a smaller batch or scale")
 
 
 def check_scales(scales: Sequence[Scale]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from weaksam_jax.backbones import BACKBONES, unknown_backbone
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scales, misfit_scales
+from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
 from weaksam_jax.engine.optimizer import OptimConfig
 from weaksam_jax.ranges import (
     FILLED,
@@ -178,6 +178,8 @@ class FasterRcnnConfig(Settings):
             yield Fault("optim.micro_batches", "do not go with n_kept", hint)
         yield from misfit_scales("data.scales", self.data.scales)
         yield from misfit_scales("test.tta_scales", self.test.tta_scales)
+        yield from misfit_memory("optim.batch_size", self.optim.batch_size, self.data.scales)
+        yield from misfit_memory("test.batch_size", self.test.batch_size, self.test.tta_scales)
 
 
 def mini() -> FasterRcnnConfig:

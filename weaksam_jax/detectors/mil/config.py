@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from weaksam_jax.backbones import BACKBONES, unknown_backbone
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scales, misfit_scales
+from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
 from weaksam_jax.detectors.mil.loss import Method, Reduction
 from weaksam_jax.detectors.mil.mining import OicrRule
 from weaksam_jax.detectors.mil.model import MIN_FRAME
@@ -179,8 +179,10 @@ class MilConfig(Settings):
         row = BACKBONES[self.model.backbone]
         stride = row.stride * 2 ** (row.maps - 1)  # of the coarsest map, which the neck enlarges
         yield from misfit_scales("data.scales", self.data.scales, stride)
-        if self.test.tta_scales is not None:
-            yield from misfit_scales("test.tta_scales", self.test.tta_scales, stride)
+        shown = self.test.tta_scales or self.data.scales
+        yield from misfit_scales("test.tta_scales", shown, stride)
+        yield from misfit_memory("optim.batch_size", self.optim.batch_size, self.data.scales)
+        yield from misfit_memory("test.batch_size", self.test.batch_size, shown)
 
 
 def mini() -> MilConfig:
