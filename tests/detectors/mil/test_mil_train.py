@@ -10,7 +10,13 @@ from tiny_mil import TINY, detect, train
 
 from weaksam_jax.backbones.lite0 import Lite0
 from weaksam_jax.boxes import from_xywh
-from weaksam_jax.data.store import SOURCES, Proposals, proposal_path, write_proposals
+from weaksam_jax.data.store import (
+    SOURCES,
+    Proposals,
+    proposal_path,
+    write_proposals,
+    write_stored,
+)
 from weaksam_jax.data.views import View
 from weaksam_jax.detectors import load_detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
@@ -19,7 +25,6 @@ from weaksam_jax.detectors.mil.samples import MilSamples, load_boxes
 from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.engine.weights import flatten, load_params, save_params
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import write_arrays
 
 
 def same_bits(one, other):
@@ -185,7 +190,7 @@ def write_clues(root, split, cells=(20, 24)):
         ids = np.asarray(record.tags, np.int32)
         maps[record.image_id] = rng.random((len(ids), *cells)).astype(np.float16)
         arrays = {"fine": maps[record.image_id], "class_ids": ids}
-        write_arrays(proposal_path(root, split.split, record.image_id), arrays, {})
+        write_stored(root, split.split, record.image_id, arrays=arrays, metadata={})
     return maps
 
 
