@@ -31,7 +31,7 @@ def column_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
         fault = "has no points of five numbers"
     if not fault and "decoded_boxes" in arrays:
         offset = arrays.get("decoded_stability_offset")
-        fault = _table_fault(arrays, "decoded_", len(arrays["decoded_boxes"]))
+        fault = _table_fault(arrays, "decoded_", arrays["decoded_boxes"].size // 4)
         if not fault and (arrays["decoded_prompt"] >= len(arrays["points"])).any():
             fault = "has a decoded mask of a prompt that it does not hold"
         if offset is None or offset.shape != () or not np.isfinite(offset):
