@@ -13,7 +13,7 @@ from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
 from weaksam_jax.pgt import PgtConfig
-from weaksam_jax.ranges import Seed, Settings
+from weaksam_jax.ranges import Seed, Settings, shown
 from weaksam_jax.settings import change, from_plain, to_plain
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
@@ -104,7 +104,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             hint = f'nest it: {{"settings": {{"{first}": {{...}}}}}}, as settings.json of a run'
             raise BadSetting(path, name, "is a setting of a stage", hint=hint)
         if name in _TEXTS and not flag:
-            raise BadSetting(path, name, f"is {value!r}, not text", hint="correct it")
+            raise BadSetting(path, name, f"is {shown(value)}, not text", hint="correct it")
     return values
 
 
