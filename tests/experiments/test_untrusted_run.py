@@ -10,6 +10,7 @@ import pytest
 from config_places import PLACES, STAGES, nested
 from configs import vary
 from PIL import Image
+from tiny_pipeline import options as tiny_options
 from tiny_pipeline import write_run
 
 import weaksam_jax
@@ -222,3 +223,16 @@ def test_compare_reads_any_metrics(tmp_path, capsys, text):
             assert "Minutes of all stages" in said.out and "nan" not in said.out
         else:
             assert code == 2 and len(said.err.splitlines()) == 1 and str(tmp_path) in said.err
+
+
+CONFIG_PLACES = [(), ("preset",), ("data",), ("wsod",), ("retrain",), ("seed",), ("settings",)]
+CONFIG_PLACES += [("settings", "pgt"), ("settings", "wsod"), ("settings", "pgt", "rule")]
+
+
+@pytest.mark.parametrize("text", ["null", "1e999", '"x"', "[]", "{}", '{"a": {}}', DEEP])
+def test_a_config_of_any_kind(run, tmp_path, text):
+    whole, path = read_json(RunFolder(run).settings), tmp_path / "c.json"
+    for place in CONFIG_PLACES:
+        path.write_text(planted_text(whole, place, text))
+        line = outcome(partial(tiny_options, "--data", "mini", "--config", str(path)))
+        assert line is None or str(path) in line or line.startswith("--"), line

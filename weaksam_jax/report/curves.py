@@ -16,7 +16,7 @@ from weaksam_jax.report.draw import PALETTE
 
 _INK = "#123456"  # stands for the page's colour until the SVG is written
 _POINTS = 160  # of a curve; longer ones are averaged in bins
-_MOST_CURVES = 40
+_MOST_CURVES = 15
 _COUNTS = {"objects", "found", "part_only", "missed"}
 _NOT_DRAWN = {"stage", "step", "epoch", "lr", "images_per_s"}
 _STYLE = {
