@@ -71,12 +71,17 @@ class Settings:
     dataclass, the field and what it may be."""
 
     def __post_init__(self) -> None:
-        if not _POSTPONED.get() and (fault := first_fault(type(self), self)):
-            raise BadSetting(type(self).__name__, *fault)
+        check(self)
 
     def misfits(self) -> Iterator[Fault]:
         """Values that do not fit together, though each one has its range."""
         return iter(())
+
+
+def check(config: Any) -> None:
+    """`BadSetting` when a value of a dataclass does not fit; nothing inside of `unchecked`."""
+    if not _POSTPONED.get() and (fault := first_fault(type(config), config)):
+        raise BadSetting(type(config).__name__, *fault)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from weaksam_jax.errors import BadSetting, did_you_mean
-from weaksam_jax.ranges import first_fault, shown, unchecked
+from weaksam_jax.ranges import check, first_fault, shown, unchecked
 
 Kind = TypeVar("Kind")
 _NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
@@ -78,11 +78,16 @@ def _inside(where: str, name: str) -> str:
 
 
 def change(config: Kind, values: Mapping[str, Any]) -> Kind:
-    """The config with other values, by dotted name: `change(config, {"optim.lr": 1e-3})`."""
-    for name, value in values.items():
-        first, _, rest = name.partition(".")
-        inner = change(getattr(config, first), {rest: value}) if rest else value
-        config = replace(config, **{first: inner})
+    """The config with other values, by dotted name: `change(config, {"optim.lr": 1e-3})`.
+
+    Raises `BadSetting` when all of them together do not fit.
+    """
+    with unchecked():
+        for name, value in values.items():
+            first, _, rest = name.partition(".")
+            inner = change(getattr(config, first), {rest: value}) if rest else value
+            config = replace(config, **{first: inner})
+    check(config)
     return config
 
 

@@ -159,10 +159,11 @@ def test_retraining_in_micro_batches_is_the_mean_of_them():
 
 
 def test_micro_batches_whose_normaliser_would_differ_are_refused():
-    config = vary(SMALL_RCNN, loss={"drop": DropConfig(normaliser="n_kept")})
+    changed = {"loss": {"drop": DropConfig(normaliser="n_kept")}}
     with pytest.raises(BadInput, match="n_kept; choose loss"):
-        FasterRcnn(config, 2)
-    assert FasterRcnn(vary(config, optim={"micro_batches": 1}), 2).class_count == 2
+        vary(SMALL_RCNN, **changed)
+    config = vary(SMALL_RCNN, optim={"micro_batches": 1}, **changed)
+    assert FasterRcnn(config, 2).class_count == 2
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_the_work(inputs, tmp_path):
