@@ -67,8 +67,8 @@ def _named(folder: RunFolder) -> _Named:
     values = read_json(folder.settings)
     inner = values.get("settings") if isinstance(values, dict) else None
     if not isinstance(inner, dict):
-        hint = "give a run folder of this version"
-        raise BadSetting(folder.settings, "settings", "is no object of settings", hint)
+        place, hint = (folder.settings, "settings"), "give a run folder of this version"
+        raise BadSetting(*place, "is no object of settings", hint=hint)
     known = {name: inner[name] for name in _Named.__dataclass_fields__ if name in inner}
     return from_plain(_Named, known, folder.settings, field="settings")
 
@@ -80,5 +80,5 @@ def _inside(folder: RunFolder, field: str, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.root.resolve()):
         problem = f"names {shown(name)}, which is not in the run folder"
         hint = f"if that is meant, give the file yourself: --{field} FILE (Python: {field}=)"
-        raise BadSetting(folder.settings, f"settings.{field}", problem, hint)
+        raise BadSetting(folder.settings, f"settings.{field}", problem, hint=hint)
     return path

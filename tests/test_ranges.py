@@ -42,12 +42,12 @@ export.search.seed wsod.data.augment.channel_gain wsod.data.augment.colour wsod.
 wsod.data.augment.hide wsod.data.augment.lighting wsod.data.clue_evidence wsod.data.min_side
 wsod.loss.ignore_below wsod.loss.tag_weight wsod.model.dropout wsod.model.evidence
 wsod.model.score_std wsod.optim.final_lr wsod.optim.pretrain_steps wsod.optim.refine_lr
-wsod.optim.warmup wsod.optim.warmup_from wsod.optim.weight_decay wsod.test.clue_power
-wsod.test.nms pgt.overlap_threshold pgt.score_threshold retrain.data.augment.channel_gain
-retrain.data.augment.colour retrain.data.augment.flip retrain.data.augment.hide
-retrain.data.augment.lighting retrain.loss.drop.start retrain.loss.drop.tau_cls
-retrain.loss.drop.tau_reg retrain.loss.roi_foreground retrain.loss.roi_iou
-retrain.loss.rpn_foreground retrain.loss.rpn_iou retrain.loss.smooth_l1_beta
+wsod.optim.steps wsod.optim.warmup wsod.optim.warmup_from wsod.optim.weight_decay
+wsod.test.clue_power wsod.test.nms pgt.overlap_threshold pgt.score_threshold
+retrain.data.augment.channel_gain retrain.data.augment.colour retrain.data.augment.flip
+retrain.data.augment.hide retrain.data.augment.lighting retrain.loss.drop.start
+retrain.loss.drop.tau_cls retrain.loss.drop.tau_reg retrain.loss.roi_foreground
+retrain.loss.roi_iou retrain.loss.rpn_foreground retrain.loss.rpn_iou retrain.loss.smooth_l1_beta
 retrain.model.canonical_level retrain.model.extra_levels retrain.optim.final_lr
 retrain.optim.warmup retrain.optim.warmup_from retrain.optim.weight_decay retrain.test.nms
 retrain.test.score_threshold retrain.test.tag_power

@@ -86,7 +86,10 @@ def _verify_image(
 
 def _fault(proposals: Proposals) -> str | None:
     """What no export would write, beside what no reader takes; None: nothing."""
-    if not (proposals.boxes[:, 2:] > proposals.boxes[:, :2]).all():
+    low, high = proposals.boxes[:, :2], proposals.boxes[:, 2:]
+    if not ((low >= 0).all() and (high <= [proposals.width, proposals.height]).all()):
+        return "has a box outside the image"
+    if not (high > low).all():
         return "has an empty box"
     if not (proposals.prompt < len(proposals.points)).all():
         return "has a box of a prompt that it does not hold"

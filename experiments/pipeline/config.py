@@ -1,6 +1,6 @@
 """Config of the whole pipeline, and the presets that fill it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtConfig
-from weaksam_jax.ranges import Settings
+from weaksam_jax.ranges import Fault, Settings
 from weaksam_jax.settings import change
 
 
@@ -53,6 +53,12 @@ class PipelineConfig(Settings):
     """The retrained detector."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     """Pseudo masks."""
+
+    def misfits(self) -> Iterator[Fault]:
+        """What a trained detector's file may say, but no training."""
+        if self.wsod.optim.pretrain_steps and not self.wsod.model.class_maps:
+            problem = f"is {self.wsod.optim.pretrain_steps}, but there are no class maps to train"
+            yield Fault("wsod.optim.pretrain_steps", problem, "set wsod.model.class_maps, or 0")
 
     def clue_recipe(self) -> WeakTrRecipe | LiteConfig | Path:
         """How the clue network is trained, or the file that holds it."""

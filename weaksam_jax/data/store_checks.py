@@ -1,5 +1,5 @@
 """What the files of a store may hold: checked whenever one is read, so that nothing behind it meets
-a box outside of its image. Masks' codes are checked when they are used (`Proposals.rles`)."""
+a box far outside of its image (those that reach beyond it are cut where they are used). Masks' codes are checked when they are used (`Proposals.rles`)."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -68,9 +68,9 @@ def _table_fault(arrays: Mapping[str, np.ndarray], prefix: str, count: int) -> s
 def _box_fault(boxes: np.ndarray, size: np.ndarray) -> str | None:
     if boxes.dtype != np.float32 or not np.isfinite(boxes).all():
         return "has boxes that are no four finite numbers"
-    low, high = boxes[:, :2], boxes[:, 2:]
-    if not ((low >= 0).all() and (high <= size[::-1]).all()):
-        return "has a box outside the image"
+    low, high, most = boxes[:, :2], boxes[:, 2:], size[::-1].astype(np.float64)
+    if not ((low >= -most).all() and (high <= 2 * most).all()):
+        return "has a box far outside the image"
     return None if (high >= low).all() else "has an inverted box"
 
 

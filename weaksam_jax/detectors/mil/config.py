@@ -25,7 +25,6 @@ from weaksam_jax.ranges import (
     Rate,
     Settings,
     Share,
-    Steps,
     StepsOrNone,
     Width,
     integers,
@@ -112,7 +111,7 @@ class MilOptimConfig(OptimConfig):
     clip: Positive | None = 5.0
     warmup_from: Share = 0.1
     final_lr: Share = 0.02
-    steps: Steps = 800
+    steps: StepsOrNone = 800
     refine_lr: Amount = 1.0
     """Factor of adam_l2's rate for the refinement branches (OICR's official code: 10)."""
     pretrain_steps: StepsOrNone = 1200
@@ -174,8 +173,6 @@ class MilConfig(Settings):
         if self.data.cache_maps and "*" not in (self.optim.frozen or ()):
             hint = 'set optim.frozen to ["*"], or data.cache_maps to false'
             yield Fault("data.cache_maps", "is for a backbone that is not trained", hint)
-        if self.optim.pretrain_steps and not self.model.class_maps:
-            yield Fault("optim.pretrain_steps", "train the class maps", "set model.class_maps")
         row = BACKBONES[self.model.backbone]
         stride = row.stride * 2 ** (row.maps - 1)  # of the coarsest map, which the neck enlarges
         yield from misfit_scales("data.scales", self.data.scales, stride)
