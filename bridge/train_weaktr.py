@@ -12,6 +12,7 @@ from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.clues.weaktr_training import train_weaktr
 from bridge.runtime.command import run_command
 from weaksam_jax.data.datasets import open_tags, split_names
+from weaksam_jax.ranges import Batch, Count, Positive, Seed, Workers
 from weaksam_jax.run_folder import RunFolder
 
 
@@ -23,11 +24,11 @@ def main(argv: list[str] | None = None) -> None:
         deit: Path,
         out: Path,
         split: str | None = None,
-        lr: float = 6e-4,
-        batch_size: int = 64,
-        epochs: int = 60,
-        workers: int = 2,
-        seed: int = 0,
+        lr: Positive = 6e-4,
+        batch_size: Batch = 64,
+        epochs: Count = 60,
+        workers: Workers = 2,
+        seed: Seed = 0,
     ) -> None:
         """Trains WeakTr.
 

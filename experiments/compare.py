@@ -16,10 +16,9 @@ import numpy as np
 import tyro
 
 from experiments.pipeline.commands import run
-from weaksam_jax.data.json_rows import as_number
 from weaksam_jax.errors import BadFile, BadInput, printable
-from weaksam_jax.files import read_json
 from weaksam_jax.flags import parse
+from weaksam_jax.report.artefacts import is_number, numbers, part, read_figures
 from weaksam_jax.report.tables import KNOWN, flatten
 from weaksam_jax.run_folder import RunFolder
 
@@ -36,30 +35,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Compare, argv, __doc__, name="compare")
     if not options.runs:
         raise BadInput("the command line", "no run was given", "name at least one run folder")
-    metrics = [read_metrics(RunFolder(one).metrics) for one in options.runs]
+    metrics = [_metrics(one) for one in options.runs]
     print(table([printable(one.name) for one in options.runs], metrics))
 
 
-def read_metrics(path: Path) -> dict:
-    """A run's metrics.json; `BadFile` when it is no object, or holds a figure that is no number."""
-    hint, metrics = "give the folder of a run", read_json(path)
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("seconds", {}), dict):
-        raise BadFile(path, "is no metrics.json of a run", hint)
-    values = dict(flatten(metrics))
-    figures = {key: values[key] for key, *_ in KNOWN if key in values}
-    figures |= {key: value for key, value in values.items() if key.startswith("seconds.")}
-    for key, value in figures.items():
-        try:
-            as_number(value)
-        except ValueError as error:
-            raise BadFile(path, f"{key} {error}", hint) from error
-    return metrics
+def _metrics(root: Path) -> dict:
+    path = RunFolder(root).metrics
+    if not path.exists():
+        raise BadFile(path, "does not exist", "name the folder of a run that has finished a stage")
+    return read_figures(path)
 
 
 def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
     """A Markdown table: a row for each figure of the report that some run has, and the minutes."""
     values = [dict(flatten(one)) for one in metrics]
-    minutes = [sum(map(as_number, one.get("seconds", {}).values())) / 60 for one in metrics]
+    minutes = [sum(numbers(part(one, "seconds")).values()) / 60 for one in metrics]
     lines = [
         f"| figure | {' | '.join(names)} | mean ± deviation |",
         "|---" * (len(names) + 2) + "|",
@@ -67,7 +57,7 @@ def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
     for key, name, _, kind in KNOWN:
         factor = 100 if kind == 1 else 1
         found = [one.get(key) for one in values]
-        found = [None if one is None else factor * as_number(one) for one in found]
+        found = [factor * one if is_number(one) else None for one in found]
         if any(one is not None for one in found):
             lines.append(_row(name, found))
     return "\n".join([*lines, _row("Minutes of all stages", minutes)])

@@ -96,11 +96,31 @@ def write_arrays(
 
     The same arrays and metadata always give the same bytes.
     """
-    # (np.ascontiguousarray would turn a scalar into an array of one.)
-    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    data = _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
+    write_bytes(path, array_bytes(arrays, metadata))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file; `BadFile` when it is missing or cannot be read."""
+    check_regular(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def array_bytes(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes of a safetensors file, the same for the same arrays and metadata."""
+    # (np.ascontiguousarray would turn a scalar into an array of one.)
+    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    return _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
 
 
 def _sort_header(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ the feature map are the class activation map (Zhou et al. 2016, "CAM").
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from bridge.weights.checkpoints import read_tensors
 from bridge.weights.lite0 import lite0_network
 from weaksam_jax.data.pixel_statistics import LITE0_MEAN, LITE0_STD
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Filled, Positive, Scaling, Settings, Side, integers
 
 CHANNELS = 1280
 STRIDE = 16  # of the feature maps, in pixels of the network's input
@@ -28,7 +30,7 @@ AFFINITY_BLOCK = 14  # its 192 channels say which places belong together
 
 
 @dataclass(frozen=True)
-class LiteConfig:
+class LiteConfig(Settings):
     """Settings of the features, the head and the maps.
 
     long_side: of the network's input in pixels, at scale 1. tta_scales: scales of that, each with
@@ -36,12 +38,12 @@ class LiteConfig:
     features. temperature, steps: of the affinity that refines the maps (see `refine`).
     """
 
-    long_side: int = 512
-    tta_scales: tuple[float, ...] = (1.0,)
+    long_side: Side = 512
+    tta_scales: Filled[Scaling] = (1.0,)
     tta_flip: bool = True
-    penalty: float = 5e-2
-    temperature: float = 0.15
-    steps: int = 2
+    penalty: Positive = 5e-2
+    temperature: Positive = 0.15
+    steps: Annotated[int, integers(0, 1000)] = 2
 
 
 class LiteBackbone(nn.Module):

@@ -22,6 +22,7 @@ from experiments.pipeline.detectors import MilConfig, mil_preset
 from experiments.pipeline.run import Run, open_run
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
+from weaksam_jax.ranges import Seed, Share
 from weaksam_jax.settings import change
 
 HUGE = 1e4
@@ -36,9 +37,9 @@ class Stress:
     """A run with finished proposals."""
     out: Path
     """Folder of checkpoints and log."""
-    share: float = 0.25
+    share: Share = 0.25
     """Of the samples are spoiled."""
-    seed: int = 0
+    seed: Seed = 0
     config: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
     """Of the detector; its training as a classifier of tags is left out."""
 

@@ -228,8 +228,8 @@ def test_faulty_detections_are_one_line_that_names_file_and_entry(toy, tmp_path,
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--score-threshold", "nan"), "setting score_threshold"),
-        (("--score-threshold", "1.5"), "setting score_threshold"),
+        (("--score-threshold", "nan"), "--score-threshold: is nan"),
+        (("--score-threshold", "1.5"), "--score-threshold: is 1.5"),
         (("--overlap-threshold", "-0.5"), "setting overlap_threshold"),
         (("--rule", "top_k", "--k", "0"), "setting k"),
         (("--nested", "botle"), "setting nested"),

@@ -320,11 +320,13 @@ def annotation_file(split: Split, annotations: Iterable[Mapping], description: s
 
 def category_ids(path: Path, classes: Sequence[str]) -> tuple[int, ...]:
     """The ids that a file of `annotation_file` has for these classes; `BadFile` when it has not."""
-    data = read_json(path)
-    listed = data.get("categories") if isinstance(data, dict) else None
-    rows = Rows(listed if isinstance(listed, list) else [], "categories", partial(BadFile, path))
+    found, hint = read_json(path), "run the command that made it again"
+    values = found.get("categories") if isinstance(found, dict) else None
+    if not isinstance(values, list):
+        raise BadFile(path, "has no list of categories", hint)
+    rows = Rows(values, "categories", partial(BadFile, path))
     ids = dict(zip(rows.texts("name"), rows.integers("id").tolist(), strict=True))
-    if not set(classes) <= ids.keys():
-        missing = sorted(set(classes) - ids.keys())[0]
-        raise BadFile(path, f"has no category {missing}", "run the command that made it again")
+    missing = [name for name in classes if name not in ids]
+    if missing:
+        raise BadFile(path, f"has no category {missing[0]}", hint)
     return tuple(ids[name] for name in classes)

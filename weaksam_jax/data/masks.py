@@ -82,6 +82,12 @@ def plain_masks(shapes: Sequence, sizes: Sequence[list[int]]) -> bool:
     )
 
 
+def are_codes(codes: Sequence[bytes], pixels: int) -> np.ndarray:
+    """Whether each is the code (`counts`) of a mask of so many pixels: bool `[N]`."""
+    runs, owner, whole = _decode(codes)
+    return whole & (np.bincount(owner, weights=runs, minlength=len(codes)) == pixels)
+
+
 def boxes_of(rows: Iterable[Row], masks: Iterable[dict | None]) -> np.ndarray:
     """float64 `[N, 4]`, x y width height: `bbox` of each row, or the box around its mask where it
     has none (of width and height 0 when the mask is empty)."""
