@@ -82,8 +82,8 @@ def detector_back(
 
 
 def read_numpy(path: str | Path) -> Arrays:
-    """The tensors of a PyTorch checkpoint as float32 arrays."""
-    return {name: value.float().numpy() for name, value in read_checkpoint(path).items()}
+    """The tensors of a PyTorch checkpoint as arrays."""
+    return {name: value.numpy() for name, value in read_checkpoint(path).items()}
 
 
 def read_pkl(path: str | Path, key: str) -> dict[str, Any]:

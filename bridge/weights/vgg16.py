@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from bridge.weights.checkpoints import read_checkpoint
+from bridge.weights.machine import shown
+from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 
 Arrays = dict[str, np.ndarray]
@@ -111,7 +113,7 @@ def refuse_others(
     """`BadInput` for a tensor that is left and whose name does not begin with one of `unused`."""
     left = [name for name in tensors if not name.startswith(unused)]
     if left:
-        raise BadInput(source, f"has an unknown tensor {min(left)}", HINT)
+        raise BadInput(source, f"has an unknown tensor {shown(min(left))}", HINT)
 
 
 def _take(source: str | Path, tensors: dict[str, Tensor], layer: str) -> list[np.ndarray]:
@@ -121,9 +123,12 @@ def _take(source: str | Path, tensors: dict[str, Tensor], layer: str) -> list[np
     for name, value in zip(names, values, strict=True):
         if value is None:
             raise BadInput(source, f"has no tensor {name}", HINT)
-    return [value.detach().float().numpy() for value in values]
+    pairs = zip(names, values, strict=True)
+    return [fractions(value.numpy(), name, source, HINT) for name, value in pairs]
 
 
 def _check(source: str | Path, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
+    if not value.size:
+        raise BadInput(source, f"{name} has the shape {value.shape}: it is empty", HINT)
     if value.shape != shape:
         raise BadInput(source, f"{name} has the shape {value.shape}, not {shape}", HINT)
