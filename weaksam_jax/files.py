@@ -51,6 +51,23 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
+def check_regular(path: str | Path) -> None:
+    """Raises `BadFile` when a path is no file to read from: missing, a folder, a pipe, a device.
+
+    To be called before a file of the user's is opened: opening a named pipe waits for ever.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise BadFile(path, "does not exist", "check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadFile(path, f"cannot be read ({reason})", "check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise BadFile(path, f"is {kind}, not a file", "give a file")
+
+
 def read_json(path: str | Path) -> Any:
     """Reads JSON; raises `BadFile` when the file is missing or is not JSON."""
     try:
@@ -86,22 +103,6 @@ def _sort_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def regular_file(path: str | Path) -> Path:
-    """The path; `BadFile` when no regular file is there (a FIFO would be waited for, for ever)."""
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise BadFile(path, "does not exist", "check the path") from error
-    except (OSError, ValueError) as error:  # a loop of links, no access; a name with NUL
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise BadFile(path, problem, "check the path") from error
-    if not stat.S_ISREG(mode):
-        what = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
-        raise BadFile(path, f"is a {what}, no file", "check the path")
-    return path
-
-
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads (arrays, metadata) of a safetensors file.
 
@@ -119,7 +120,7 @@ def open_tensors(path: str | Path, framework: str) -> Iterator[Any]:
     framework: "numpy" or "pt". A name that is in the file twice, of which the library gives the
     last, is refused, too.
     """
-    regular_file(path)
+    check_regular(path)
     try:
         with safetensors.safe_open(str(path), framework=framework) as file:
             _check_names(path)

@@ -66,9 +66,11 @@ def read_official(path: str | Path, split: TagSplit) -> list[np.ndarray]:
 def _mist_entries(path: str | Path, content: dict, split: TagSplit) -> list[tuple[Any, Any]]:
     """Entries of `boxes` and `scores` (None: the file has none) in the order of the split."""
     hint = "give a MIST pickle: a dict of boxes, scores and indexes"
-    columns = {name: _column(path, name, content.get(name), hint) for name in ("boxes", "indexes")}
+    columns = {
+        name: _column(path, name, content.get(name), hint=hint) for name in ("boxes", "indexes")
+    }
     boxes, indexes = columns["boxes"], [_id(path, *one) for one in enumerate(columns["indexes"])]
-    columns["scores"] = _column(path, "scores", content.get("scores", boxes), hint)
+    columns["scores"] = _column(path, "scores", content.get("scores", boxes), hint=hint)
     for name, values in columns.items():
         if len(values) != len(indexes):
             problem = f"has {len(values)} entries of {name} and {len(indexes)} indexes"

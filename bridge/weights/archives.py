@@ -92,14 +92,14 @@ class Archive:
         """Takes memory; UnpicklingError when the file asks for too much."""
         self.left -= count
         if self.left < 0:
-            raise UnpicklingError(f"its tensors take over {MULTIPLE} times its bytes of memory")
+            raise UnpicklingError(f"its tensors would take over {MULTIPLE} times its size")
 
     def named(self, name: str, stored: Stored | Sparse) -> Tensor:
         """The tensor; UnpicklingError with its name when it cannot be read."""
         try:
             return self.tensor(stored)
         except BROKEN as error:
-            raise UnpicklingError(f"{shown(name)} {told(error)}") from error
+            raise UnpicklingError(f"{shown(name)}: {told(error)}") from error
 
     def tensor(self, stored: Stored | Sparse) -> Tensor:
         """A dense tensor on the CPU; UnpicklingError (without its name) when it cannot be."""
@@ -111,14 +111,14 @@ class Archive:
             self.storages[key] = self._flat(stored.storage)
         flat = self.storages[key]
         if (flat.dtype, len(flat)) != (stored.storage.dtype, stored.storage.count):
-            raise UnpicklingError("lies in a storage of another type")
+            raise UnpicklingError("its storage is of another type elsewhere")
         self.take(4 * prod(stored.sizes))
         return flat.as_strided(stored.sizes, stored.strides, stored.offset)
 
     def _flat(self, storage: Storage) -> Tensor:
         data = bytearray(self.read(storage.key))
         if len(data) != storage.count * storage.dtype.itemsize:
-            problem = f"lies in {len(data)} bytes for {storage.count} {storage.dtype}"
+            problem = f"{len(data)} bytes are there for {storage.count} {storage.dtype}"
             raise UnpicklingError(problem)
         self.take(len(data))
         if not data:
@@ -144,7 +144,7 @@ class Archive:
 def _check_sides(sides: Any, what: str) -> None:
     whole = type(sides) is tuple and len(sides) <= MOST_DIMENSIONS
     if not whole or not all(type(side) is int and 0 <= side < 2**62 for side in sides):
-        raise UnpicklingError(f"has an impossible {what}")
+        raise UnpicklingError(f"its {what} is impossible")
 
 
 def _check_inside(stored: Stored) -> None:
@@ -153,10 +153,10 @@ def _check_inside(stored: Stored) -> None:
     _check_sides(stored.strides, "stride")
     _check_sides((stored.offset, stored.storage.count), "offset")
     if len(stored.sizes) != len(stored.strides):
-        raise UnpicklingError("has strides for another number of dimensions")
+        raise UnpicklingError("it has strides for another number of dimensions")
     reach = sum((n - 1) * step for n, step in zip(stored.sizes, stored.strides, strict=True))
     if prod(stored.sizes) and stored.offset + reach >= stored.storage.count:
-        raise UnpicklingError("reaches beyond its storage")
+        raise UnpicklingError("it reaches beyond its storage")
 
 
 # What names in PyTorch's pickles lead to
@@ -168,7 +168,7 @@ def _rebuild(storage: Any, offset: Any, sizes: Any, strides: Any, *rest: Any, **
         raise UnpicklingError(
             "it has a tensor of another kind (conjugated, negated, or no storage)"
         )
-    return Stored(storage, offset, sizes, strides)
+    return Stored(storage, offset, sizes=sizes, strides=strides)
 
 
 def _parameter(data: Any, *rest: Any) -> Stored | Sparse:
@@ -272,8 +272,10 @@ def open_archive(path: Path, find: Find = CHECKPOINT.get) -> Iterator[Archive]:
         if file[:4] == b"PK\3\4":
             with zipfile.ZipFile(path) as archive:
                 yield _unzipped(archive, find, most)
-        else:
+        elif file[:1] == b"\x80":
             yield _legacy(file, most)
+        else:
+            raise UnpicklingError("it is neither a zip nor a pickle")
 
 
 def _unzipped(zipped: zipfile.ZipFile, find: Find, most: int) -> Archive:
@@ -281,17 +283,19 @@ def _unzipped(zipped: zipfile.ZipFile, find: Find, most: int) -> Archive:
     if len(entries) < len(zipped.infolist()):
         (twice, _), *_ = Counter(one.filename for one in zipped.infolist()).most_common(1)
         raise UnpicklingError(f"it has {shown(twice)} twice")
-    (pickled,) = (n for n in entries if n.count("/") == 1 and n.endswith("/data.pkl"))
-    prefix = pickled.removesuffix("data.pkl")
+    pickled = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickled) != 1:
+        raise UnpicklingError(f"it holds {len(pickled)} files data.pkl, not one")
+    prefix = pickled[0].removesuffix("data.pkl")
 
     def read(name: str) -> bytes:
         entry = entries.get(prefix + name)
         if entry is None:
-            raise UnpicklingError(f"it lacks {shown(name)}")
+            raise UnpicklingError(f"{shown(name)} is missing in the archive")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnpicklingError(f"it has {shown(name)} in an unknown compression")
+            raise UnpicklingError(f"{shown(name)} is in an unknown compression")
         if entry.file_size > archive.left:  # what a zip bomb says, and no more is unpacked
-            raise UnpicklingError(f"it unpacks to over {MULTIPLE} times its bytes")
+            raise UnpicklingError(f"{shown(name)} unpacks to over {MULTIPLE} times the file")
         return zipped.read(entry)
 
     archive = Archive(None, lambda key: read(f"data/{key}"), most)

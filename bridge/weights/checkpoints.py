@@ -1,13 +1,14 @@
 """Tensors of weights files: read without running what is inside, checked by name, written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from bridge.weights.archives import Sparse, Stored, open_archive
+from bridge.weights.archives import MOST_DIMENSIONS, Sparse, Stored, open_archive
 from bridge.weights.machine import shown
 from bridge.weights.pickles import BROKEN, told
 from weaksam_jax.errors import BadInput
@@ -57,6 +58,8 @@ def plain(value: Tensor, name: str) -> Tensor:
     """A tensor as weights are read: fractions as float32, whole numbers as they are."""
     if value.is_complex() or value.is_quantized:
         raise ValueError(f"{shown(name)} holds {value.dtype}, no real numbers")
+    if value.ndim > MOST_DIMENSIONS:
+        raise ValueError(f"{shown(name)} has {value.ndim} dimensions")
     return value.float() if value.is_floating_point() else value
 
 
@@ -111,6 +114,17 @@ def check_keys(
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(map(shown, names[:NAMES_SHOWN])) + more
+
+
+def fitted(
+    make: Callable[[], Network], state: Mapping[str, Tensor], path: str | Path, hint: str
+) -> Network:
+    """As `filled`, for a network whose sizes are the file's: it is not built (in memory) before
+    all tensors fit."""
+    with torch.device("meta"):
+        empty = make()
+    check_keys(path, empty.state_dict(), state, hint=hint)
+    return filled(make(), state, path, hint=hint)
 
 
 def filled(

@@ -89,7 +89,7 @@ def convert(kind: str, to: str | Path, source: str | Path | None = None, **optio
 def _check_finite(source: str | Path, arrays: Arrays) -> None:
     """Numbers that were finite may give others: a variance below 0, a scale of 1e300."""
     for name, value in arrays.items():
-        fractions(value, f"what becomes {name}", source, "give weights of finite numbers")
+        fractions(value, f"what becomes {name}", source, hint="give weights of finite numbers")
 
 
 def convert_back(kind: str, to: str | Path, source: str | Path) -> Path:
@@ -98,7 +98,7 @@ def convert_back(kind: str, to: str | Path, source: str | Path) -> Path:
     Raises `BadInput` when the arrays are of another network, or no finite numbers.
     """
     arrays = {
-        name: fractions(value, name, source, "give weights of the network that you named")
+        name: fractions(value, name, source, hint="give weights of the network that you named")
         for name, value in read_arrays(source)[0].items()
     }
     content = KINDS[kind].back(source, arrays)

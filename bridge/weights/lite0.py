@@ -119,7 +119,7 @@ def _tensor(
 ) -> np.ndarray:
     if name not in tensors:
         raise BadInput(path, f"has no tensor {name}", _HINT)
-    value = fractions(tensors[name].numpy(), name, path, _HINT)
+    value = fractions(tensors[name].numpy(), name, path, hint=_HINT)
     if value.shape != shape:
         raise BadInput(path, f"{name} has the shape {value.shape}, not {shape}", _HINT)
     return value

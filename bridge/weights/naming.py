@@ -62,7 +62,7 @@ class Taken:
         if found != shape:
             raise BadInput(self._path, f"{name} has the shape {found}, not {shape}", HINT)
         self._seen.add(name)
-        return fractions(self._tensors[name], name, self._path, HINT)
+        return fractions(self._tensors[name], name, self._path, hint=HINT)
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that must have so many dimensions."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from bridge.weights.machine import Known, Unbuilt, fill_dict, load, shown
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import regular_file
+from weaksam_jax.files import check_regular
 
 # What reading a file raises that is cut short, empty, of another kind, or holds objects: plain
 # pickles, PyTorch checkpoints and TorchScript archives alike.
@@ -51,7 +51,8 @@ def read_pickle(path: str | Path, hint: str = "give a pickle of arrays alone") -
 def mapped(path: str | Path) -> Iterator[mmap]:
     """A file's bytes without reading them all, `BadFile` when there is no such file; what is read
     is never longer than the file, whatever length is asked for."""
-    with open(regular_file(path), "rb") as file:
+    check_regular(path)
+    with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise UnpicklingError("it is empty")
         with mmap(file.fileno(), 0, access=ACCESS_READ) as content:

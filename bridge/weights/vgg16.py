@@ -124,7 +124,7 @@ def _take(source: str | Path, tensors: dict[str, Tensor], layer: str) -> list[np
         if value is None:
             raise BadInput(source, f"has no tensor {name}", HINT)
     pairs = zip(names, values, strict=True)
-    return [fractions(value.numpy(), name, source, HINT) for name, value in pairs]
+    return [fractions(value.numpy(), name, source, hint=HINT) for name, value in pairs]
 
 
 def _check(source: str | Path, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
