@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bridge.weights.machine import Find, Known, Unbuilt, load, shown
-from bridge.weights.pickles import BROKEN, NUMPY, mapped, ordered, table, told
+from bridge.weights.pickles import BROKEN, NUMPY, mapped, mapping, table, told
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_DIMENSIONS = 32
@@ -225,7 +225,7 @@ CHECKPOINT = NUMPY | table(
         "torch.serialization._get_layout": _same,
         "torch.device": _same,
         "torch.Size": tuple,
-        "collections.Counter": ordered,
+        "collections.Counter": mapping,
         "argparse.Namespace": _Attributes,
         **{
             f"torch.{one}": None

@@ -87,7 +87,7 @@ def convert(kind: str, to: str | Path, source: str | Path | None = None, **optio
 
 
 def _check_finite(source: str | Path, arrays: Arrays) -> None:
-    """Numbers that were finite may give others: a variance below 0, a scale of 1e300."""
+    """Finite numbers may give others: a variance of 0 without epsilon, large ones multiplied."""
     for name, value in arrays.items():
         fractions(value, f"what becomes {name}", source, hint="give weights of finite numbers")
 

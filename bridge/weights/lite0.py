@@ -70,6 +70,8 @@ def efficientnet_lite0_arrays(
         kernel = _tensor(tensors, f"{conv}.weight", path, shape=shapes[name])
         outputs = shapes[name][:1]
         parts = [_tensor(tensors, f"{norm}.{part}", path, shape=outputs) for part in _NORM]
+        if (parts[3] < 0).any():
+            raise BadInput(path, f"{norm}.{_NORM[3]} holds variances below 0", _HINT)
         kernel, bias = fold_batch_norm(kernel, *parts)
         arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = kernel, bias
     return arrays, {"backbone": "lite0"}
@@ -86,7 +88,8 @@ def fold_batch_norm(
     factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + BATCH_NORM_EPSILON)
     folded = (kernel.astype(np.float64) * factor[:, None, None, None]).transpose(2, 3, 1, 0)
     bias = shift.astype(np.float64) - mean.astype(np.float64) * factor
-    return folded.astype(np.float32), bias.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return folded.astype(np.float32), bias.astype(np.float32)
 
 
 def _layers() -> dict[str, tuple[str, str]]:

@@ -24,6 +24,8 @@ MOST_INSTRUCTIONS = 2**23
 # Values, counted once for every way that leads to them (a list that holds another twice, and that
 # another twice, and so on, has 2**n): so many in any file, and so many more a byte.
 ANYWAY, SHARING = 2**20, 16
+# Items and characters that are handed to functions, which may copy them.
+HANDED = 4
 MOST_BITS = 128  # of an integer
 DEPTH = 64
 # Modules that changed their names: numpy 2, Python 3.
@@ -66,7 +68,7 @@ def load(file: BinaryIO | mmap, size: int, find: Find, load_id: Load | None = No
     `pickle.UnpicklingError` or another error of `bridge.weights.pickles.BROKEN` for what is
     damaged, unknown or too large.
     """
-    value = _Machine(find, load_id).run(file)
+    value = _Machine(find, load_id, left=ANYWAY + HANDED * size).run(file)
     _check_tree(value, ANYWAY + SHARING * size)
     return value
 
@@ -98,10 +100,13 @@ def _text_line(file: BinaryIO) -> str:
 
 
 class _Machine:
-    """Stack and memo; a step for every instruction that is listed in `_STEPS`."""
+    """Stack and memo; a step for every instruction that is listed in `_STEPS`.
 
-    def __init__(self, find: Find, load_id: Load | None):
-        self.find, self.load_id = find, load_id
+    left: items and characters that may still be handed to functions.
+    """
+
+    def __init__(self, find: Find, load_id: Load | None, left: int):
+        self.find, self.load_id, self.left = find, load_id, left
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -178,16 +183,23 @@ class _Machine:
         if type(function) is not Known or function.call is None or type(arguments) is not tuple:
             what = shown(function.name) if type(function) is Known else "what is no function"
             raise UnpicklingError(f"it calls {what}")
+        self.hand(arguments)
         try:
             self.push(function.call(*arguments))
         except TypeError as error:
             problem = f"it calls {shown(function.name)} with other values than it takes"
             raise UnpicklingError(problem) from error
 
+    def hand(self, values: tuple) -> None:
+        self.left -= sum(len(one) for one in values if isinstance(one, _SIZED))
+        if self.left < 0:
+            raise UnpicklingError("it hands the same values to functions again and again")
+
     def build(self) -> None:
         """Attributes of an OrderedDict are passed over."""
         state, value = self.pop(), self.pop()
         if isinstance(value, Unbuilt):
+            self.hand(state if type(state) is tuple else (state,))
             built = value.built(state)
             for place in value.places:
                 if self.memo.get(place) is value:
@@ -253,6 +265,7 @@ def _dict(machine: _Machine) -> None:
     machine.set_items(values)
 
 
+_SIZED = (str, bytes, bytearray, list, tuple, dict)
 _INTEGERS = ("INT", "LONG", "LONG1", "LONG4", "PUT", "GET")
 _VALUES = (
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),

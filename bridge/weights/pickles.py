@@ -90,7 +90,8 @@ class _Array(Unbuilt):
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    """The array of these bytes (Python 2's: a text of one character each)."""
+    """The array of these bytes (Python 2's: a text of one character each), in this machine's byte
+    order."""
     data = data.encode("latin1") if type(data) is str else data
     if type(data) not in (bytes, bytearray) or not isinstance(dtype, np.dtype):
         raise UnpicklingError("it has an array without bytes or dtype")
@@ -100,8 +101,9 @@ def _array(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     if math.prod(sides) * dtype.itemsize != len(data):
         raise UnpicklingError(f"it has an array of {shown(shape)} {dtype} in {len(data)} bytes")
     if dtype.kind == "b":  # other bytes than 0 and 1 would be neither true nor false
-        return np.ndarray(sides, np.uint8, buffer=data, order=order) != 0
-    return np.ndarray(sides, dtype, buffer=data, order=order)
+        return np.ndarray(sides, np.uint8, buffer=data, order=order).astype(bool)
+    value = np.ndarray(sides, dtype, buffer=data, order=order)
+    return value if dtype.isnative else value.byteswap().view(dtype.newbyteorder("="))
 
 
 def _dtype(name: str, *flags: Any) -> _Dtype:
@@ -136,9 +138,10 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def ordered(items: Any = ()) -> dict:
-    """An OrderedDict; its pairs were lists once."""
-    return fill_dict({}, (tuple(pair) for pair in items))
+def mapping(items: Any = ()) -> dict:
+    """An OrderedDict (its pairs were lists once) or Counter, as a dict."""
+    pairs = items.items() if type(items) is dict else (tuple(pair) for pair in items)
+    return fill_dict({}, pairs)
 
 
 def table(calls: dict[str, Callable | None]) -> dict[str, Known]:
@@ -155,6 +158,6 @@ NUMPY = table(
         "numpy.core.numeric._frombuffer": _from_buffer,
         "_codecs.encode": _encode,
         "builtins.bytes": lambda: b"",  # empty ones in protocol 2
-        "collections.OrderedDict": ordered,
+        "collections.OrderedDict": mapping,
     }
 )

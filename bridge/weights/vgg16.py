@@ -93,7 +93,11 @@ def put_layers(source: str | Path, arrays: Arrays, layers: Layers, hint: str) ->
         if not {f"{ours}/kernel", f"{ours}/bias"} <= arrays.keys():
             raise BadInput(source, f"has no layer {ours}", hint)
         kernel, bias = arrays.pop(f"{ours}/kernel"), arrays.pop(f"{ours}/bias")
-        side = round((kernel.size / inputs / bias.size) ** 0.5)
+        side = round((kernel.size / max(1, inputs * bias.size)) ** 0.5)
+        fits = kernel.size and side * side * inputs * bias.size == kernel.size
+        if not fits or bias.shape != kernel.shape[-1:]:
+            shapes = f"kernel {kernel.shape} and bias {bias.shape}"
+            raise BadInput(source, f"{ours} has {shapes} behind {inputs} channels", hint)
         weight = kernel.reshape(side, side, inputs, -1).transpose(3, 2, 0, 1)
         weight = weight if kernel.ndim == 4 else weight.reshape(bias.size, -1)
         tensors[f"{theirs}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
