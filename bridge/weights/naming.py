@@ -102,6 +102,6 @@ def fractions(value: np.ndarray, name: str, path: str | Path, hint: str) -> np.n
 
 def numbers(value: object, name: str, path: str | Path) -> np.ndarray:
     """`value`, which must be an array of numbers: a pickle may hold anything under a name."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         raise BadInput(path, f"{name} is no array of numbers", HINT)
     return value
