@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,15 +136,49 @@ def _sort_header(data: bytes) -> bytes:
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads (arrays, metadata) of a safetensors file; `BadFile` when missing or truncated."""
+    """Reads (arrays, metadata) of a safetensors file.
+
+    Raises `BadFile` when it is missing, truncated or damaged, has a name twice, or a type of
+    numbers that NumPy does not know.
+    """
+    with open_tensors(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | Path, framework: str) -> Iterator[Any]:
+    """`safetensors.safe_open` of a file; what it raises inside becomes `BadFile` in one line.
+
+    framework: "numpy" or "pt". A name that is in the file twice, of which the library gives the
+    last, is refused, too.
+    """
+    check_regular(path)
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        if not Path(path).exists():
-            raise BadFile(path, "does not exist", "check the path") from error
-        problem, hint = f"is no whole safetensors file ({error})", "replace or make it again"
+        with safetensors.safe_open(str(path), framework=framework) as file:
+            _check_names(path)
+            yield file
+    except (OSError, safetensors.SafetensorError, *_UNREADABLE) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        problem, hint = f"is no whole safetensors file ({first})", "replace or make it again"
         raise BadFile(path, problem, hint) from error
+
+
+# Of types that NumPy lacks, shapes that no array has, and a header that repeats itself.
+_UNREADABLE = (TypeError, AttributeError, ValueError, MemoryError, RuntimeError, OverflowError)
+
+
+def _check_names(path: str | Path) -> None:
+    """ValueError for a safetensors file (of a valid header) that has a name twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            name = next(one for one, times in Counter(one for one, _ in pairs).items() if times > 1)
+            raise ValueError(f"it has {name[:80]!a} twice")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(length), object_pairs_hook=once)
 
 
 def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:

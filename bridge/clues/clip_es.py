@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
-from bridge.clues.weaktr import MAX_LONG
+from bridge.clues.weaktr import MAX_LONG, MISFITS, MOST_LAYERS
 from bridge.runtime import torchvision_ops  # noqa: F401  (makes open_clip's torchvision importable)
-from bridge.weights.checkpoints import filled, read_tensors
+from bridge.weights.checkpoints import fitted, read_tensors
 from bridge.weights.torchscript import is_torchscript, torchscript_tensors
 from weaksam_jax.errors import BadInput
 from weaksam_jax.ranges import Layers, Rule, Settings, Share, Side
@@ -125,12 +125,14 @@ def build_clip(path: str | Path, tensors: dict[str, Tensor], activation: str) ->
             layers=_blocks(tensors, ""),
         )
         dim = tensors["text_projection"].shape[1]
-        if width % 64 or text_width % 64:
+        if width % 64 or text_width % 64 or not width or not text_width:
             raise ValueError(f"widths {width} and {text_width}, no multiples of 64")
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+        if not 0 < vision.layers <= MOST_LAYERS or not 0 < text.layers <= MOST_LAYERS:
+            raise ValueError(f"{vision.layers} and {text.layers} layers")
+    except MISFITS as error:
         raise BadInput(path, f"is no CLIP with a ViT ({error})", HINT) from error
-    model = CLIP(dim, vision, text, quick_gelu=activation == "quick_gelu")
-    return filled(model, tensors, path, hint=HINT)
+    quick = activation == "quick_gelu"
+    return fitted(lambda: CLIP(dim, vision, text, quick_gelu=quick), tensors, path, hint=HINT)
 
 
 def _blocks(tensors: dict[str, Tensor], tower: str) -> int:

@@ -208,7 +208,7 @@ class WeakTr(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, config.classes, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.classes + config.grid**2, dim))
         self.patch_embed = PatchEmbed(config)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(dim, config.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)  # in the checkpoints, but never applied
         self.head = nn.Conv2d(dim, config.classes, 3, padding=1)
