@@ -1,7 +1,9 @@
 """Files that are either whole or absent: atomic writing, JSON, safetensors, fingerprints."""
 
 import contextlib
+import ctypes
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -15,29 +17,79 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from weaksam_jax.errors import BadFile
+from weaksam_jax import interrupts
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.text import decode_text, marked_encoding, parse_json
+
+_NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary name beside `path`; renames it on success, removes it on failure.
 
     The folder is made when it is missing. Readers never see a half-written file; two writers of
-    the same file do not disturb each other (the last rename wins).
+    the same file do not disturb each other (the last rename wins). durable: the file is on the disk
+    when this ends, and stays whole or absent after a power cut. That costs milliseconds, so files
+    of one image each go without: what marks them as finished calls `sync_disk` first.
+    Raises `BadInput` when the folder cannot be made, or was removed meanwhile.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    interrupts.unfinished.add(temporary)
     try:
         yield temporary
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # write() does not say which file it was
+        if error.errno in _NAMELESS:  # write() does not say which file it was
             error.filename = str(path)
+        if not path.parent.is_dir():
+            hint = "run the same command again"
+            raise BadInput(path.parent, "was removed while it was used", hint) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        interrupts.unfinished.discard(temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they are missing; `BadInput` when none can be made
+    there, as in /proc."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise BadInput(path, "cannot be made here", "give another path") from error
+
+
+def sync_disk(folder: str | Path) -> None:
+    """Waits until everything that was written to the file system of `folder` is on its disk."""
+    sync_one = getattr(ctypes.CDLL(None), "syncfs", None)  # Linux has it, Python does not
+    if sync_one is None:
+        os.sync()
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        sync_one(number)
+    finally:
+        os.close(number)
+
+
+def _sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, are on the disk when this returns."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:  # some file systems do not sync folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(number)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -90,16 +142,19 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_arrays(
-    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    durable: bool = True,
 ) -> None:
     """Writes named arrays and string metadata as one safetensors file, atomically.
 
-    The same arrays and metadata always give the same bytes.
+    The same arrays and metadata always give the same bytes. durable: see `atomic_path`.
     """
     # (np.ascontiguousarray would turn a scalar into an array of one.)
     contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     data = _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable) as temporary:
         temporary.write_bytes(data)
 
 
@@ -126,6 +181,15 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise BadFile(path, problem, hint) from error
 
 
+def is_whole(path: str | Path) -> bool:
+    """Whether a safetensors file is there, with a header that fits its length."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy"):
+            return True
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, metadata) of a safetensors file's bytes, e.g. a record of a pack.
 
@@ -150,3 +214,22 @@ def file_fingerprint(path: str | Path) -> str:
     """SHA-256 (first 16 hex digits) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def content_fingerprint(path: str | Path) -> str:
+    """As `file_fingerprint`, read once per process as long as size and times stay the same.
+
+    Raises `BadFile` for what is no file that can be read.
+    """
+    check_regular(path)
+    try:
+        status = os.stat(path)
+        changed = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return _content_fingerprint(str(path), changed)
+    except OSError as error:
+        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
+
+
+@functools.lru_cache(maxsize=1_000_000)
+def _content_fingerprint(path: str, _changed: tuple[int, ...]) -> str:
+    return file_fingerprint(path)

@@ -13,7 +13,7 @@ from bridge.clues.lite_cam import LiteBackbone, LiteConfig, channels_last, lite_
 from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+from weaksam_jax.files import content_fingerprint, fingerprint, is_whole, read_arrays, write_arrays
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -43,8 +43,8 @@ def train_lite_head(train: TagSplit, config: LiteConfig, run: RunFolder, seed: i
 
 
 def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.ndarray:
-    """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder`."""
-    key = fingerprint([_split_key(train), config.long_side])
+    """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder` by the content
+    of the images' files."""
     starts = range(0, len(train.records), SHARD)
     paths = [folder / f"{start // SHARD:05d}.safetensors" for start in starts]
     backbone = None
@@ -53,7 +53,8 @@ def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.nda
     with bar:
         for start, path in zip(starts, paths, strict=True):
             records = train.records[start : start + SHARD]
-            if not (path.exists() and read_arrays(path)[1].get("fingerprint") == key):
+            key = fingerprint([[content_fingerprint(r.path) for r in records], config.long_side])
+            if not (is_whole(path) and read_arrays(path)[1].get("fingerprint") == key):
                 backbone = backbone or LiteBackbone()
                 rows = np.stack(
                     [_pooled(backbone, r.path, config.long_side, bar=bar) for r in records]
@@ -73,7 +74,7 @@ def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: tqdm) -> np
 
 
 def _split_key(train: TagSplit) -> list:
-    images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
+    images = [(r.image_id, content_fingerprint(r.path), r.tags) for r in train.records]
     return [train.dataset, train.split, train.classes, images]
 
 

@@ -43,7 +43,7 @@ from weaksam_jax.data.store import (
     write_proposals,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, write_arrays
+from weaksam_jax.files import content_fingerprint, fingerprint, write_arrays
 from weaksam_jax.settings import to_plain
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
@@ -172,11 +172,11 @@ class _Job:
     def fingerprint(self, record: TagRecord) -> str:
         """What the files of an image were made from."""
         try:
-            size = record.path.stat().st_size
-        except OSError as error:
+            content = content_fingerprint(record.path)
+        except BadInput as error:
             hint = "restore the image or take it out of the data set"
-            raise BadInput(record.path, f"cannot be read ({error.strerror})", hint) from error
-        image = [record.image_id, record.width, record.height, size, self._tags(record)]
+            raise BadInput(record.path, error.problem, hint) from error
+        image = [record.image_id, record.width, record.height, content, self._tags(record)]
         return fingerprint([self.key, *image])
 
     def is_done(self, record: TagRecord) -> bool:
@@ -238,7 +238,8 @@ class _Job:
             "class_logits": clues.class_logits.astype(np.float32),
             "points": prompts.points.astype(np.float32),
         }
-        write_arrays(proposal_path(self.clue_root, self.split, record.image_id), arrays, metadata)
+        path = proposal_path(self.clue_root, self.split, record.image_id)
+        write_arrays(path, arrays, metadata, durable=False)
 
 
 def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:

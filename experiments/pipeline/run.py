@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.options import PipelineOptions, read_settings
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import open_tags, open_truth, split_names, truth_fingerprint
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.run_folder import OWN_PROPOSALS, Role, RunFolder
@@ -39,6 +39,11 @@ class RunData:
         """Boxes and masks of both splits, for measuring; None for a data set of tags alone."""
         return {role: open_truth(self.path, name) for role, name in self.names.items()}
 
+    @cached_property
+    def truth_keys(self) -> Mapping[Role, str]:
+        """What identifies the truth of both splits."""
+        return {role: truth_fingerprint(self.path, name) for role, name in self.names.items()}
+
     def truth(self, role: Role) -> TruthSplit:
         """Boxes and masks of a split; `BadInput` for a data set of tags alone."""
         if self.truths[role] is None:
@@ -62,6 +67,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.options.seed
+
+    @property
+    def judged(self) -> list:
+        """What decides figures beside the work: the truth of both splits, and the rule of AP50."""
+        return [self.data.truth_keys, self.config.ap50]
 
     @property
     def exports(self) -> bool:

@@ -145,6 +145,25 @@ def dataset_fingerprint(path: str | Path, split: str) -> str:
     return fingerprint([tags.split, tags.classes, tags.category_ids, rows])
 
 
+def truth_fingerprint(path: str | Path, split: str) -> str:
+    """A hash of what figures are measured against: the boxes and masks of a split.
+
+    Truth that cannot be read has a hash, too: who measures says what is wrong with it.
+    """
+    try:
+        truth = open_truth(path, split)
+    except BadInput as error:
+        return fingerprint(str(error))
+    if truth is None:
+        return fingerprint(None)
+    columns = ("boxes", "labels", "difficult", "crowd")
+    rows = [
+        [one.image_id, *(getattr(one, name).tolist() for name in columns), one.masks]
+        for one in truth.records
+    ]
+    return fingerprint([truth.classes, rows])
+
+
 def _verify(record: TagRecord) -> TagRecord:
     height, width = load_image(record.path).shape[:2]
     if (width, height) != (record.width, record.height):

@@ -15,7 +15,14 @@ import numpy as np
 
 from weaksam_jax.data.packs import open_pack
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays, read_json, write_arrays, write_json
+from weaksam_jax.files import (
+    make_folder,
+    read_arrays,
+    read_json,
+    sync_disk,
+    write_arrays,
+    write_json,
+)
 
 VERSION = "1"
 # The source of a box: which kind of prompt made it.
@@ -106,7 +113,7 @@ def write_proposals(
         rows = vars(proposals.decoded)
         arrays |= {f"decoded_{name}": np.asarray(value) for name, value in rows.items()}
     path = proposal_path(root, split, proposals.image_id)
-    write_arrays(path, arrays, {"version": VERSION, **metadata})
+    write_arrays(path, arrays, {"version": VERSION, **metadata}, durable=False)
 
 
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
@@ -166,7 +173,10 @@ def is_stored(root: str | Path, split: str, image_id: int) -> bool:
 
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:
     """Marks a split as complete. Call it when every image of the split has its file."""
-    write_json(Path(root) / split / "manifest.json", {**metadata, "images": sorted(image_ids)})
+    path = Path(root) / split / "manifest.json"
+    make_folder(path.parent)
+    sync_disk(path.parent)  # the images' files, which are not synced one by one
+    write_json(path, {**metadata, "images": sorted(image_ids)})
 
 
 def read_manifest(root: str | Path, split: str) -> dict | None:
