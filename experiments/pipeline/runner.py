@@ -225,6 +225,7 @@ def summary(metrics: dict) -> str:
     return "  ".join(item for item in leaves(metrics, "") if "per_class" not in item)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     from importlib.metadata import PackageNotFoundError, version
