@@ -49,7 +49,7 @@ def ended(process, *signals) -> tuple[int, str]:
     for number in signals:
         if process.poll() is None:
             process.send_signal(number)
-            time.sleep(0.002)
+            time.sleep(0.2)  # signals of one moment are one
     _, said = process.communicate(timeout=60)
     return process.returncode, said
 
@@ -137,7 +137,7 @@ def test_signals_one_after_the_other_end_in_one_line_and_leave_nothing(tmp_path,
     assert process.stdout.readline() == "ready\n"
     start = time.monotonic()
     assert ended(process, *signals) == (status, LINES[status])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 18
     assert list(tmp_path.iterdir()) == []
 
 
