@@ -38,7 +38,7 @@ from experiments.pipeline.commands import run
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.detections import as_arrays, label_of, naming, read_detections
-from weaksam_jax.data.formats.voc import voc_image_id
+from weaksam_jax.data.formats.voc_lists import voc_image_id
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput

@@ -4,11 +4,15 @@ import codecs
 import json
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import check_regular, read_json, read_text
+from weaksam_jax.text import file_name_of
 
 TEXT = "Hündin,猫,😀\nzwei\n"
 
@@ -121,3 +125,31 @@ def test_a_surrogate_pair_is_a_character(tmp_path):
 )
 def test_what_is_no_json_is_refused(tmp_path, text, words):
     refused(saved(tmp_path, text.encode()), *words, read=read_json)
+
+
+@given(st.text(), st.text())
+def test_file_names_of_texts_are_safe_and_their_own(one, other):
+    name = file_name_of(one)
+    assert (name == file_name_of(other)) == (one == other)
+    assert 0 < len(name.encode()) <= 150 and not name.startswith(".")
+    assert not set(name) & set('/\\:*?"<>|\0\n')
+    if one and "%~" not in name:
+        assert unquote(name) == one
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("tvmonitor", "tvmonitor"), ("Hündin 猫", "Hündin 猫"), ("car/truck", "car%2Ftruck"),
+        ("..", "%2E%2E"), ("x/../../y", "x%2F..%2F..%2Fy"), ("100%", "100%25"), ("", "%"),
+    ],
+)  # fmt: skip
+def test_file_names_of_some_texts(text, name):
+    assert file_name_of(text) == name
+
+
+def test_long_texts_with_one_beginning_have_names_of_their_own(tmp_path):
+    names = {file_name_of("猫" * 300 + str(i)) for i in range(5)}
+    assert len(names) == 5
+    for name in names:
+        (tmp_path / f"comp4_det_trainval_{name}.txt").touch()

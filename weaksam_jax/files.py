@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -171,6 +170,7 @@ def _sort_header(data: bytes) -> bytes:
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads (arrays, metadata) of a safetensors file; `BadFile` when missing or truncated."""
+    check_regular(path)
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -211,25 +211,7 @@ def fingerprint(value: Any) -> str:
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """SHA-256 (first 16 hex digits) of a file's bytes."""
+    """SHA-256 (first 16 hex digits) of a file's bytes; `BadFile` for a pipe, device or folder."""
+    check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def content_fingerprint(path: str | Path) -> str:
-    """As `file_fingerprint`, read once per process as long as size and times stay the same.
-
-    Raises `BadFile` for what is no file that can be read.
-    """
-    check_regular(path)
-    try:
-        status = os.stat(path)
-        changed = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        return _content_fingerprint(str(path), changed)
-    except OSError as error:
-        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
-
-
-@functools.lru_cache(maxsize=1_000_000)
-def _content_fingerprint(path: str, _changed: tuple[int, ...]) -> str:
-    return file_fingerprint(path)

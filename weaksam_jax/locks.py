@@ -55,7 +55,10 @@ def locked(folder: Path, command: str, writes: Iterable[str] = ()) -> Iterator[L
     """
     check_made_by(folder, command, writes)
     make_folder(folder)
-    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError as error:
+        raise BadInput(folder, "cannot hold a file", "give another path") from error
     try:
         _take(folder, number)
         said = json.dumps({"made_by": command, "pid": os.getpid(), "host": socket.gethostname()})

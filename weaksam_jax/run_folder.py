@@ -44,6 +44,11 @@ class RunFolder:
         """The embedded data set, where the run uses it."""
         return self.root / "data" / "VOC2007"
 
+    @property
+    def hashes(self) -> Path:
+        """What the content of the data set's files was, so that they are read once."""
+        return self.root / "stages" / "content.json"
+
     def stage(self, name: str) -> Path:
         """The folder of a stage's work."""
         return self.root / name

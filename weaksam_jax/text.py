@@ -6,6 +6,7 @@ nothing declares cannot be guessed, so it is refused by name and place.
 """
 
 import codecs
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -120,3 +121,26 @@ def _place(text: str | bytes, position: int) -> str:
         before, unit = before.decode("latin-1"), "byte"
     lines = before.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return f"line {len(lines)}, {unit} {len(lines[-1]) + 1}"
+
+
+def file_name_of(text: str) -> str:
+    """A name for a file, of any text: different texts have different names, ordinary ones their
+    own.
+
+    What a file's name cannot hold on every system (/ \\ : * ? " < > | %, control characters, a dot
+    or blank at either end) is written as %2F, so that `urllib.parse.unquote` gives the text; more
+    than 150 bytes are cut, and the text's hash put behind.
+    """
+    ends = {0, len(text) - 1}
+    safe = "".join(
+        "".join(f"%{byte:02X}" for byte in one.encode("utf-8", "surrogatepass"))
+        if one in '/\\:*?"<>|%'
+        or not (one.isprintable() or one == " ")
+        or (i in ends and one in ". ")
+        else one
+        for i, one in enumerate(text)
+    )
+    if len(safe.encode()) > 150:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return f"{safe.encode()[:130].decode(errors='ignore')}%~{digest}"
+    return safe or "%"

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from bridge.clues.lite_cam import LiteBackbone, LiteConfig, channels_last, lite_input
 from bridge.weights.checkpoints import read_tensors, save_tensors
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.files import content_fingerprint, fingerprint, is_whole, read_arrays, write_arrays
+from weaksam_jax.files import fingerprint, is_whole, read_arrays, write_arrays
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -53,7 +54,7 @@ def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.nda
     with bar:
         for start, path in zip(starts, paths, strict=True):
             records = train.records[start : start + SHARD]
-            key = fingerprint([[content_fingerprint(r.path) for r in records], config.long_side])
+            key = fingerprint([[content_hash(r.path) for r in records], config.long_side])
             if not (is_whole(path) and read_arrays(path)[1].get("fingerprint") == key):
                 backbone = backbone or LiteBackbone()
                 rows = np.stack(
@@ -74,7 +75,7 @@ def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: tqdm) -> np
 
 
 def _split_key(train: TagSplit) -> list:
-    images = [(r.image_id, content_fingerprint(r.path), r.tags) for r in train.records]
+    images = [(r.image_id, content_hash(r.path), r.tags) for r in train.records]
     return [train.dataset, train.split, train.classes, images]
 
 

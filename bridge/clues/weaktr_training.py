@@ -22,9 +22,10 @@ from bridge.clues.weaktr_recipe import WeakTrRecipe, learning_rate
 from bridge.clues.weaktr_start import DEIT_HINT, start_from_deit
 from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax import runlog
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import content_fingerprint, file_fingerprint, fingerprint
+from weaksam_jax.files import file_fingerprint, fingerprint
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -218,7 +219,7 @@ def _deterministic() -> Iterator[None]:
 
 
 def _fingerprint(train: TagSplit, recipe: WeakTrRecipe, seed: int) -> str:
-    images = [(r.image_id, content_fingerprint(r.path), r.tags) for r in train.records]
+    images = [(r.image_id, content_hash(r.path), r.tags) for r in train.records]
     plain = {k: v for k, v in to_plain(recipe).items() if k != "workers"}
     if recipe.init is not None:
         try:

@@ -33,6 +33,7 @@ from bridge.proposals.selective_search import SelectiveSearchConfig, selective_s
 from bridge.runtime.workers import for_images
 from bridge.sam.networks import Sam
 from bridge.weights.fingerprints import network_fingerprint, weights_fingerprint
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import (
@@ -43,7 +44,7 @@ from weaksam_jax.data.store import (
     write_proposals,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import content_fingerprint, fingerprint, write_arrays
+from weaksam_jax.files import fingerprint, write_arrays
 from weaksam_jax.settings import to_plain
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
@@ -172,7 +173,7 @@ class _Job:
     def fingerprint(self, record: TagRecord) -> str:
         """What the files of an image were made from."""
         try:
-            content = content_fingerprint(record.path)
+            content = content_hash(record.path)
         except BadInput as error:
             hint = "restore the image or take it out of the data set"
             raise BadInput(record.path, error.problem, hint) from error

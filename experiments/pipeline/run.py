@@ -39,11 +39,6 @@ class RunData:
         """Boxes and masks of both splits, for measuring; None for a data set of tags alone."""
         return {role: open_truth(self.path, name) for role, name in self.names.items()}
 
-    @cached_property
-    def truth_keys(self) -> Mapping[Role, str]:
-        """What identifies the truth of both splits."""
-        return {role: truth_fingerprint(self.path, name) for role, name in self.names.items()}
-
     def truth(self, role: Role) -> TruthSplit:
         """Boxes and masks of a split; `BadInput` for a data set of tags alone."""
         if self.truths[role] is None:
@@ -68,10 +63,14 @@ class Run:
     def seed(self) -> int:
         return self.options.seed
 
-    @property
+    @cached_property
     def judged(self) -> list:
         """What decides figures beside the work: the truth of both splits, and the rule of AP50."""
-        return [self.data.truth_keys, self.config.ap50]
+        names, cache = self.data.names.values(), self.folder.hashes
+        return [
+            self.config.ap50,
+            *(truth_fingerprint(self.data.path, name, cache) for name in names),
+        ]
 
     @property
     def exports(self) -> bool:

@@ -184,8 +184,10 @@ def _clue_stage(run: Run) -> Stage:
 
 def _images(run: Run) -> list:
     """What identifies the images and tags of both splits."""
-    names = run.data.names.values()
-    return [[[name, dataset_fingerprint(run.data.path, name)] for name in names]]
+    names, path, cache = run.data.names.values(), run.data.path, run.folder.hashes
+    return run_on_leader(
+        lambda: [[[name, dataset_fingerprint(path, name, cache)] for name in names]]
+    )
 
 
 def _stored_elsewhere(run: Run) -> list:

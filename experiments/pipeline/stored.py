@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.pipeline import detectors
 from experiments.pipeline.detectors import MilInputs
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.packs import INDEX
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import proposal_path, read_manifest
@@ -16,7 +17,7 @@ from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.predict import UNUSED, with_classes
 from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import content_fingerprint, file_fingerprint, fingerprint
+from weaksam_jax.files import file_fingerprint, fingerprint
 from weaksam_jax.settings import to_plain
 
 
@@ -38,7 +39,7 @@ class StoredDetector:
         """A hash of everything that decides the detections."""
         stores = [path and str(path.resolve()) for path in (self.proposals, self.clues)]
         held = [path and _store_key(path, split) for path in (self.proposals, self.clues)]
-        images = [[one.image_id, content_fingerprint(one.path)] for one in split.records]
+        images = [[one.image_id, content_hash(one.path)] for one in split.records]
         made_by = [file_fingerprint(self.weights), to_plain(self.detector.config)]
         return fingerprint([made_by, stores, held, images, split.category_ids])
 

@@ -9,6 +9,7 @@ from tiny_pipeline import STAGES, flags, start
 
 from experiments.custom import main
 from weaksam_jax.cli import entry_point
+from weaksam_jax.locks import LOCK
 
 
 def fault_of(said: str) -> str:
@@ -185,6 +186,7 @@ def test_disk_full_while_a_checkpoint_is_saved(undisturbed, cache, small_disk):
     out = small_disk(used // 1024 + 400) / "run"
     for top in needed:
         shutil.copytree(top, out / top.name)
+    shutil.copy(undisturbed.out / LOCK, out)
     forget(out, "wsod")
     process = start(cache, undisturbed.data, out)
     _, said = process.communicate()

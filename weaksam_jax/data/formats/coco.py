@@ -97,6 +97,11 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
     return TruthSplit("COCO", split, classes, category_ids=category_ids, records=tuple(records))
 
 
+def coco_truth_files(root: Path, split: str) -> list[Path]:
+    """The file that `coco_truth` reads."""
+    return [_find_split(root, split)[1]]
+
+
 def _files(root: Path) -> dict[str, Path]:
     """Split name -> annotation file."""
     paths = sorted((root / "annotations").glob("*.json"))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
@@ -14,7 +15,6 @@ from weaksam_jax.data.scales import Scale, bucket_of
 from weaksam_jax.data.views import View, views_of
 from weaksam_jax.engine.step import Params
 from weaksam_jax.files import (
-    content_fingerprint,
     fingerprint,
     is_whole,
     read_arrays,
@@ -58,7 +58,7 @@ class FeatureCache:
         """Computes what is missing (or not whole) of every scale, plain and mirrored."""
         todo: dict[tuple[View, int], list[TagRecord]] = {}
         for record in split.records:
-            self._content[record.image_id] = content_fingerprint(record.path)
+            self._content[record.image_id] = content_hash(record.path)
             for view in views_of(scales):
                 if not is_whole(self.path(record.image_id, view)):
                     key = (view, bucket_of(record, scales))
