@@ -31,7 +31,7 @@ def train_lite_head(train: TagSplit, config: LiteConfig, run: RunFolder, seed: i
     recipe = to_plain(config)
     key = fingerprint([_split_key(train), recipe, seed])
     final = run.clue_network("lite_cam")
-    if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
+    if is_whole(final) and read_tensors(final)[1].get("fingerprint") == key:
         return final
     features = torch.from_numpy(pooled_features(train, config, run.clues / "features")).float()
     labels = torch.zeros(len(features), len(train.classes))

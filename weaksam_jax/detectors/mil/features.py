@@ -1,5 +1,6 @@
 """Maps of a frozen backbone, computed once and kept on disk."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -103,8 +104,10 @@ def cache_maps(
     backbone: its parameters; stated: what the maps depend on beside them. The key of the cache is
     made of both.
     """
-    sums = [float(np.abs(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(backbone)]
-    key = fingerprint([scales, stated, sums])
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(backbone):
+        weights.update(repr(leaf.shape).encode() + np.ascontiguousarray(leaf).tobytes())
+    key = fingerprint([scales, stated, weights.hexdigest()])
     cache = FeatureCache(Path(folder) / "features" / split.split, key)
     cache.fill(split, scales, maps_of, batch_size=batch_size)
     return cache
