@@ -13,6 +13,7 @@ import tyro
 from bridge.runtime.command import run_command
 from bridge.weights.kinds import KINDS, convert, convert_back
 from weaksam_jax.errors import BadInput
+from weaksam_jax.outputs import check_files
 from weaksam_jax.ranges import Positive
 
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         """
         asked = {"epsilon": epsilon, "classes": classes and classes.split(",")}
         options = {name: value for name, value in asked.items() if value is not None}
+        check_files("--to", to, {"--from": source})
         if to.suffix == ".pth" and KINDS[kind].back:
             print(_back(kind, to, source, options=options))
         elif to.suffix == ".safetensors":

@@ -34,9 +34,12 @@ from weaksam_jax.detectors.faster_rcnn.config import TestConfig
 from weaksam_jax.errors import printable
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.flags import parse, peek
+from weaksam_jax.locks import locked
+from weaksam_jax.outputs import check_folder
 from weaksam_jax.settings import to_plain
 
 JOURNAL = "unfinished.jsonl"
+WRITTEN = ("settings.json", "detections.json", "metrics.json", "features", JOURNAL)
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ def detect(options: Detect) -> list[dict]:
     stores = {"proposals": options.proposals, "clues": options.clues}
     check_names(options, split)
     stored = open_stored(options.weights, options.test, **stores)
-    write_json(options.out / "settings.json", describe(options, stored), indent=1)
-    found = find(stored, split, options.out / JOURNAL)
-    write_json(options.out / "detections.json", found)
-    (options.out / JOURNAL).unlink()
-    report(options, split, found)
+    check_folder("--out", options.out, options.data)
+    with locked(options.out, "detect", WRITTEN):
+        write_json(options.out / "settings.json", describe(options, stored), indent=1)
+        found = find(stored, split, options.out / JOURNAL)
+        write_json(options.out / "detections.json", found)
+        (options.out / JOURNAL).unlink()
+        report(options, split, found)
     return found
 
 

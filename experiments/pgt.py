@@ -44,6 +44,7 @@ from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import FLAT, parse
+from weaksam_jax.outputs import check_files
 from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.report.choose import showcase
 from weaksam_jax.report.contact_sheet import contact_sheet
@@ -100,8 +101,7 @@ def outputs(options: Pgt) -> tuple[Path, Path, Path]:
     for path in paths:
         if path.is_dir():
             raise BadInput("--out", f"{path} is a folder", "give another name")
-        if path.resolve() == options.detections.resolve():
-            raise BadInput("--out", f"{path} is the file of --detections", "give another name")
+        check_files("--out", path, {"--detections": options.detections, "--data": options.data})
     return paths
 
 

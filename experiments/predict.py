@@ -24,6 +24,7 @@ import tyro
 from experiments.pipeline.commands import run
 from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
+from weaksam_jax.locks import locked
 from weaksam_jax.ranges import Share
 
 
@@ -71,7 +72,11 @@ def predict(options: Predict) -> tuple[int, int]:
     predictor = open_predictor(options.run, options.threshold, options.masks, **networks)
     photos = find_photos(options.photos, options.out)
     results = predictor.results(photos, options.out)
-    with tqdm(results, total=len(photos), desc="predict", unit="photos") as bar:
+    written = ("predictions.json", *(str(one.picture) for one in photos))
+    with (
+        locked(options.out, "predict", written),
+        tqdm(results, total=len(photos), desc="predict", unit="photos") as bar,
+    ):
         return write_results(options.out / "predictions.json", (rows for _, rows in bar))
 
 

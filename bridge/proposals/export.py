@@ -33,6 +33,7 @@ from bridge.proposals.selective_search import SelectiveSearchConfig, selective_s
 from bridge.runtime.workers import for_images
 from bridge.sam.networks import Sam
 from bridge.weights.fingerprints import network_fingerprint, weights_fingerprint
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.sealed import open_arrays
@@ -175,11 +176,11 @@ class _Job:
     def fingerprint(self, record: TagRecord) -> str:
         """What the files of an image were made from."""
         try:
-            size = record.path.stat().st_size
-        except OSError as error:
+            content = content_hash(record.path)
+        except BadInput as error:
             hint = "restore the image or take it out of the data set"
-            raise BadInput(record.path, f"cannot be read ({error.strerror})", hint) from error
-        image = [record.image_id, record.width, record.height, size, self._tags(record)]
+            raise BadInput(record.path, error.problem, hint) from error
+        image = [record.image_id, record.width, record.height, content, self._tags(record)]
         return fingerprint([self.key, *image])
 
     def is_done(self, record: TagRecord, whole: bool = False) -> bool:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -36,6 +37,16 @@ def content_hashes(paths: Sequence[Path], cache: Path | None = None, what: str =
         settled = time.time_ns() - _SETTLED_NS
         write_json(cache, {name: row for name, row in known.items() if max(row[1:3]) < settled})
     return result
+
+
+def content_hash(path: Path) -> str:
+    """As `content_hashes` of one file, kept in this process as long as the file stays the same."""
+    return _kept_hash(path, *_state(path))
+
+
+@lru_cache(maxsize=1_000_000)
+def _kept_hash(path: Path, *_state: int) -> str:
+    return _hash(path)
 
 
 def _state(path: Path) -> list[int]:

@@ -19,7 +19,7 @@ from weaksam_jax.data.packs import open_pack
 from weaksam_jax.data.sealed import open_arrays, read_sealed_json, seal_arrays, write_sealed_json
 from weaksam_jax.data.store_checks import SOURCES, column_fault, ids_fit
 from weaksam_jax.errors import BadFile, BadInput
-from weaksam_jax.files import read_bytes, write_bytes
+from weaksam_jax.files import make_folder, read_bytes, sync_disk, write_bytes
 
 VERSION = "2"
 IMAGE = "image"  # the id, in the metadata of every file
@@ -133,9 +133,10 @@ def write_stored(
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes one image's file (proposals or clues), with its checksum, atomically."""
+    """Writes one image's file (proposals or clues), with its checksum, atomically; it is not
+    synced by itself."""
     own = {"version": VERSION, IMAGE: str(image_id), **metadata}
-    write_bytes(proposal_path(root, split, image_id), seal_arrays(arrays, own))
+    write_bytes(proposal_path(root, split, image_id), seal_arrays(arrays, own), durable=False)
 
 
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
@@ -208,6 +209,8 @@ def is_stored(root: str | Path, split: str, image_id: int) -> bool:
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:
     """Marks a split as complete. Call it when every image of the split has its file."""
     path = Path(root) / split / "manifest.json"
+    make_folder(path.parent)
+    sync_disk(path.parent)  # the images' files, which are not synced one by one
     write_sealed_json(path, {**metadata, "images": sorted(image_ids)})
 
 
