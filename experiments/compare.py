@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from experiments.pipeline.commands import run
+from weaksam_jax.data.json_rows import shown
 from weaksam_jax.errors import BadFile, BadInput, printable
 from weaksam_jax.flags import parse
 from weaksam_jax.report.artefacts import is_number, numbers, part, read_figures
@@ -40,10 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _metrics(root: Path) -> dict:
+    """metrics.json of a run; a figure that is no number is refused, not taken for a missing one."""
     path = RunFolder(root).metrics
     if not path.exists():
         raise BadFile(path, "does not exist", "name the folder of a run that has finished a stage")
-    return read_figures(path)
+    metrics = read_figures(path)
+    known = {key for key, *_ in KNOWN}
+    for name, value in flatten(metrics):
+        if (name in known or name.split(".")[0] == "seconds") and not is_number(value):
+            problem = f"{name} is no finite number ({shown(value)})"
+            raise BadFile(path, problem, "give the folder of a run")
+    return metrics
 
 
 def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:

@@ -38,15 +38,14 @@ def test_no_run_and_no_metrics_end_in_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("metrics", "fault"),
     [
-        ([], "is no metrics.json of a run"),
-        ("text", "is no metrics.json of a run"),
-        ({"seconds": [1]}, "is no metrics.json of a run"),
+        ([], "is no JSON object"),
+        ("text", "is no JSON object"),
+        ({"seconds": [1, 2]}, "seconds is no finite number"),
         ({"seconds": {"data": "long"}}, "seconds.data is no finite number ('long')"),
         ({"seconds": {"data": {"a": None}}}, "seconds.data.a is no finite number (null)"),
         ({"wsod": {"ap50": "\x1b[31m"}}, "wsod.ap50 is no finite number"),
         ({"wsod": {"ap50": [50.0, 51.0]}}, "wsod.ap50 is no finite number"),
         ({"wsod": {"ap50": True}}, "wsod.ap50 is no finite number (true)"),
-        ({"wsod": {"ap50": 10**400}}, "wsod.ap50 is no finite number"),
     ],
 )
 def test_metrics_of_another_kind_are_refused_by_name(tmp_path, capsys, metrics, fault):
