@@ -24,8 +24,8 @@ COMPILED = tuple(
 NEUTRAL = tuple(
     f"weaksam_jax/{name}.py"
     for name in (
-        *("__init__", "boxes", "cli", "errors", "files", "flags", "run_folder", "runlog"),
-        "settings",
+        *("__init__", "boxes", "cli", "errors", "files", "flags", "interrupts", "locks"),
+        *("run_folder", "runlog", "settings", "text"),
     )
 )
 

@@ -3,3 +3,7 @@
 The files beside this one are commands; the work is in the folders: `clues` (networks trained on
 tags), `proposals` (from clues to stored boxes), `sam`, `weights` (published files) and `runtime`.
 """
+
+from weaksam_jax.interrupts import first_of_all
+
+first_of_all()

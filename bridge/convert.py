@@ -13,6 +13,8 @@ import tyro
 from bridge.runtime.command import run_command
 from bridge.weights.kinds import KINDS, convert, convert_back
 from weaksam_jax.errors import BadInput
+from weaksam_jax.outputs import check_files
+from weaksam_jax.ranges import Positive
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         kind: Annotated[Literal[tuple(KINDS)], tyro.conf.Positional],
         to: Path,
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
-        epsilon: float | None = None,
+        epsilon: Positive | None = None,
         classes: str | None = None,
     ) -> None:
         """Converts a file.
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         """
         asked = {"epsilon": epsilon, "classes": classes and classes.split(",")}
         options = {name: value for name, value in asked.items() if value is not None}
+        check_files("--to", to, {"--from": source})
         if to.suffix == ".pth" and KINDS[kind].back:
             print(_back(kind, to, source, options=options))
         elif to.suffix == ".safetensors":

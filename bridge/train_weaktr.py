@@ -11,7 +11,11 @@ from pathlib import Path
 from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.clues.weaktr_training import train_weaktr
 from bridge.runtime.command import run_command
+from weaksam_jax import runlog
 from weaksam_jax.data.datasets import open_tags, split_names
+from weaksam_jax.locks import locked
+from weaksam_jax.outputs import check_apart, check_folder
+from weaksam_jax.ranges import Batch, Count, Positive, Seed, Workers
 from weaksam_jax.run_folder import RunFolder
 
 
@@ -23,11 +27,11 @@ def main(argv: list[str] | None = None) -> None:
         deit: Path,
         out: Path,
         split: str | None = None,
-        lr: float = 6e-4,
-        batch_size: int = 64,
-        epochs: int = 60,
-        workers: int = 2,
-        seed: int = 0,
+        lr: Positive = 6e-4,
+        batch_size: Batch = 64,
+        epochs: Count = 60,
+        workers: Workers = 2,
+        seed: Seed = 0,
     ) -> None:
         """Trains WeakTr.
 
@@ -45,7 +49,10 @@ def main(argv: list[str] | None = None) -> None:
         # The labels of the official code have the classes of difficult objects, too.
         tags = open_tags(data, split or split_names(data)["train"], difficult=True)
         recipe = WeakTrRecipe.paper(deit, lr, batch_size, epochs=epochs, workers=workers)
-        print(train_weaktr(tags, recipe, RunFolder(out), seed=seed))
+        check_folder("--out", out, data)
+        check_apart("--out", out / "clues", {"--deit": deit})
+        with locked(out, "train_weaktr", ("clues", runlog.FILE)):
+            print(train_weaktr(tags, recipe, RunFolder(out), seed=seed))
 
     run_command(command, argv, "python -m bridge.train_weaktr", about=__doc__)
 

@@ -1,1 +1,5 @@
 """Entry points and settings: the one place that knows both worlds."""
+
+from weaksam_jax.interrupts import first_of_all
+
+first_of_all("weaksam")

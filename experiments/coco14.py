@@ -15,11 +15,10 @@ COCO's, at 101 points of recall.
 import sys
 
 from experiments.pipeline.commands import run
+from experiments.pipeline.launch import main_job
 
 
 def main(argv: list[str] | None = None) -> None:
-    from experiments.pipeline.launch import main_job
-
     main_job("coco14", __doc__, argv)
 
 

@@ -18,11 +18,10 @@ same --out goes on where it was stopped; --config runs/mine/settings.json repeat
 import sys
 
 from experiments.pipeline.commands import run
+from experiments.pipeline.launch import main_job
 
 
 def main(argv: list[str] | None = None) -> None:
-    from experiments.pipeline.launch import main_job
-
     main_job("custom", __doc__, argv)
 
 

@@ -13,11 +13,10 @@ wsod, pgt, retrain, masks, report; retrain_without_drop runs only when --stages 
 import sys
 
 from experiments.pipeline.commands import run
+from experiments.pipeline.launch import main_job
 
 
 def main(argv: list[str] | None = None) -> None:
-    from experiments.pipeline.launch import main_job
-
     main_job("voc07", __doc__, argv)
 
 

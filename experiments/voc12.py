@@ -14,11 +14,10 @@ VOC's area under the curve. Splits: train and val (the boxes of test are not pub
 import sys
 
 from experiments.pipeline.commands import run
+from experiments.pipeline.launch import main_job
 
 
 def main(argv: list[str] | None = None) -> None:
-    from experiments.pipeline.launch import main_job
-
     main_job("voc12", __doc__, argv)
 
 

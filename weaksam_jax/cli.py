@@ -4,27 +4,29 @@
 SIGTERM. Imports neither jax nor torch, so `bridge`'s commands use it too.
 """
 
-import contextlib
 import errno
+import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from weaksam_jax.errors import BadInput
+from weaksam_jax import interrupts
+from weaksam_jax.errors import BadInput, printable
 
 # What a path of the user's can be that no program can mend.
 _UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    errno.ENAMETOOLONG,
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EIO, errno.ESTALE),
+    errno.ENOTEMPTY,
 )
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. As KeyboardInterrupt, it is no `Exception`: only clean-up sees it."""
+# What a file can be too large for, and what helps.
+_NO_ROOM = {
+    errno.ENOSPC: ("disk full while writing {}", "free some space"),
+    errno.EDQUOT: ("disk full while writing {}", "free some space"),
+    errno.EFBIG: ("file size limit reached while writing {}", "raise it (ulimit -f)"),
+}
 
 
 def entry_point(
@@ -34,101 +36,77 @@ def entry_point(
 
     `BadInput`, a full disk and a path without access or in place of a folder become one line on
     stderr and 2, Ctrl-C 130, SIGTERM 143, a closed pipe (`--help | head`) 141 without a word, as a
-    shell counts SIGPIPE. SIGTERM is raised as
-    `Terminated` in the main thread, so that context managers (atomic files, checkpoints) clean up.
-    The `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for
-    --help). Any other exception is a fault of the program and keeps its stack trace.
+    shell counts SIGPIPE. Signals are raised in the main thread, so that context managers (atomic
+    files, checkpoints) clean up; a second one ends the process (`weaksam_jax.interrupts`). The
+    `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for --help). Any
+    other exception is a fault of the program and keeps its stack trace.
+
+    What stdout or stderr cannot encode (LANG=C) is printed with backslash escapes.
     """
-    try:
-        with _signals_raise():
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with interrupts.raised() as received:
+        try:
             main(argv)
-    except BadInput as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command resumes", 130)
-    except Terminated:
-        return _fail("terminated; the same command resumes", 143)
-    except BrokenPipeError:
+            return 0
+        except BaseException as error:
+            return _status_of(error, received)
+
+
+def _status_of(error: BaseException, received: list[int]) -> int:
+    """The exit status of an exception that is being handled, which has its line then."""
+    signal = interrupts.signal_of(error, received)
+    if signal is not None:
+        _close_bars()
+        return interrupts.tell(signal)
+    if isinstance(error, BrokenPipeError):
         # Whoever read our output (head, less) has seen enough. What is still buffered must not
         # complain when the interpreter flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
-        full = _full_disk(error)
-        if full is None and isinstance(error, OSError) and error.errno in _UNUSABLE:
-            hint = "give another path, or make it accessible"
-            return _fail(f"{error.filename}: cannot be used ({error.strerror}); {hint}", 2)
-        if full is None:
-            raise
-        return _fail(
-            f"disk full while writing {full}; free some space and run the same command again", 2
-        )
-    return 0
+    line = str(error) if isinstance(error, BadInput) else _unusable(error)
+    if line is None:
+        raise error
+    _close_bars()
+    print(f"error: {printable(line)}", file=sys.stderr)
+    return 2
 
 
-def _fail(line: str, status: int) -> int:
-    # A progress bar that was cut short ends its line first, so that ours is a line and the last.
+def _close_bars() -> None:
+    """A progress bar that was cut short ends its line, so that ours is a line and the last."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
-    print(f"error: {line}" if status == 2 else line, file=sys.stderr)
-    return status
 
 
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM raises `Terminated` inside the block, Ctrl-C `KeyboardInterrupt` (only the main
-    thread may set handlers)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(signum, frame):
-        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
-
-    previous = {one: signal.signal(one, handler) for one in (signal.SIGINT, signal.SIGTERM)}
-    timers: list[threading.Timer] = []
-    hook, sys.unraisablehook = sys.unraisablehook, _once_more(sys.unraisablehook, timers)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for timer in timers:  # one that has not come yet has nobody to tell
-            timer.cancel()
-        for one, old in previous.items():
-            signal.signal(one, old)
-
-
-def _once_more(hook: Callable, timers: list[threading.Timer]) -> Callable:
-    """`sys.unraisablehook` that sends a signal again whose exception went nowhere; the timers that
-    do so are added to `timers`.
-
-    Python prints and forgets what is raised while objects are collected: in a callback of the
-    collector (JAX has one) or in what an object does at its end.
-    """
-    signals = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
-
-    def again(unraisable):
-        if unraisable.exc_type not in signals:
-            hook(unraisable)
-            return
-        what = os.getpid(), signals[unraisable.exc_type]
-        timers.append(threading.Timer(0.05, os.kill, what))  # the collection is over then
-        timers[-1].start()
-
-    return again
+def _unusable(error: BaseException) -> str | None:
+    """The line of a full disk, or of a path that cannot be used; None for a fault of ours."""
+    if not isinstance(error, Exception):
+        return None
+    full = _full_disk(error)
+    if full is not None or not isinstance(error, OSError) or error.errno not in _UNUSABLE:
+        return full
+    hint = "give another path, or make it accessible"
+    return f"{error.filename}: cannot be used ({error.strerror}); {hint}"
 
 
 def _full_disk(error: BaseException | None) -> str | None:
-    """What was being written when the disk was full; None when `error` is something else.
+    """The line of what was being written when there was no room; None when `error` is no such.
 
     Looks through the chain of causes; libraries (safetensors, tensorstore) also report a full disk
     as text in an exception of their own.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return str(error.filename or "a file")
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            problem, hint = _NO_ROOM[error.errno]
+            return _again(problem.format(error.filename or "a file"), hint)
         text = str(error)
-        if os.strerror(errno.ENOSPC) in text or "ENOSPC" in text:
-            return f"a file ({text.splitlines()[0][:200]})"
+        for number, (problem, hint) in _NO_ROOM.items():
+            if os.strerror(number) in text or errno.errorcode[number] in text:
+                return _again(problem.format(f"a file ({text.splitlines()[0][:200]})"), hint)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _again(problem: str, hint: str) -> str:
+    return f"{problem}; {hint} and run the same command again"

@@ -1,11 +1,14 @@
 """Files that are either whole or absent: atomic writing, JSON, safetensors, fingerprints."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,28 +17,79 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from weaksam_jax.errors import BadFile
+from weaksam_jax import interrupts
+from weaksam_jax.errors import BadFile, BadInput
+from weaksam_jax.text import decode_text, marked_encoding, parse_json
+
+_NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary name beside `path`; renames it on success, removes it on failure.
 
     The folder is made when it is missing. Readers never see a half-written file; two writers of
-    the same file do not disturb each other (the last rename wins).
+    the same file do not disturb each other (the last rename wins). durable: the file is on the disk
+    when this ends, and stays whole or absent after a power cut. That costs milliseconds, so files
+    of one image each go without: what marks them as finished calls `sync_disk` first.
+    Raises `BadInput` when the folder cannot be made, or was removed meanwhile.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    interrupts.unfinished.add(temporary)
     try:
         yield temporary
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # write() does not say which file it was
+        if error.errno in _NAMELESS:  # write() does not say which file it was
             error.filename = str(path)
+        if not path.parent.is_dir():
+            hint = "run the same command again"
+            raise BadInput(path.parent, "was removed while it was used", hint) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        interrupts.unfinished.discard(temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they are missing; `BadInput` when none can be made
+    there, as in /proc."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise BadInput(path, "cannot be made here", "give another path") from error
+
+
+def sync_disk(folder: str | Path) -> None:
+    """Waits until everything that was written to the file system of `folder` is on its disk."""
+    sync_one = getattr(ctypes.CDLL(None), "syncfs", None)  # Linux has it, Python does not
+    if sync_one is None:
+        os.sync()
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        sync_one(number)
+    finally:
+        os.close(number)
+
+
+def _sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, are on the disk when this returns."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:  # some file systems do not sync folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(number)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -49,28 +103,79 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads JSON; raises `BadFile` when the file is missing or is not JSON."""
+def check_regular(path: str | Path) -> None:
+    """Raises `BadFile` when a path is no file to read from: missing, a folder, a pipe, a device.
+
+    To be called before a file of the user's is opened: opening a named pipe waits for ever.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise BadFile(path, "does not exist", "check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadFile(path, f"cannot be read ({reason})", "check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise BadFile(path, f"is {kind}, not a file", "give a file")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, every line end as LF: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+
+    Raises `BadFile` when it cannot be read or is no such text (`weaksam_jax.text`).
+    """
+    check_regular(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+            # A huge file that is no text is refused by its beginning.
+            data = head if b"\0" in head and not marked_encoding(head) else head + file.read()
     except OSError as error:
         raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
-    except ValueError as error:
-        raise BadFile(path, f"is not JSON ({error})", "delete or replace the file") from error
+    return decode_text(data, path)
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads JSON (see `weaksam_jax.text.parse_json`); `BadFile` when missing or not JSON."""
+    return parse_json(read_text(path), path)
 
 
 def write_arrays(
-    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    durable: bool = True,
 ) -> None:
     """Writes named arrays and string metadata as one safetensors file, atomically.
 
-    The same arrays and metadata always give the same bytes.
+    The same arrays and metadata always give the same bytes. durable: see `atomic_path`.
     """
+    write_bytes(path, array_bytes(arrays, metadata), durable=durable)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file; `BadFile` when it is missing or cannot be read."""
+    check_regular(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
+
+
+def write_bytes(path: str | Path, data: bytes, durable: bool = True) -> None:
+    """Writes a file atomically; durable: see `atomic_path`."""
+    with atomic_path(path, durable) as temporary:
+        temporary.write_bytes(data)
+
+
+def array_bytes(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes of a safetensors file, the same for the same arrays and metadata."""
     # (np.ascontiguousarray would turn a scalar into an array of one.)
     contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    data = _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    return _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
 
 
 def _sort_header(data: bytes) -> bytes:
@@ -85,15 +190,58 @@ def _sort_header(data: bytes) -> bytes:
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads (arrays, metadata) of a safetensors file; `BadFile` when missing or truncated."""
+    """Reads (arrays, metadata) of a safetensors file.
+
+    Raises `BadFile` when it is missing, truncated or damaged, has a name twice, or a type of
+    numbers that NumPy does not know.
+    """
+    with open_tensors(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | Path, framework: str) -> Iterator[Any]:
+    """`safetensors.safe_open` of a file; what it raises inside becomes `BadFile` in one line.
+
+    framework: "numpy" or "pt". A name that is in the file twice, of which the library gives the
+    last, is refused, too.
+    """
+    check_regular(path)
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        if not Path(path).exists():
-            raise BadFile(path, "does not exist", "check the path") from error
-        problem, hint = f"is no whole safetensors file ({error})", "replace or make it again"
+        with safetensors.safe_open(str(path), framework=framework) as file:
+            _check_names(path)
+            yield file
+    except (OSError, safetensors.SafetensorError, *_UNREADABLE) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        problem, hint = f"is no whole safetensors file ({first})", "replace or make it again"
         raise BadFile(path, problem, hint) from error
+
+
+# Of types that NumPy lacks, shapes that no array has, and a header that repeats itself.
+_UNREADABLE = (TypeError, AttributeError, ValueError, MemoryError, RuntimeError, OverflowError)
+
+
+def _check_names(path: str | Path) -> None:
+    """ValueError for a safetensors file (of a valid header) that has a name twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            name = next(one for one, times in Counter(one for one, _ in pairs).items() if times > 1)
+            raise ValueError(f"it has {name[:80]!a} twice")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(length), object_pairs_hook=once)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a safetensors file is there, with a header that fits its length."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy"):
+            return True
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -106,7 +254,7 @@ def parse_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[st
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return arrays, header.get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
-        hint = "delete it and make it again"
+        hint = "make it again"
         raise BadFile(name, f"is no whole safetensors file ({error})", hint) from error
 
 
@@ -117,6 +265,7 @@ def fingerprint(value: Any) -> str:
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """SHA-256 (first 16 hex digits) of a file's bytes."""
+    """SHA-256 (first 16 hex digits) of a file's bytes; `BadFile` for a pipe, device or folder."""
+    check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -18,6 +18,11 @@ class RunFolder:
     root: Path
 
     @property
+    def own_files(self) -> tuple[str, ...]:
+        """Names in `root` of what a run writes beside its stages' folders."""
+        return ("settings.json", "metrics.json", runlog.FILE, "stages", "backbone")
+
+    @property
     def settings(self) -> Path:
         """Every flag and setting of the run (`--config` reads it)."""
         return self.root / "settings.json"
@@ -39,6 +44,11 @@ class RunFolder:
         """The embedded data set, where the run uses it."""
         return self.root / "data" / "VOC2007"
 
+    @property
+    def hashes(self) -> Path:
+        """What the content of the data set's files was, so that they are read once."""
+        return self.root / "stages" / "content.json"
+
     def stage(self, name: str) -> Path:
         """The folder of a stage's work."""
         return self.root / name
@@ -51,11 +61,11 @@ class RunFolder:
 
     def done(self, stage: str) -> bool:
         """Whether a stage has finished once (with its present settings or others)."""
-        return self.marker(stage, "json").exists()
+        return self.mark(stage).exists()
 
-    def marker(self, stage: str, state: Literal["json", "started"]) -> Path:
-        """`json`: key, seconds and metrics of a finished stage; `started`: key of one begun."""
-        return self.root / "stages" / f"{stage}.{state}"
+    def mark(self, stage: str) -> Path:
+        """Key, seconds and metrics of a finished stage."""
+        return self.root / "stages" / f"{stage}.json"
 
     def backbone(self, name: str) -> Path:
         """ImageNet weights that an installed package brought, converted."""

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from bridge.clues.lite_cam import LiteBackbone, LiteConfig, channels_last, lite_input
 from bridge.weights.checkpoints import read_tensors, save_tensors
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+from weaksam_jax.files import fingerprint, is_whole, read_arrays, write_arrays
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -30,7 +31,7 @@ def train_lite_head(train: TagSplit, config: LiteConfig, run: RunFolder, seed: i
     recipe = to_plain(config)
     key = fingerprint([_split_key(train), recipe, seed])
     final = run.clue_network("lite_cam")
-    if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
+    if is_whole(final) and read_tensors(final)[1].get("fingerprint") == key:
         return final
     features = torch.from_numpy(pooled_features(train, config, run.clues / "features")).float()
     labels = torch.zeros(len(features), len(train.classes))
@@ -43,8 +44,8 @@ def train_lite_head(train: TagSplit, config: LiteConfig, run: RunFolder, seed: i
 
 
 def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.ndarray:
-    """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder`."""
-    key = fingerprint([_split_key(train), config.long_side])
+    """Mean-pooled features float16 `[images, 1280]` of a split, cached in `folder` by the content
+    of the images' files."""
     starts = range(0, len(train.records), SHARD)
     paths = [folder / f"{start // SHARD:05d}.safetensors" for start in starts]
     backbone = None
@@ -53,7 +54,8 @@ def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.nda
     with bar:
         for start, path in zip(starts, paths, strict=True):
             records = train.records[start : start + SHARD]
-            if not (path.exists() and read_arrays(path)[1].get("fingerprint") == key):
+            key = fingerprint([[content_hash(r.path) for r in records], config.long_side])
+            if not (is_whole(path) and read_arrays(path)[1].get("fingerprint") == key):
                 backbone = backbone or LiteBackbone()
                 rows = np.stack(
                     [_pooled(backbone, r.path, config.long_side, bar=bar) for r in records]
@@ -73,7 +75,7 @@ def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: tqdm) -> np
 
 
 def _split_key(train: TagSplit) -> list:
-    images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
+    images = [(r.image_id, content_hash(r.path), r.tags) for r in train.records]
     return [train.dataset, train.split, train.classes, images]
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -20,12 +20,14 @@ from bridge.clues.weaktr import (
 from bridge.weights.checkpoints import read_tensors
 from bridge.weights.torchscript import is_torchscript
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Filled, Layers, Scaling, Settings, Side, integers
 
+OfTwelve = Annotated[int, integers(0, 11)]
 COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of them dead
 
 
 @dataclass(frozen=True)
-class ClueConfig:
+class ClueConfig(Settings):
     """How a trained clue network is used; what does not belong to it is not looked at.
 
     fusion: of WeakTr (`load_weaktr`; "uniform" is what the official code computes). views,
@@ -35,10 +37,10 @@ class ClueConfig:
     """
 
     fusion: Literal["auto", "v3", "v1", "uniform"] = "auto"
-    tta_scales: tuple[float, ...] = (1.0, 0.8, 1.2)
-    cross_layers: tuple[int, ...] = OFFICIAL_LAYERS
-    resize_long: int | None = None
-    last_layers: int = LAST_LAYERS
+    tta_scales: Filled[Scaling] = (1.0, 0.8, 1.2)
+    cross_layers: Filled[OfTwelve] = OFFICIAL_LAYERS
+    resize_long: Side | None = None
+    last_layers: Layers = LAST_LAYERS
     clip: ClipConfig = field(default_factory=ClipConfig)
 
 

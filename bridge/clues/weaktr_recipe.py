@@ -1,14 +1,32 @@
 """How WeakTr is trained: the published recipe, and the mini set's."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from bridge.clues.weaktr_net import WeakTrConfig
+from bridge.clues.weaktr_net import Fusion, Reach, Stem, WeakTrConfig
+from weaksam_jax.ranges import (
+    Amount,
+    Batch,
+    Count,
+    Fault,
+    Layers,
+    Positive,
+    Rate,
+    Settings,
+    Share,
+    Side,
+    Width,
+    Workers,
+    above,
+    integers,
+)
 
 
 @dataclass(frozen=True)
-class WeakTrRecipe:
+class WeakTrRecipe(Settings):
     """Network sizes as in `WeakTrConfig`, and the recipe.
 
     crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
@@ -18,27 +36,33 @@ class WeakTrRecipe:
     weights to start from (None: random). workers: processes that decode and augment.
     """
 
-    dim: int = 384
-    heads: int = 6
-    depth: int = 12
-    patch: int = 16
-    fusion: str = "v3"
-    stem: str = "patch"
-    drop_path: float = 0.1
-    reach: int | None = None
-    crop: int = 224
-    min_scale: float = 0.08
-    augment: str = "timm"
-    jitter: float = 0.4
-    epochs: int = 60
-    warmup_epochs: int = 5
-    batch_size: int = 64
-    lr: float = 6e-4 * 64 / 512
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
-    weight_decay: float = 0.03
+    dim: Width = 384
+    heads: Layers = 6
+    depth: Layers = 12
+    patch: Side = 16
+    fusion: Fusion = "v3"
+    stem: Stem = "patch"
+    drop_path: Rate = 0.1
+    reach: Reach | None = None
+    crop: Side = 224
+    min_scale: Annotated[float, above(0, 1)] = 0.08
+    augment: Literal["light", "timm"] = "timm"
+    jitter: Share = 0.4
+    epochs: Count = 60
+    warmup_epochs: Annotated[int, integers(0, 1_000_000)] = 5
+    batch_size: Batch = 64
+    lr: Positive = 6e-4 * 64 / 512
+    warmup_lr: Amount = 1e-6
+    min_lr: Amount = 1e-5
+    weight_decay: Amount = 0.03
     init: Path | None = None
-    workers: int = 2
+    workers: Workers = 2
+
+    def misfits(self) -> Iterator[Fault]:
+        if self.dim % self.heads:
+            yield Fault("heads", f"{self.heads} do not divide dim {self.dim}", "give a divisor")
+        if self.crop % self.patch:
+            yield Fault("crop", f"is {self.crop}", f"give a multiple of patch, {self.patch}")
 
     @classmethod
     def paper(

@@ -22,9 +22,10 @@ from bridge.clues.weaktr_recipe import WeakTrRecipe, learning_rate
 from bridge.clues.weaktr_start import DEIT_HINT, start_from_deit
 from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax import runlog
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import file_fingerprint, fingerprint
+from weaksam_jax.files import file_fingerprint, fingerprint, is_whole
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -40,7 +41,7 @@ def train_weaktr(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: in
     """
     final, checkpoint = run.clue_network("weaktr"), run.clues / "checkpoint.safetensors"
     key = _fingerprint(train, recipe, seed)
-    if final.exists() and read_tensors(final)[1].get("fingerprint") == key:
+    if is_whole(final) and read_tensors(final)[1].get("fingerprint") == key:
         return final
     if len(train.records) < recipe.batch_size:
         problem = f"has {len(train.records)} images, fewer than a batch of {recipe.batch_size}"
@@ -218,12 +219,11 @@ def _deterministic() -> Iterator[None]:
 
 
 def _fingerprint(train: TagSplit, recipe: WeakTrRecipe, seed: int) -> str:
-    images = [(r.image_id, r.width, r.height, r.tags) for r in train.records]
+    images = [(r.image_id, content_hash(r.path), r.tags) for r in train.records]
     plain = {k: v for k, v in to_plain(recipe).items() if k != "workers"}
     if recipe.init is not None:
         try:
             plain["init"] = file_fingerprint(recipe.init)
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-            raise BadInput(recipe.init, problem, DEIT_HINT) from error
+        except BadInput as error:
+            raise BadInput(recipe.init, error.problem, DEIT_HINT) from error
     return fingerprint([train.dataset, train.split, train.classes, images, plain, seed])

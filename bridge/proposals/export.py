@@ -33,21 +33,25 @@ from bridge.proposals.selective_search import SelectiveSearchConfig, selective_s
 from bridge.runtime.workers import for_images
 from bridge.sam.networks import Sam
 from bridge.weights.fingerprints import network_fingerprint, weights_fingerprint
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.sealed import open_arrays
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
     proposal_path,
     write_manifest,
     write_proposals,
+    write_stored,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, write_arrays
+from weaksam_jax.files import fingerprint, read_bytes
+from weaksam_jax.ranges import Settings, Side
 from weaksam_jax.settings import to_plain
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
-FORMAT = 2
+FORMAT = 3
 # Temporary files of killed processes are removed when they are older than this, in seconds: a
 # living one is there for milliseconds.
 LEFTOVER_AGE = 600
@@ -59,7 +63,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """What is written.
 
     source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
@@ -75,7 +79,7 @@ class ExportConfig:
     prompts: PromptConfig = field(default_factory=PromptConfig)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
-    clue_side: int = 96
+    clue_side: Side = 96
 
     @classmethod
     def preset(cls, name: PresetName, **changes) -> "ExportConfig":
@@ -118,11 +122,11 @@ def export_split(
     `<root>/<split>/<xx>/<id>.safetensors` holds the proposals (`weaksam_jax.data.store`) and, with
     a clue network, `<clue_root>/<split>/<xx>/<id>.safetensors` the clues: coarse, fine float16
     `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`. An
-    image is skipped when its files are there and were made from the same settings, networks, image
-    and tags (metadata `fingerprint`). The manifest is written once every image of the split is
-    there; it is removed first when there is something to do. Without a clue network the prompts
-    are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files do not
-    depend on it. Raises `BadInput` for an unreadable image.
+    image is skipped when its files are there, whole, and were made from the same settings,
+    networks, image and tags (metadata `fingerprint`). The manifest is written once every image of
+    the split is there; it is removed first when there is something to do. Without a clue network
+    the prompts are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files
+    do not depend on it. Raises `BadInput` for an unreadable image.
     """
     if config.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
@@ -135,7 +139,7 @@ def export_split(
         clue_root=Path(clue_root),
     )
     mine = split.records[shard[0] :: shard[1]]
-    todo = [record for record in mine if not job.is_done(record)]
+    todo = [record for record in mine if not job.is_done(record, whole=True)]
     if todo:
         (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
     start = time.monotonic()
@@ -172,19 +176,20 @@ class _Job:
     def fingerprint(self, record: TagRecord) -> str:
         """What the files of an image were made from."""
         try:
-            size = record.path.stat().st_size
-        except OSError as error:
+            content = content_hash(record.path)
+        except BadInput as error:
             hint = "restore the image or take it out of the data set"
-            raise BadInput(record.path, f"cannot be read ({error.strerror})", hint) from error
-        image = [record.image_id, record.width, record.height, size, self._tags(record)]
+            raise BadInput(record.path, error.problem, hint) from error
+        image = [record.image_id, record.width, record.height, content, self._tags(record)]
         return fingerprint([self.key, *image])
 
-    def is_done(self, record: TagRecord) -> bool:
-        """Whether every file of the image is there and up to date."""
+    def is_done(self, record: TagRecord, whole: bool = False) -> bool:
+        """Whether every file of the image is there and up to date; whole: and not damaged, for
+        which all of it is read."""
         roots = [self.root] if self.clue_network is None else [self.root, self.clue_root]
         expected = self.fingerprint(record)
         paths = [proposal_path(root, self.split, record.image_id) for root in roots]
-        return all(stored_metadata(path).get("fingerprint") == expected for path in paths)
+        return all(stored_metadata(path, whole).get("fingerprint") == expected for path in paths)
 
     def run(self, record: TagRecord) -> None:
         """Computes and writes one image's files, the proposals last."""
@@ -238,7 +243,8 @@ class _Job:
             "class_logits": clues.class_logits.astype(np.float32),
             "points": prompts.points.astype(np.float32),
         }
-        write_arrays(proposal_path(self.clue_root, self.split, record.image_id), arrays, metadata)
+        place = self.clue_root, self.split, record.image_id
+        write_stored(*place, arrays=arrays, metadata=metadata)
 
 
 def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
@@ -250,12 +256,15 @@ def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
     return np.asarray(small, np.float16).reshape(len(maps), size[1], size[0])
 
 
-def stored_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty when it is missing or not whole."""
+def stored_metadata(path: Path, whole: bool = False) -> dict[str, str]:
+    """The metadata of a file of the store; empty when it is missing or cut short or, with `whole`,
+    damaged anywhere."""
     try:
+        if whole:
+            return open_arrays(read_bytes(path), str(path))[1]
         with safetensors.safe_open(str(path), framework="numpy") as file:
             return file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
+    except (OSError, safetensors.SafetensorError, BadInput):
         return {}
 
 

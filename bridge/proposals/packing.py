@@ -26,8 +26,13 @@ def pack_split(
     """
     root, to = Path(root), Path(to)
     clue_root = root / "clues" if clue_root is None else Path(clue_root)
-    if to.resolve() == root.resolve():
-        raise BadInput(to, "is the store itself", "give another folder; the old one is left alone")
+    hint = "give another folder; the old one is left alone"
+    sources = {(one / split).resolve() for one in (root, clue_root)}
+    for target in (to, to / "clues"):
+        if (target / split).resolve() in sources:
+            raise BadInput(to, "is the store itself", hint)
+        if next((target / split).glob("*/[!.]*.safetensors"), None):
+            raise BadInput(target / split, "is a store of single files", hint)
     if open_pack(root / split) is not None:
         raise BadInput(root / split / INDEX, "is a packed store", "give the store of single files")
     has_clues = (clue_root / split).is_dir()

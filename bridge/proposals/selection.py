@@ -6,6 +6,7 @@ of SAM (`rederive`).
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from bridge.runtime.torchvision_ops import nms
 from bridge.sam.prompting import EncoderType
 from weaksam_jax.data.store import SOURCES, Proposals
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Amount, Batch, Count, Filled, Pixels, Settings, Share, integers
 
 GRID, CROSS = SOURCES.index("grid"), SOURCES.index("cross")
 Table = dict[str, np.ndarray]  # one row per decoded mask
 
 
 @dataclass(frozen=True)
-class ProposalConfig:
+class ProposalConfig(Settings):
     """How masks become proposals (the defaults are the paper's and the official code's).
 
     t_iou, t_stab: a grid mask stays with predicted IoU > t_iou and stability >= t_stab at a logit
@@ -37,17 +39,17 @@ class ProposalConfig:
     proposals of other settings without SAM (22 bytes per mask). encoder_dtype: see `PromptedImage`.
     """
 
-    t_iou: float = 0.3
-    t_stab: float = 0.3
-    stability_offset: float = 1.0
-    grid_nms: float = 0.3
-    peak_tokens: tuple[int, ...] = (1, 2)
-    cross_nms: float | None = 0.9
-    chunk: int = 64
-    dedupe_nms: float | None = None
-    max_boxes: int | None = None
-    clue_share: float = 0.5
-    min_side: float = 0.0
+    t_iou: Share = 0.3
+    t_stab: Share = 0.3
+    stability_offset: Amount = 1.0
+    grid_nms: Share = 0.3
+    peak_tokens: Filled[Annotated[int, integers(0, 2)]] = (1, 2)
+    cross_nms: Share | None = 0.9
+    chunk: Batch = 64
+    dedupe_nms: Share | None = None
+    max_boxes: Count | None = None
+    clue_share: Share = 0.5
+    min_side: Pixels = 0.0
     with_masks: bool = True
     keep_decoded: bool = False
     encoder_dtype: EncoderType = "float32"

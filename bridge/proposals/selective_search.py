@@ -12,10 +12,11 @@ from bridge.runtime.torchvision_ops import nms
 from weaksam_jax.boxes import area, clip
 from weaksam_jax.data.store import SOURCES, Proposals
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Count, Pixels, Seed, Settings, Share, Side
 
 
 @dataclass(frozen=True)
-class SelectiveSearchConfig:
+class SelectiveSearchConfig(Settings):
     """How OpenCV's selective search is run.
 
     mode: "fast" (8 hierarchies) or "quality" (80). long_side: larger images are made smaller first
@@ -25,11 +26,11 @@ class SelectiveSearchConfig:
     """
 
     mode: Literal["fast", "quality"] = "fast"
-    long_side: int | None = None
-    max_boxes: int | None = 2000
-    min_side: float = 20.0
-    nms: float | None = 0.95
-    seed: int = 0
+    long_side: Side | None = None
+    max_boxes: Count | None = 2000
+    min_side: Pixels = 20.0
+    nms: Share | None = 0.95
+    seed: Seed = 0
 
 
 def selective_search(

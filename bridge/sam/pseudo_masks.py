@@ -19,11 +19,12 @@ from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json
+from weaksam_jax.ranges import Batch, Settings
 from weaksam_jax.settings import to_plain
 
 
 @dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(Settings):
     """How a box becomes a mask (neither the paper nor the official code says).
 
     best_of_three: of SAM's three masks the one of highest predicted IoU; else the single mask,
@@ -35,7 +36,7 @@ class MaskConfig:
     best_of_three: bool = False
     clip_to_box: bool = False
     empty: Literal["drop", "box"] = "drop"
-    chunk: int = 64
+    chunk: Batch = 64
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,16 @@ from experiments.paper.roi_losses import (
 from experiments.paper.seed_tables import open_folder, provenance
 from experiments.pipeline.commands import run
 from experiments.pipeline.run import Run, open_run
+from weaksam_jax.data.datasets import dataset_fingerprint
 from weaksam_jax.detectors import load_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.engine.checkpoint import CHECKPOINTS
 from weaksam_jax.engine.weights import load_params, save_params
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path, fingerprint, read_json, write_json
+from weaksam_jax.files import atomic_path, file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.flags import parse
+from weaksam_jax.locks import locked
+from weaksam_jax.ranges import Seed, Steps
 from weaksam_jax.settings import change, to_plain
 
 
@@ -56,9 +59,9 @@ class DropFigures:
     """Folder that is written."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the run wrote [the run's own]."""
-    at: tuple[int, ...] = ()
+    at: tuple[Steps, ...] = ()
     """Train anew without RoI drop and measure after so many steps [the run's own detector]."""
-    seed: int = 0
+    seed: Seed = 0
     """Of that training and of the RoIs that are sampled."""
     same_class: bool = False
     """A true box of another class does not make a pseudo box right (the paper: it does)."""
@@ -78,9 +81,10 @@ def measure(options: DropFigures) -> list[dict]:
     judge = Judge(opened.data.truth("train"), options.same_class)
     pgt = read_json(opened.folder.pseudo_boxes())
     wanted = sorted(options.at) or (None,)
-    rows = [_measure_one(options, opened, pgt, judge=judge, step=step) for step in wanted]
     note = {**provenance(), "error_iou": ERROR_IOU, "same_class": options.same_class}
-    write_json(options.out / "drop.json", {**note, "rows": rows}, indent=1)
+    with locked(options.out, "paper", ("drop.json",)):
+        rows = [_measure_one(options, opened, pgt, judge=judge, step=step) for step in wanted]
+        write_json(options.out / "drop.json", {**note, "rows": rows}, indent=1)
     return rows
 
 
@@ -104,7 +108,10 @@ def train_until(options: DropFigures, pgt: dict, opened: Run, step: int) -> dict
     """The detector after `step` steps of the run's schedule without RoI drop; resumes."""
     config = change(opened.config.retrain, {"loss.drop": None})
     folder = options.out / "training"
-    open_folder(folder, [to_plain(config), options.seed, fingerprint(pgt)])
+    images = dataset_fingerprint(opened.data.path, opened.data.names["train"])
+    start = opened.folder.weights("wsod")
+    made_of = [images, file_fingerprint(start) if start.exists() else None]
+    open_folder(folder, [to_plain(config), options.seed, fingerprint(pgt), made_of])
     stored, checkpoints = folder / f"params_{step}.safetensors", folder / CHECKPOINTS
     if stored.exists():
         return load_params(stored)

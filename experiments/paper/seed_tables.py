@@ -1,6 +1,5 @@
 """Tables of several methods and seeds: every cell is a training, run once and resumed."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from experiments.paper.verdicts import spread
+from experiments.pipeline import work_folder
 from experiments.pipeline.run import Run, open_run
 from experiments.pipeline.runner import say
 from weaksam_jax.data.datasets import dataset_fingerprint
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json, write_text
+from weaksam_jax.locks import locked
 from weaksam_jax.settings import to_plain
 
 Cell = Callable[[str, int, Path], dict]
@@ -87,6 +88,12 @@ def run_cells(
     whatever method's name; one that was stopped finds its folder as it left it, but empty when they
     have changed. Writes the table, its JSON with command and commit.
     """
+    files = [f"{table.name}.{suffix}" for suffix in ("json", "md", "png")]
+    with locked(table.out, "paper", files):
+        return _run_cells(table, work, inputs)
+
+
+def _run_cells(table: Table, work: Cell, inputs: Callable[[int], Any]) -> list[dict]:
     rows, cells = [], [(method, seed) for method in table.methods for seed in table.seeds]
     for number, (method, seed) in enumerate(cells, 1):
         job = {"seed": seed, "settings": to_plain(table.methods[method]), "inputs": inputs(seed)}
@@ -123,14 +130,12 @@ def _finished(out: Path, job: dict) -> dict | None:
 
 
 def open_folder(folder: Path, job: Any) -> None:
-    """Empties `folder` unless this job (JSON values) was begun in it.
+    """Empties `folder` unless this job (JSON values) was begun in it; one that no job was begun in
+    is refused (`experiments.pipeline.work_folder`).
 
     So a training goes on from its own checkpoints, and never from those of other settings.
     """
-    key, started = fingerprint(job), folder / "started"
-    if not started.exists() or started.read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(started, key)
+    work_folder.open_folder(folder, fingerprint(job))
 
 
 def markdown(rows: Sequence[dict], figures: Sequence[str]) -> str:

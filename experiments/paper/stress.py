@@ -17,12 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.paper.seed_tables import open_folder
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import MilConfig, mil_preset
 from experiments.pipeline.run import Run, open_run
+from weaksam_jax.data.datasets import dataset_fingerprint
+from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
-from weaksam_jax.settings import change
+from weaksam_jax.locks import locked
+from weaksam_jax.ranges import Seed, Share
+from weaksam_jax.runlog import FILE
+from weaksam_jax.settings import change, to_plain
 
 HUGE = 1e4
 LONG = {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000}
@@ -36,9 +42,9 @@ class Stress:
     """A run with finished proposals."""
     out: Path
     """Folder of checkpoints and log."""
-    share: float = 0.25
+    share: Share = 0.25
     """Of the samples are spoiled."""
-    seed: int = 0
+    seed: Seed = 0
     config: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
     """Of the detector; its training as a classifier of tags is left out."""
 
@@ -70,7 +76,8 @@ def stress(options: Stress) -> dict:
     import jax
 
     start = time.perf_counter()
-    params = train_spoiled(options, open_run(options.run))
+    with locked(options.out, "paper", (FILE,)):
+        params = train_spoiled(options, open_run(options.run))
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params))
     if not np.isfinite(largest):
         raise BadInput("the weights", "are not finite", "report it: the losses were")
@@ -94,6 +101,10 @@ def train_spoiled(options: Stress, opened: Run) -> dict:
     split, mesh = opened.data.splits["train"], data_mesh()
     samples = Spoiled(split, opened.proposals, options.config)
     detector, folder = MilDetector(options.config, split.classes), options.out / "stress"
+    images = dataset_fingerprint(opened.data.path, opened.data.names["train"])
+    proposals = read_manifest(opened.proposals, split.split)
+    how = [to_plain(options.config), options.share, options.seed]
+    open_folder(folder, [*how, images, proposals])
     return train_detector(detector, samples, folder, mesh=mesh, seed=options.seed)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput, did_you_mean
+from weaksam_jax.interrupts import on_the_spot
 
 # Heading, package, and what the names of its commands begin with.
 GROUPS = (
@@ -27,11 +28,12 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     """Runs a command to its exit status. What it compiles is kept on disk (`engine`)."""
 
     def main(argv: Sequence[str] | None) -> None:
-        module = importlib.import_module(module_of(name))
-        if "jax" in sys.modules and module.__name__.startswith("experiments."):
-            from weaksam_jax.engine.compilation_cache import enable_compilation_cache
+        with on_the_spot():
+            module = importlib.import_module(module_of(name))
+            if "jax" in sys.modules and module.__name__.startswith("experiments."):
+                from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 
-            enable_compilation_cache()
+                enable_compilation_cache()
         module.main(argv)
 
     return entry_point(main, argv)

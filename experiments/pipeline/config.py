@@ -1,6 +1,6 @@
 """Config of the whole pipeline, and the presets that fill it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from experiments.pipeline.metrics import ApRule
 from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtConfig
+from weaksam_jax.ranges import Fault, Settings
 from weaksam_jax.settings import change
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(Settings):
     """Settings of every stage."""
 
     train_split: str | None = None
@@ -53,6 +54,12 @@ class PipelineConfig:
     """The retrained detector."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     """Pseudo masks."""
+
+    def misfits(self) -> Iterator[Fault]:
+        """What a trained detector's file may say, but no training."""
+        if self.wsod.optim.pretrain_steps and not self.wsod.model.class_maps:
+            problem = f"is {self.wsod.optim.pretrain_steps}, but there are no class maps to train"
+            yield Fault("wsod.optim.pretrain_steps", problem, "set wsod.model.class_maps, or 0")
 
     def clue_recipe(self) -> WeakTrRecipe | LiteConfig | Path:
         """How the clue network is trained, or the file that holds it."""

@@ -3,17 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from experiments.pipeline.jobs import JOBS
+from experiments.pipeline.options import parse_options
+from experiments.pipeline.stages import run_pipeline
+from weaksam_jax.engine.distributed import start
+
 
 def main_job(name: str, doc: str, argv: Sequence[str] | None) -> None:
-    """Runs the pipeline of a main job with these flags.
-
-    Imports are inside, so that Ctrl-C during them (jax and torch, seconds) ends in one line.
-    """
-    from experiments.pipeline.jobs import JOBS
-    from experiments.pipeline.options import parse_options
-    from experiments.pipeline.stages import run_pipeline
-    from weaksam_jax.engine.distributed import start
-
+    """Runs the pipeline of a main job with these flags."""
     options = parse_options(sys.argv[1:] if argv is None else argv, doc, JOBS[name])
     start()
     run_pipeline(options)

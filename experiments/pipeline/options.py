@@ -13,6 +13,7 @@ from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
 from weaksam_jax.pgt import PgtConfig
+from weaksam_jax.ranges import Seed, Settings, shown
 from weaksam_jax.settings import change, from_plain, to_plain
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
@@ -23,7 +24,7 @@ _SECTIONS = tuple(one.name for one in fields(PipelineConfig))
 
 
 @dataclass(frozen=True)
-class PipelineOptions:
+class PipelineOptions(Settings):
     """Flags of the main jobs."""
 
     data: str = "auto"
@@ -45,7 +46,7 @@ class PipelineOptions:
     paper's networks and schedules, for GPUs, from published weights [mini or light by the data]."""
     config: Path | None = None
     """A JSON of flags and settings, such as settings.json of another run; flags override it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of every training."""
     settings: Annotated[PipelineConfig, FLAT] = field(default_factory=mini)
     """Settings of every stage; the defaults are the preset's."""
@@ -103,7 +104,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             hint = f'nest it: {{"settings": {{"{first}": {{...}}}}}}, as settings.json of a run'
             raise BadSetting(path, name, "is a setting of a stage", hint=hint)
         if name in _TEXTS and not flag:
-            raise BadSetting(path, name, f"is {value!r}, not text", hint="correct it")
+            raise BadSetting(path, name, f"is {shown(value)}, not text", hint="correct it")
     return values
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.pipeline.config import PipelineConfig
 from experiments.pipeline.options import PipelineOptions, read_settings
-from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.datasets import open_tags, open_truth, split_names, truth_fingerprint
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.run_folder import OWN_PROPOSALS, Role, RunFolder
@@ -62,6 +62,15 @@ class Run:
     @property
     def seed(self) -> int:
         return self.options.seed
+
+    @cached_property
+    def judged(self) -> list:
+        """What decides figures beside the work: the truth of both splits, and the rule of AP50."""
+        names, cache = self.data.names.values(), self.folder.hashes
+        return [
+            self.config.ap50,
+            *(truth_fingerprint(self.data.path, name, cache) for name in names),
+        ]
 
     @property
     def exports(self) -> bool:

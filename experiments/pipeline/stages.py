@@ -4,18 +4,20 @@ Truth (boxes, masks) is opened here for measuring only, after a stage has done i
 function that trains or proposes is given a `TagSplit`.
 """
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiments.pipeline import detectors
-from experiments.pipeline import metrics as measure
+from experiments.pipeline import detectors, figures
 from experiments.pipeline.config import check_weights
 from experiments.pipeline.detectors import MilInputs, RetrainConfig
 from experiments.pipeline.options import PipelineOptions, settings_json
 from experiments.pipeline.run import Run, new_run
 from experiments.pipeline.runner import Runner, Stage, say
+from experiments.pipeline.work_folder import key_of
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.data.mini_set import write_mini
@@ -25,6 +27,8 @@ from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
+from weaksam_jax.locks import Lock, holder, locked
+from weaksam_jax.outputs import check_apart, check_folder
 from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.settings import change, to_plain
 
@@ -35,7 +39,11 @@ MINI_SEED = 0
 
 
 def run_pipeline(options: PipelineOptions) -> dict:
-    """Runs the whole pipeline (or the chosen stages); returns metrics.json's content."""
+    """Runs the whole pipeline (or the chosen stages); returns metrics.json's content.
+
+    Raises `BadInput` before anything is written for what does not fit together, for an `out` that
+    is or holds the data set or others' work, and while another process runs in it.
+    """
     run = new_run(options)
     wanted = chosen_stages(options.stages)
     stages = wanted or usual_stages(run)
@@ -44,11 +52,34 @@ def run_pipeline(options: PipelineOptions) -> dict:
         detectors.check_start(detectors.retrainer(run.config.retrain, 2))
     if run.options.data != "mini":
         _ = run.data.names  # a data set that is none is named before anything is written
-    run_on_leader(lambda: prepare(run))
-    metrics = Runner(run.folder, run.seed).run(graph(run), wanted)
+    held: list[Lock] = []
+    with contextlib.ExitStack() as stack:
+        run_on_leader(lambda: held.extend([stack.enter_context(hold(run))]))
+        run_on_leader(lambda: prepare(run))
+        runner = Runner(run.folder, run.seed, *held)
+        metrics = runner.run(graph(run), wanted)
     page = run.folder.report
     run_on_leader(lambda: say(f"finished: {page if page.exists() else run.folder.root}"))
     return metrics
+
+
+def hold(run: Run) -> AbstractContextManager[Lock]:
+    """The lock of the run's folder, for this process alone; `BadInput` as `run_pipeline`."""
+    folder, own = run.folder, list(run.folder.own_files)
+    if run.options.data == "mini":
+        own.append("data")
+    elif not (
+        Path(run.options.data).resolve() == folder.mini_set.resolve() and holder(folder.root)
+    ):
+        check_folder("--out", folder.root, run.options.data)
+    given = {"--proposals": None if run.exports else run.proposals, "--sam": run.config.sam}
+    given |= {"--clues": run.config.clues, "--weaktr.init": run.config.weaktr.init}
+    given |= {"--wsod.optim.init": run.config.wsod.optim.init}
+    given |= {"--retrain.optim.init": run.config.retrain.optim.init}
+    for name in (*STAGES[1:], *EXTRA_STAGES):
+        check_apart("--out", folder.stage(name), given)
+        key_of(folder.stage(name))
+    return locked(folder.root, "run", own)
 
 
 def prepare(run: Run) -> None:
@@ -98,19 +129,21 @@ def graph(run: Run) -> list[Stage]:
     config = run.config
     export = replace(config.export, source=run.options.proposals if run.exports else "sam")
     made_by = [export, config.sam, config.clue_use, *_stored_elsewhere(run)]
-    mil = [config.wsod, _content(config.wsod.optim.init), config.ap50]
+    mil = [config.wsod, _content(config.wsod.optim.init)]
+    store = ("data", "clues") if run.exports else ("data",)
+    masks = [config.masks, config.sam]
+
+    def stage(name: str, settings: list, reads: tuple, work: partial, **more) -> Stage:
+        return _judged(run, _stage(name, settings, reads, run=work), getattr(figures, name), **more)
+
+    export_all, train = partial(make_proposals, run, export), partial(train_wsod, run)
     stages = [
         # <out>/data may hold the data set itself: it is not this stage's to delete.
-        replace(_stage("data", _images(run), (), run=partial(check_data, run)), owns_folder=False),
+        stage("data", _images(run), (), work=partial(check_data, run), owns_folder=False),
         *([_clue_stage(run)] if needs_clues(run) else []),
-        _stage(
-            "proposals",
-            made_by,
-            ("data", "clues") if run.exports else ("data",),
-            run=partial(make_proposals, run, export),
-        ),
-        _training("wsod", mil, ("proposals",), run=partial(train_wsod, run)),
-        _stage("pgt", [config.pgt], ("wsod",), run=partial(make_pseudo_boxes, run)),
+        stage("proposals", made_by, store, work=export_all, owns_folder=run.exports),
+        stage("wsod", mil, ("proposals",), work=train, together=True),
+        stage("pgt", [config.pgt], ("wsod",), work=partial(make_pseudo_boxes, run)),
     ]
     extra = []
     if run.options.retrain != "none":
@@ -118,10 +151,9 @@ def graph(run: Run) -> list[Stage]:
         if hasattr(config.retrain.loss, "drop"):
             plain = change(config.retrain, {"loss.drop": None})
             extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
-    stages.append(
-        _stage("masks", [config.masks, config.sam], ("pgt",), run=partial(make_masks, run))
-    )
-    report = _stage("report", [], tuple(one.name for one in stages), run=partial(write_page, run))
+    stages.append(stage("masks", masks, ("pgt",), work=partial(make_masks, run)))
+    names = tuple(one.name for one in stages)
+    report = _stage("report", [run.judged], names, run=partial(write_page, run))
     return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
 
 
@@ -130,15 +162,16 @@ def _stage(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> 
     return Stage(name, to_plain(settings), reads, run=run)
 
 
-def _training(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
-    """A stage in which all processes join."""
-    return replace(_stage(name, settings, reads, run=run), together=True)
+def _judged(run: Run, stage: Stage, measure: Callable[[Run], dict], **more) -> Stage:
+    """With figures that are measured again when the truth, or the rule of AP50, has changed."""
+    return replace(stage, measure=partial(measure, run), truth=lambda: run.judged, **more)
 
 
 def _retraining(run: Run, name: str, config: RetrainConfig) -> Stage:
     """A stage that retrains on the pseudo boxes."""
-    settings = [config, _content(config.optim.init), run.config.ap50]
-    return _training(name, settings, ("pgt",), run=partial(retrain, run, name, config))
+    settings = [config, _content(config.optim.init)]
+    stage = _stage(name, settings, ("pgt",), run=partial(retrain, run, name, config))
+    return _judged(run, stage, partial(figures.retrained, name), together=True)
 
 
 def _clue_stage(run: Run) -> Stage:
@@ -150,8 +183,10 @@ def _clue_stage(run: Run) -> Stage:
 
 def _images(run: Run) -> list:
     """What identifies the images and tags of both splits."""
-    names = run.data.names.values()
-    return [[[name, dataset_fingerprint(run.data.path, name)] for name in names]]
+    names, path, cache = run.data.names.values(), run.data.path, run.folder.hashes
+    return run_on_leader(
+        lambda: [[[name, dataset_fingerprint(path, name, cache)] for name in names]]
+    )
 
 
 def _stored_elsewhere(run: Run) -> list:
@@ -178,20 +213,10 @@ def _content(name: str | None) -> str | None:
 
 
 def check_data(run: Run) -> dict:
-    """Decodes every image and reads every box once: what is broken is named now, not later."""
-    counts = {role: verify_images(split) for role, split in run.data.splits.items()}
-    has_truth = {role: truth is not None for role, truth in run.data.truths.items()}
-    train = run.data.splits["train"]
-    return {
-        "dataset": {
-            "name": "mini" if run.options.data == "mini" else train.dataset,
-            "train_images": counts["train"].images,
-            "test_images": counts["test"].images,
-            "negatives": counts["train"].negatives,
-            "classes": len(train.classes),
-            "truth": has_truth,
-        }
-    }
+    """Decodes every image once: what is broken is named now, not later."""
+    for split in run.data.splits.values():
+        verify_images(split)
+    return {}
 
 
 def train_clues(run: Run) -> dict:
@@ -204,14 +229,9 @@ def train_clues(run: Run) -> dict:
 
 def make_proposals(run: Run, export) -> dict:
     """Proposals of both splits; clues of the test split come from predicted classes."""
-    from experiments.pipeline import clues
-
-    metrics = {}
     if run.exports:
         _export(run, export)
-        metrics["clues"] = clues.tag_map(run.clues, run.data.splits["test"])
-    metrics["proposals"] = measure.proposals(run.proposals, run.data.splits, run.data.truths)
-    return metrics
+    return {}
 
 
 def _export(run: Run, export) -> None:
@@ -242,29 +262,25 @@ def train_wsod(run: Run) -> dict:
 def _finish_wsod(run: Run, detector: MilDetector, params: dict) -> dict:
     """Writes the detector and its detections on both splits."""
     save_detector(run.folder.weights("wsod"), detector, params)
-    inputs, folder, found = MilInputs(run.proposals, run.clues), run.folder.stage("wsod"), {}
+    inputs, folder = MilInputs(run.proposals, run.clues), run.folder.stage("wsod")
     for role, split in run.data.splits.items():
-        found[role] = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
-        write_json(run.folder.detections("wsod", role), found[role])
-    return measure.wsod(
-        found, run.data.splits, run.data.truths, clue_root=run.clues, rule=run.config.ap50
-    )
+        found = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
+        write_json(run.folder.detections("wsod", role), found)
+    return {}
 
 
 def make_pseudo_boxes(run: Run) -> dict:
     """Adaptive pseudo ground truth, and top-1 beside it."""
-    made = {}
     top1 = replace(run.config.pgt, rule="top_k", k=1)
     for name, settings in (("pgt", run.config.pgt), ("top1", top1)):
-        made[name] = pseudo_boxes(run, settings)
-        write_json(run.folder.pseudo_boxes(name), made[name])
-    return measure.pgt(made, run.data.truths["train"])
+        write_json(run.folder.pseudo_boxes(name), pseudo_boxes(run, settings))
+    return {}
 
 
 def pseudo_boxes(run: Run, settings: PgtConfig) -> dict:
     """The COCO dictionary that these settings make of the MIL detector's detections."""
     path = run.folder.detections("wsod", "train")
-    detections = read_detections(path, scores=True)
+    detections = read_detections(path, run.data.splits["train"])
     with naming(path):
         return make_pgt(detections, run.data.splits["train"], settings)
 
@@ -289,9 +305,8 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
 def _finish_retrain(run: Run, name: str, detector: Detector, params: dict) -> dict:
     """Writes the detector and its detections on the test split."""
     save_detector(run.folder.weights(name), detector, params)
-    found = detect_retrained(run, detector, params)
-    write_json(run.folder.detections(name, "test"), found)
-    return measure.detector(name, found, run.data.truths["test"], rule=run.config.ap50)
+    write_json(run.folder.detections(name, "test"), detect_retrained(run, detector, params))
+    return {}
 
 
 def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:
@@ -311,7 +326,7 @@ def make_masks(run: Run) -> dict:
     path, train = run.folder.pseudo_masks, run.data.splits["train"]
     pgt = read_json(run.folder.pseudo_boxes())
     pseudo_masks(load_sam(run.config.sam), pgt, train, config=run.config.masks, out_path=path)
-    return measure.masks(read_json(path), run.data.truths["train"])
+    return {}
 
 
 def write_page(run: Run) -> dict:

@@ -8,8 +8,10 @@ import numpy as np
 
 from experiments.pipeline import detectors
 from experiments.pipeline.detectors import MilInputs
+from weaksam_jax.data.content import content_hash
+from weaksam_jax.data.packs import INDEX
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import read_manifest
+from weaksam_jax.data.store import proposal_path, read_manifest
 from weaksam_jax.detectors import Detector, load_detector
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.predict import UNUSED, with_classes
@@ -36,10 +38,20 @@ class StoredDetector:
     def job_key(self, split: TagSplit) -> str:
         """A hash of everything that decides the detections."""
         stores = [path and str(path.resolve()) for path in (self.proposals, self.clues)]
-        manifest = self.proposals and read_manifest(self.proposals, split.split)
-        images = [[one.image_id, one.file_name, one.width, one.height] for one in split.records]
+        held = [path and _store_key(path, split) for path in (self.proposals, self.clues)]
+        images = [[one.image_id, content_hash(one.path)] for one in split.records]
         made_by = [file_fingerprint(self.weights), to_plain(self.detector.config)]
-        return fingerprint([made_by, stores, manifest, images, split.category_ids])
+        return fingerprint([made_by, stores, held, images, split.category_ids])
+
+
+def _store_key(root: Path, split: TagSplit) -> list:
+    """What a store holds of a split: its manifest, and of each image's file (or the pack) the size
+    and the time when it was changed."""
+    paths = [proposal_path(root, split.split, one.image_id) for one in split.records]
+    paths = [path for path in paths if path.exists()] or [root / split.split / INDEX]
+    states = [path.stat() for path in paths if path.exists()]
+    times = [[one.st_size, one.st_mtime_ns] for one in states]
+    return [read_manifest(root, split.split), times]
 
 
 def open_stored(

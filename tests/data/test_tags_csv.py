@@ -74,11 +74,11 @@ def test_bad_tables(tmp_path, rows, word):
 
 
 def test_bad_columns_encoding_and_missing_image(tmp_path):
-    root = write_csv(tmp_path / "mine", [], header="file;tags;split")
+    root = write_csv(tmp_path / "mine", [], header="file|tags|split")
     with pytest.raises(BadInput, match="has no column file and tags and split"):
         open_tags(root, "train")
     (root / "tags.csv").write_bytes(b"file,tags,split\na.jpg,\xff\xfe,train\n")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match=r"line 2, byte 7 .* is not UTF-8; save it"):
         open_tags(root, "train")
     (root / "tags.csv").write_text("file,tags,split\nnone.jpg,cat,train\n")
     with pytest.raises(BadInput, match=r"none\.jpg: image does not exist"):

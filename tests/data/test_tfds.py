@@ -81,7 +81,9 @@ def test_split_without_annotations(tmp_path):
 
 def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     broken = SOURCE | {"test": [{"image/filename": b"000001.jpg", "image": b"no image"}]}
-    with pytest.raises(OSError):
+    with pytest.raises(
+        BadInput, match=r"export test, example 1: 000001\.jpg: image cannot be read"
+    ):
         tfds.export_voc(broken, tmp_path / "VOC2007")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,5 @@
 """Bad input ends in exit status 2 and one line that names the file; nothing is half-written."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from tiny_pipeline import STAGES, flags, start
 
 from experiments.custom import main
 from weaksam_jax.cli import entry_point
+from weaksam_jax.locks import LOCK
 
 
 def fault_of(said: str) -> str:
@@ -119,11 +119,8 @@ def run(undisturbed, tmp_path) -> Path:
     return shutil.copytree(undisturbed.out, tmp_path / "run")
 
 
-def forget(out: Path, first: str, started: bool = False) -> None:
-    """Stage `first` and those behind it become not done, or (`first`) begun and interrupted."""
-    marker = out / "stages" / f"{first}.json"
-    if started:
-        marker.with_suffix(".started").write_text(json.loads(marker.read_text())["key"])
+def forget(out: Path, first: str) -> None:
+    """Stage `first` and those behind it become begun and interrupted."""
     for stage in STAGES[STAGES.index(first) :]:
         (out / "stages" / f"{stage}.json").unlink()
 
@@ -152,7 +149,7 @@ def test_truncated_weights_are_named(run, undisturbed, capsys):
 
 @pytest.mark.slow
 def test_truncated_checkpoint_of_the_clue_network_is_named(run, undisturbed, capsys):
-    forget(run, "clues", started=True)
+    forget(run, "clues")
     (run / "clues" / "weaktr.safetensors").rename(run / "clues" / "checkpoint.safetensors")
     truncate(run / "clues" / "checkpoint.safetensors")
     line = fails(capsys, undisturbed.data, run)
@@ -162,7 +159,7 @@ def test_truncated_checkpoint_of_the_clue_network_is_named(run, undisturbed, cap
 
 @pytest.mark.slow
 def test_truncated_checkpoint_of_the_detector_is_named(run, undisturbed, capsys):
-    forget(run, "wsod", started=True)
+    forget(run, "wsod")
     latest = run / "wsod" / "mil" / "checkpoints" / "4"
     files = [path for path in latest.rglob("*") if path.is_file()]
     truncate(max(files, key=lambda path: path.stat().st_size))
@@ -189,6 +186,7 @@ def test_disk_full_while_a_checkpoint_is_saved(undisturbed, cache, small_disk):
     out = small_disk(used // 1024 + 400) / "run"
     for top in needed:
         shutil.copytree(top, out / top.name)
+    shutil.copy(undisturbed.out / LOCK, out)
     forget(out, "wsod")
     process = start(cache, undisturbed.data, out)
     _, said = process.communicate()

@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
     save_detector(folder.weights("retrain"), detector, detector.init(jax.random.key(0), batch))
     categories = [{"id": i, "name": name} for i, name in zip(IDS, NAMES, strict=True)]
     write_json(folder.pseudo_boxes(), {"categories": categories})
-    write_json(folder.marker("retrain", "json"), {})
+    write_json(folder.mark("retrain"), {})
     return run
 
 

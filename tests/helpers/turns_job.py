@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from experiments.pipeline.runner import Runner, Stage
-from weaksam_jax.cli import Terminated, entry_point
+from weaksam_jax.cli import entry_point
 from weaksam_jax.engine.distributed import (
     all_reduce_max,
     process,
@@ -14,6 +14,7 @@ from weaksam_jax.engine.distributed import (
     start,
 )
 from weaksam_jax.errors import BadInput
+from weaksam_jax.interrupts import Terminated
 from weaksam_jax.run_folder import RunFolder
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from weaksam_jax.data.content import content_hashes
 from weaksam_jax.data.formats import coco, tags_csv, tfds, voc
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthSplit
@@ -34,12 +35,15 @@ class Format:
     """`{"train": name, "test": name}`."""
     tags_with_difficult: Callable[[Path, str], TagSplit] | None = None
     """As `tags`, objects called difficult give tags too; None: the format knows no such."""
+    truth_files: Callable[[Path, str], list[Path]] | None = None
+    """The files that `truth` reads boxes and masks from; None: it reads none."""
 
 
 _VOC = {
     "tags": voc.voc_tags,
     "tags_with_difficult": partial(voc.voc_tags, difficult=True),
     "truth": voc.voc_truth,
+    "truth_files": voc.voc_truth_files,
     "split_names": voc.voc_split_names,
 }
 # By name, in the order in which they are tried.
@@ -47,7 +51,11 @@ FORMATS = {
     "tfds": Format(tfds.find_tfds, **_VOC),
     "voc": Format(voc.find_voc, **_VOC),
     "coco": Format(
-        coco.find_coco, coco.coco_tags, coco.coco_truth, split_names=coco.coco_split_names
+        coco.find_coco,
+        coco.coco_tags,
+        coco.coco_truth,
+        split_names=coco.coco_split_names,
+        truth_files=coco.coco_truth_files,
     ),
     "tags_csv": Format(
         tags_csv.find_tags_csv,
@@ -132,17 +140,31 @@ def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
     return SplitCount(len(tags), sum(count == 0 for count in tags), sum(tags))
 
 
-def dataset_fingerprint(path: str | Path, split: str) -> str:
-    """A cheap hash of what training reads: classes, each image's id, name, bytes and tags.
+def dataset_fingerprint(path: str | Path, split: str, cache: Path | None = None) -> str:
+    """A hash of what training reads: classes, each image's id, name and content, and tags.
 
-    Boxes and masks have no part in it, so it stays when they are removed.
+    Boxes and masks have no part in it, so it stays when they are removed. cache: see
+    `weaksam_jax.data.content.content_hashes`; without it every image is read.
     """
     tags = open_tags(path, split)
+    hashes = content_hashes([record.path for record in tags.records], cache, f"images of {split}")
     rows = [
-        [record.image_id, record.file_name, record.path.stat().st_size, record.tags]
-        for record in tags.records
+        [record.image_id, record.file_name, content, record.tags, record.uncertain]
+        for record, content in zip(tags.records, hashes, strict=True)
     ]
     return fingerprint([tags.split, tags.classes, tags.category_ids, rows])
+
+
+def truth_fingerprint(path: str | Path, split: str, cache: Path | None = None) -> str:
+    """A hash of the files that hold a split's boxes and masks, whether they can be read or not.
+
+    For measuring alone: what training reads has `dataset_fingerprint`. cache: as there.
+    """
+    root, form = find_dataset(path)
+    files = [] if form.truth_files is None else form.truth_files(root, split)
+    names = [file.relative_to(root).as_posix() for file in files]
+    hashes = content_hashes(files, cache, f"annotations of {split}")
+    return fingerprint(sorted(zip(names, hashes, strict=True)))
 
 
 def _verify(record: TagRecord) -> TagRecord:

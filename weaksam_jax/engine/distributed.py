@@ -26,9 +26,9 @@ import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
-from weaksam_jax.cli import Terminated
 from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 from weaksam_jax.errors import BadInput
+from weaksam_jax.interrupts import Terminated
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")

@@ -3,9 +3,8 @@
 import contextlib
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
@@ -14,12 +13,12 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from weaksam_jax import runlog
-from weaksam_jax.cli import Terminated
 from weaksam_jax.engine.checkpoint import CHECKPOINTS, Checkpoints
 from weaksam_jax.engine.distributed import all_reduce_max, gather_ids, is_leader, process
 from weaksam_jax.engine.mesh import put_batch
 from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
+from weaksam_jax.interrupts import EXCEPTIONS, collected
 
 
 def train(
@@ -57,7 +56,7 @@ def train(
     """
     folder = Path(folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    with contextlib.closing(checkpoints), _signals() as received:
+    with contextlib.closing(checkpoints), collected() as received:
         state, pending = checkpoints.restore(state, batches)
         done = int(state.step)
         path = Path(log or folder.parent / runlog.FILE)
@@ -84,7 +83,7 @@ def train(
                 lines.fetch()
                 checkpoints.save(state, batches, lines.pending)
                 if stop:
-                    raise KeyboardInterrupt if stop == signal.SIGINT else Terminated
+                    raise EXCEPTIONS[signal.Signals(stop)]
             # The device is still at work on this step while the host makes the next batch; the
             # checkpoint above was taken before, so the iterator stood right after this batch.
             if not last:
@@ -142,29 +141,3 @@ class _Log:
             runlog.append(self._path, line)
         self.pending, self._images, self._start = [], 0, time.perf_counter()
         return f"{speed:.1f} images/s, loss {means['loss']:.4f}"
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of raising, so that a step ends and can be saved.
-
-    A second signal raises at once.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handler(signum, frame):
-        if received:
-            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
-        received.append(signum)
-
-    previous = {
-        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

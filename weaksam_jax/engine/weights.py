@@ -73,6 +73,14 @@ def load_params(path: str | Path) -> Params:
     return unflatten(read_arrays(path)[0])
 
 
+def check_numbers(path: Path, name: str, value: np.ndarray, hint: str) -> None:
+    """`BadInput` for a parameter of whole or complex numbers, or with NaN or infinity."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise BadInput(path, f"{name} holds {value.dtype}, no floating point numbers", hint)
+    if not np.isfinite(value).all():
+        raise BadInput(path, f"{name} holds NaN or infinity", hint)
+
+
 def fill(
     own: Params,
     weights: Weights,
@@ -85,7 +93,8 @@ def fill(
 
     optional: names that the file may lack (they stay as in `own`); unknown: whether it may hold
     names that `own` has no place for (they are passed over). Raises `BadInput` with the file's path
-    that names the first tensor that is missing, unknown or of another shape.
+    that names the first tensor that is missing, unknown, of another shape, or not of finite
+    floating point numbers.
     """
     places = flatten(own)
     if not unknown:
@@ -99,5 +108,7 @@ def fill(
         if given is not None and given.shape != place.shape:
             problem = f"{name} has the shape {list(given.shape)}, not {list(place.shape)}"
             raise BadInput(weights.path, problem, hint)
+        if given is not None:
+            check_numbers(weights.path, name, given, hint=hint)
         filled[name] = place if given is None else jnp.asarray(given, place.dtype)
     return unflatten(filled)

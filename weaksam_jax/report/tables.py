@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.report.artefacts import Artefacts
+from weaksam_jax.report.artefacts import Artefacts, is_number, numbers, part
 
 # Known figures: place in metrics.json, name, what it says, and whether it is a share (0..1).
 KNOWN = (
@@ -56,7 +56,7 @@ def results(metrics: Mapping) -> tuple[list[Figure], list[Figure]]:
     known = [
         Figure(key, name, meaning, value=as_text(values[key], kind))
         for key, name, meaning, kind in KNOWN
-        if isinstance(values.get(key), int | float)
+        if is_number(values.get(key))
     ]
     shown = {figure.key for figure in known}
     others = [
@@ -89,7 +89,7 @@ def flatten(value, name: str = "") -> Iterator[tuple[str, object]]:
 
 def seconds(metrics: Mapping) -> list[tuple[str, str, float]]:
     """(stage, time as text, percent of the longest) of each stage."""
-    times = metrics.get("seconds", {})
+    times = {name: time for name, time in numbers(part(metrics, "seconds")).items() if time >= 0}
     longest = max([*times.values(), 1e-9])
     return [(name, duration(time), 100 * time / longest) for name, time in times.items()]
 
@@ -108,9 +108,9 @@ def by_class(artefacts: Artefacts, train_truth: TruthSplit | None) -> dict | Non
     """{"columns": [...], "rows": [[class index, cells...]]}; None without figures by class."""
     train, metrics = artefacts.train, artefacts.metrics
     ap = {
-        name: part["per_class"]
-        for name, part in metrics.items()
-        if isinstance(part, Mapping) and isinstance(part.get("per_class"), Mapping)
+        name: numbers(part(metrics, name, "per_class"))
+        for name in metrics
+        if part(metrics, name, "per_class")
     }
     if not ap:
         return None

@@ -176,22 +176,35 @@ def test_training_resumes_and_reads_back(tmp_path, monkeypatch):
 def test_faults(tmp_path):
     train = noise_split(tmp_path / "images", 3)
     path = train_lite_head(train, SMALL, RunFolder(tmp_path / "run"))
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(BadInput, match="lite_cam"):
-        load_lite_cam(path)
-    with pytest.raises(BadInput, match="lite_cam"):
-        train_lite_head(train, SMALL, RunFolder(tmp_path / "run"))
-    path.unlink()
     shard = tmp_path / "run" / "clues" / "features" / "00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(BadInput, match="00000"):
+    whole = {one: one.read_bytes() for one in (path, shard)}
+    for one, content in whole.items():
+        one.write_bytes(content[:40])
+        if one == path:
+            with pytest.raises(BadInput, match="lite_cam"):
+                load_lite_cam(path)
+        else:
+            path.unlink()
         train_lite_head(train, SMALL, RunFolder(tmp_path / "run"))
+        assert {each: each.read_bytes() for each in whole} == whole, "it was made again"
     save_file({"cls_token": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="no Lite0 head"):
         load_lite_cam(tmp_path / "other.safetensors")
     train.records[1].path.write_bytes(b"no image")
     with pytest.raises(BadInput, match=r"000001\.png"):
         train_lite_head(train, SMALL, RunFolder(tmp_path / "third"))
+
+
+def test_features_are_those_of_the_images_content(tmp_path):
+    """Another data set with the same ids, sizes and tags in the same folder."""
+    run, alone = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "alone")
+    first, second = noise_split(tmp_path / "one", 3), noise_split(tmp_path / "two", 3)
+    for record in second.records:
+        mirrored = Image.open(record.path).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        mirrored.save(record.path)
+    old = train_lite_head(first, SMALL, run).read_bytes()
+    new = train_lite_head(second, SMALL, run).read_bytes()
+    assert new != old and new == train_lite_head(second, SMALL, alone).read_bytes()
 
 
 @pytest.mark.slow

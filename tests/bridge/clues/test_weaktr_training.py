@@ -272,7 +272,7 @@ def test_wrong_weights_to_start_from(tmp_path):
         torch.save({"model": state}, tmp_path / f"{name}.pth")
         with pytest.raises(BadInput, match=rf"{name}\.pth.*{told}"):
             start_from_deit(model, tmp_path / f"{name}.pth")
-    with pytest.raises(BadInput, match=r"none\.pth: cannot be read"):
+    with pytest.raises(BadInput, match=r"none\.pth: does not exist; give the ImageNet"):
         recipe = dataclasses.replace(PAPER_TINY, init=tmp_path / "none.pth")
         run(tmp_path / "run", tmp_path / "images", recipe)
 

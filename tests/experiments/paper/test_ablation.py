@@ -16,6 +16,7 @@ from experiments.paper.seed_tables import Table, markdown, open_runs, run_cells
 from experiments.paper.verdicts import spread_verdict, verdict
 from experiments.pipeline import detectors
 from experiments.pipeline.config import mini
+from experiments.pipeline.work_folder import MARK
 from weaksam_jax.cli import entry_point
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, TestConfig
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
@@ -66,7 +67,7 @@ def test_a_stopped_cell_goes_on_but_never_from_other_settings(tmp_path):
     for value in (1, 1, 2):
         with pytest.raises(KeyboardInterrupt):
             cells({"a": Number(value)}, (0,), tmp_path, stopped)
-    assert seen == [["started"], ["checkpoint", "started"], ["started"]]
+    assert seen == [[MARK], [MARK, "checkpoint"], [MARK]]
 
 
 def test_a_seed_takes_its_run_and_the_first_again(toy, tmp_path):  # noqa: F811

@@ -1,23 +1,75 @@
-"""What several readers check."""
+"""What several readers check: names of classes and files, lists, doubles."""
 
+import re
+import unicodedata
 from collections.abc import Hashable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_text
+
+# Blanks at either end; with them what editors leave where files were joined, which is not seen.
+_BLANKS = re.compile("^[\\s\ufeff\u200b]+|[\\s\ufeff\u200b]+$")
+
+
+def clean(text: str) -> str:
+    """A field without the blanks around it."""
+    return _BLANKS.sub("", text)
+
+
+def clean_name(text: str, path: str | Path, what: str) -> str:
+    """The name of a class as all readers take it: without blanks around it, in Unicode's form NFC.
+
+    Two names that look alike are so one name. Everything that can be seen may stand in it, "/" too
+    (`weaksam_jax.text.file_name_of` makes files of it). what: what has the name, for the error.
+    Raises `BadInput` with `path` for an empty name, and for one with a control character, a line
+    end or half of a surrogate pair.
+    """
+    name = clean(text)
+    if name and name.isascii() and name.isprintable():
+        return name
+    name = unicodedata.normalize("NFC", name)
+    if not name:
+        raise BadInput(path, f"{what} has no name", "name it")
+    bad = [one for one in name if unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")]
+    if bad:
+        problem = f"{what} has the name {name!a}, which holds the character U+{ord(bad[0]):04X}"
+        raise BadInput(path, problem, "name it with characters that can be seen")
+    return name
+
+
+def check_inside(name: str, path: str | Path, what: str) -> str:
+    """A file's name below a data set's folder, with "/" and without "./"; links are the user's.
+
+    what: who names it, for the error. Raises `BadInput` with `path` for a name that leads out of
+    the folder, or holds a NUL or nothing.
+    """
+    pure = PurePosixPath(name)
+    windows = re.match(r"[A-Za-z]:[\\/]|\\\\", name)
+    parts = re.split(r"[\\/]", name)
+    if "\0" in name or not pure.parts or pure.is_absolute() or windows or ".." in parts:
+        problem = f"{what} names {name!a}, which does not lie in the data set"
+        raise BadInput(path, problem, "name files by their path below the folder of the images")
+    return pure.as_posix()
+
+
+def read_lines(path: Path, most: int = -1) -> list[str]:
+    """The lines of a list that are not blank, without the blanks around them (`read_text`).
+
+    most: of the first lines only.
+    """
+    lines = read_text(path).split("\n", most)
+    return [line for line in map(clean, lines[:most] if most >= 0 else lines) if line]
 
 
 def read_classes(path: Path) -> tuple[str, ...] | None:
     """Class names of a `classes.txt` (one per line, in the order of ids); None without it.
 
-    Raises `BadInput` when it names no class, or one twice, or is no UTF-8 text.
+    Raises `BadInput` when it names no class, or one twice, or is no text.
     """
     if not path.exists():
         return None
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(path, f"cannot be read ({error})", "save it as UTF-8 text") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(clean_name(line, path, "a class") for line in read_lines(path))
     twice = first_duplicate(names)
     if twice is not None or not names:
         problem = "names no class" if twice is None else f"names class {twice} twice"

@@ -1,20 +1,25 @@
 """Reader of `images/` + `tags.csv`: a user's own photographs with tags and no box anywhere.
 
 `tags.csv` has the columns file, tags, split: a path below `images/`, tags separated by `;` (none:
-a negative image), train or test. An optional `classes.txt` names the classes and their order;
-without it they are the sorted set of tags.
+a negative image), train or test. Columns may stand in any order, with others beside them, and be
+separated by commas, semicolons or tabs, as spreadsheets save them. An optional `classes.txt` names
+the classes and their order; without it they are the sorted set of tags.
 """
 
 import csv
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from weaksam_jax.data.formats.checks import first_duplicate, read_classes
+from weaksam_jax.data.formats.checks import check_inside, clean, clean_name, read_classes
+from weaksam_jax.data.formats.file_index import FileIndex
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_text
 
 _COLUMNS = ("file", "tags", "split")
 _SPLITS = ("train", "test")
@@ -57,10 +62,10 @@ def csv_tags(root: Path, split: str) -> TagSplit:
     if not chosen:
         problem = f"split {split} is empty"
         raise BadInput(root / "tags.csv", problem, f"write {split} into the column split")
-    records = []
+    records, images = [], FileIndex(root / "images")
     for row in tqdm(chosen, desc=f"read {split}", unit="images", delay=3):
         tags = {_tag_index(root / "tags.csv", row, tag, index=index) for tag in row.tags}
-        path = root / "images" / row.file
+        path = _image_path(images, row.file)
         width, height = image_size(path)
         record = TagRecord(
             ids[row.file], row.file, path, width=width, height=height, tags=tuple(sorted(tags))
@@ -87,35 +92,88 @@ def _tag_index(path: Path, row: _Row, tag: str, index: dict[str, int]) -> int:
     return index[tag]
 
 
+def _image_path(images: FileIndex, name: str) -> Path:
+    """The file of a name, of which backslashes may be a Windows table's."""
+    found = images.file(name) or images.file(name.replace("\\", "/"))
+    return found or images.root / name  # named by the error of whoever opens it
+
+
 def _read(path: Path) -> list[_Row]:
     """All rows of the table, checked: columns, splits, every file once."""
+    table = _table(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                hint = "the first line must be file,tags,split"
-                raise BadInput(path, f"has no column {' and '.join(missing)}", hint)
-            rows = [_row(path, reader.line_num, fields) for fields in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        _, header = next(table, (1, []))
+        columns = _columns(path, header)
+        rows = [_row(path, line, fields, columns=columns) for line, fields in table]
+    except csv.Error as error:
         raise BadInput(path, f"cannot be read ({error})", "save it as UTF-8 CSV") from error
     if not rows:
         raise BadInput(path, "lists no image", "add one line per image: file,tags,split")
-    twice = first_duplicate(row.file for row in rows)
-    if twice is not None:
-        raise BadInput(path, f"{twice} is listed twice", "list every image once")
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(_key(row.file), row.line)
+        if first != row.line:
+            problem = f"{row.file} is listed twice (lines {first} and {row.line})"
+            raise BadInput(path, problem, "list every image once")
     return rows
 
 
-def _row(path: Path, line: int, fields: dict) -> _Row:
-    file, tags, split = ((fields.get(name) or "").strip() for name in _COLUMNS)
+def _key(name: str) -> str:
+    """Equal for names of one file."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line, fields) of every row that is not blank."""
+    lines = read_text(path).split("\n")
+    start = next((i for i, line in enumerate(lines) if clean(line)), 0)
+    separator = _separator(lines[start])
+    if clean(lines[start]).lower().startswith("sep="):  # a spreadsheet's first line
+        start += 1
+    reader = csv.reader(
+        (f"{line}\n" for line in lines[start:]), delimiter=separator, skipinitialspace=True
+    )
+    for row in reader:
+        fields = [clean(field) for field in row]
+        if any("\n" in field for field in fields):
+            problem = f'line {start + reader.line_num} ends in a quotation that began before (")'
+            raise BadInput(path, problem, 'close it, or write " within a quotation twice')
+        if any(fields):
+            yield start + reader.line_num, fields
+
+
+def _separator(header: str) -> str:
+    """What separates the columns: comma, semicolon or tab."""
+    text = clean(header).lower()
+    if text.startswith("sep=") and len(text) == 5:
+        return text[-1]
+    return max(",;\t", key=header.count)
+
+
+def _columns(path: Path, header: list[str]) -> list[int]:
+    """Where file, tags and split stand; the last number: how many columns there are."""
+    names = [name.lower() for name in header]
+    missing = [name for name in _COLUMNS if name not in names]
+    if missing:
+        hint = "the first line must be file,tags,split"
+        raise BadInput(path, f"has no column {' and '.join(missing)}", hint)
+    twice = [name for name in _COLUMNS if names.count(name) > 1]
+    if twice:
+        raise BadInput(path, f"has column {twice[0]} twice", "name every column once")
+    return [*(names.index(name) for name in _COLUMNS), len(names)]
+
+
+def _row(path: Path, line: int, fields: list[str], columns: list[int]) -> _Row:
+    *places, width = columns
+    file, tags, split = (fields[one] if one < len(fields) else "" for one in places)
     if not file:
         raise BadInput(path, f"line {line} names no file", "name it or remove the line")
-    if split not in _SPLITS:
+    if any(fields[width:]):
+        problem = f"line {line} has more than {width} fields"
+        raise BadInput(path, problem, "separate tags by ; and quote names that hold a comma")
+    if split.lower() not in _SPLITS:
         problem = f"line {line}: split {split!r} is neither train nor test"
         raise BadInput(path, problem, "write train or test")
-    if None in fields:
-        problem = f"line {line} has more than {len(fields) - 1} fields"
-        raise BadInput(path, problem, "separate tags by ; and quote names that hold a comma")
-    found = tuple(tag.strip() for tag in tags.split(";") if tag.strip())
-    return _Row(line, file, found, split=split)
+    file = check_inside(file, path, f"line {line}")
+    found = (clean_name(tag, path, f"line {line}: a tag") for tag in tags.split(";") if clean(tag))
+    return _Row(line, file, tuple(found), split=split.lower())

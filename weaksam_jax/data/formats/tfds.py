@@ -8,16 +8,18 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import escape
 
-from PIL import Image
 from tqdm import tqdm
 
+from weaksam_jax.data.formats.checks import check_inside, clean, clean_name
+from weaksam_jax.data.formats.file_index import IMAGE_SUFFIXES
 from weaksam_jax.data.formats.voc import VOC_CLASSES
+from weaksam_jax.data.images import image_size
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import write_text
 
 PREFIX = "tfds:"
 _YEARS = ("2007", "2012")
@@ -60,9 +62,12 @@ def export_voc(source: Mapping[str, Sequence[Mapping[str, Any]]], root: Path) ->
     try:
         for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (work / folder).mkdir(parents=True)
-        lists = {}
+        lists: dict[str, list[str]] = {}
         for theirs, ours in _SPLITS.items():
-            lists[ours] = _export_split(source[theirs], work, f"export {ours}")
+            if theirs not in source:
+                raise BadInput(f"{PREFIX}voc", f"has no split {theirs}", "build it again")
+            taken = {name for names in lists.values() for name in names}
+            lists[ours] = _export_split(source[theirs], work, f"export {ours}", taken=taken)
         lists["trainval"] = sorted(lists["train"] + lists["val"])
         for split, names in lists.items():
             text = "".join(f"{name}\n" for name in sorted(names))
@@ -93,45 +98,70 @@ def _data_source(name: str) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         raise BadInput(PREFIX + name, f"cannot be opened ({error})", hint) from error
 
 
-def _export_split(examples: Sequence[Mapping[str, Any]], root: Path, what: str) -> list[str]:
-    names, annotated = [], False
-    bar = tqdm(range(len(examples)), desc=what, unit="images")
-    for index in bar:
-        example = examples[index]
-        name = Path(_text(example["image/filename"])).stem
-        data = bytes(example["image"])
-        (root / "JPEGImages" / f"{name}.jpg").write_bytes(data)
-        with Image.open(BytesIO(data)) as image:
-            size = image.size
-        text = _xml(name, size, example["objects"])
-        annotated |= "<object>" in text
-        (root / "Annotations" / f"{name}.xml").write_text(text, encoding="utf-8")
-        names.append(name)
-    if not annotated:
-        for name in names:
-            (root / "Annotations" / f"{name}.xml").unlink()
-    return names
+def _export_split(
+    examples: Sequence[Mapping[str, Any]], root: Path, what: str, taken: set[str]
+) -> list[str]:
+    """Writes a split's images and annotations; returns its names. taken: those of other splits."""
+    annotations: dict[str, str] = {}
+    for index in tqdm(range(len(examples)), desc=what, unit="images"):
+        place = f"{what}, example {index + 1}"
+        name, suffix = _name(examples[index], place)
+        path = root / "JPEGImages" / f"{name}{suffix}"
+        if name in taken or name in annotations:
+            raise BadInput(place, f"{name} is there twice", "give every image a name of its own")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(examples[index]["image"]))
+        annotations[name] = _annotation(examples[index], path, place)
+    if any("<object>" in text for text in annotations.values()):
+        for name, text in annotations.items():
+            write_text(root / "Annotations" / f"{name}.xml", text)
+    return list(annotations)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _name(example: Mapping[str, Any], place: str) -> tuple[str, str]:
+    """An example's name without suffix, and its image's suffix."""
+    given = example["image/filename"]
+    try:
+        text = given.decode() if isinstance(given, bytes) else str(given)
+    except UnicodeDecodeError as error:
+        raise BadInput(place, f"its file name {given!r} is no UTF-8", "name it in UTF-8") from error
+    text = clean_name(check_inside(clean(text), place, "it"), place, "its image")
+    suffix = PurePosixPath(text).suffix
+    known = suffix.lower() in IMAGE_SUFFIXES
+    return (text.removesuffix(suffix), suffix) if known else (text, ".jpg")
 
 
-def _xml(name: str, size: tuple[int, int], objects: Mapping[str, Any]) -> str:
-    """The annotation. TFDS divides VOC's 1-based corners by the size; this multiplies them back."""
-    width, height = size
-    lines = [f"<annotation><filename>{escape(name)}.jpg</filename>"]
-    lines.append(f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
+def _annotation(example: Mapping[str, Any], path: Path, place: str) -> str:
+    try:
+        size = image_size(path)
+    except BadInput as error:
+        raise BadInput(
+            place, f"{path.name}: {error.problem}", "build the data set again"
+        ) from error
+    objects = example["objects"]
     columns = (objects[key] for key in ("label", "bbox", "is_difficult", "is_truncated"))
-    for label, bbox, difficult, truncated in zip(*columns, strict=True):
-        ymin, xmin, ymax, xmax = (float(share) for share in bbox)
-        corners = {"xmin": xmin * width, "ymin": ymin * height}
-        corners |= {"xmax": xmax * width, "ymax": ymax * height}
-        lines.append(
-            f"<object><name>{VOC_CLASSES[int(label)]}</name>"
-            f"<truncated>{int(truncated)}</truncated><difficult>{int(difficult)}</difficult>"
-            "<bndbox>"
-            + "".join(f"<{key}>{round(value, 2):g}</{key}>" for key, value in corners.items())
-            + "</bndbox></object>"
-        )
+    lines = [f"<annotation><filename>{escape(path.name)}</filename>"]
+    lines.append("<size><width>{}</width><height>{}</height><depth>3</depth></size>".format(*size))
+    for row in zip(*columns, strict=True):
+        lines.append(_object(row, size, f"{place} ({path.name})"))
     return "\n".join([*lines, "</annotation>", ""])
+
+
+def _object(row: tuple, size: tuple[int, int], place: str) -> str:
+    """An object. TFDS divides VOC's 1-based corners by the size; this multiplies them back."""
+    label, bbox, difficult, truncated = row
+    ymin, xmin, ymax, xmax = shares = [float(share) for share in bbox]
+    if not all(-1e-3 <= share <= 1 + 1e-3 for share in shares):  # NaN fails this too
+        problem = f"box {' '.join(map(str, shares))} lies outside of the image"
+        raise BadInput(place, problem, "boxes are shares of the image's sides, 0 to 1")
+    if not 0 <= int(label) < len(VOC_CLASSES):
+        raise BadInput(place, f"label {label} is no class", f"there are {len(VOC_CLASSES)}")
+    corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), (xmin, ymin, xmax, ymax), strict=True))
+    shown = "".join(
+        f"<{key}>{round(min(max(share * side, 1), side), 2):.7g}</{key}>"
+        for (key, share), side in zip(corners.items(), size * 2, strict=True)
+    )
+    return (
+        f"<object><name>{VOC_CLASSES[int(label)]}</name><truncated>{int(truncated)}</truncated>"
+        f"<difficult>{int(difficult)}</difficult><bndbox>{shown}</bndbox></object>"
+    )

@@ -1,5 +1,6 @@
 """Maps of a frozen backbone, computed once and kept on disk."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,13 +8,19 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.scales import Scale, bucket_of
 from weaksam_jax.data.views import View, views_of
 from weaksam_jax.engine.step import Params
-from weaksam_jax.files import fingerprint, read_arrays, write_arrays
+from weaksam_jax.files import (
+    fingerprint,
+    is_whole,
+    read_arrays,
+    write_arrays,
+)
 
 # (images uint8 `[B, H, W, 3]`, sizes float32 `[B, 2]`) -> maps float16 `[B, h, w, F]` by name.
 MapsOf = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -22,16 +29,20 @@ MapsOf = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 class FeatureCache:
     """Maps of a frozen backbone on disk, float16, one file per image and view.
 
-    `<folder>/<key>/<xx>/<image id>-<scale>[-flipped].safetensors`; written atomically, so a killed
-    run goes on with the missing ones. key: a hash of what the maps depend on but for the image.
+    `<folder>/<key>/<xx>/<fingerprint of the image's file>-<scale>[-flipped].safetensors`; written
+    atomically, so a killed run goes on with the missing ones, and an image of another content has
+    other maps, whatever its id. key: a hash of what the maps depend on but for the image.
     """
 
     def __init__(self, folder: str | Path, key: str):
         self.folder = Path(folder) / key
+        self._content: dict[int, str] = {}  # by image id
 
     def path(self, image_id: int, view: View) -> Path:
-        name = f"{image_id}-{view.scale}{'-flipped' if view.flip else ''}.safetensors"
-        return self.folder / f"{image_id % 100:02d}" / name
+        """The file of an image of `fill`."""
+        content = self._content[image_id]
+        name = f"{content}-{view.scale}{'-flipped' if view.flip else ''}.safetensors"
+        return self.folder / content[:2] / name
 
     def read(self, image_id: int, view: View) -> dict[str, np.ndarray]:
         """The maps float16 `[h, w, F]` by name; `BadInput` when damaged."""
@@ -45,11 +56,12 @@ class FeatureCache:
         *,
         batch_size: int,
     ) -> None:
-        """Computes what is missing of every scale, plain and mirrored."""
+        """Computes what is missing (or not whole) of every scale, plain and mirrored."""
         todo: dict[tuple[View, int], list[TagRecord]] = {}
         for record in split.records:
+            self._content[record.image_id] = content_hash(record.path)
             for view in views_of(scales):
-                if not self.path(record.image_id, view).exists():
+                if not is_whole(self.path(record.image_id, view)):
                     key = (view, bucket_of(record, scales))
                     todo.setdefault(key, []).append(record)
         total = sum(map(len, todo.values()))
@@ -74,7 +86,7 @@ class FeatureCache:
         maps = maps_of(images, sizes)
         for i, record in enumerate(records):
             own = {name: value[i] for name, value in maps.items()}
-            write_arrays(self.path(record.image_id, view), own)
+            write_arrays(self.path(record.image_id, view), own, durable=False)
 
 
 def cache_maps(
@@ -92,8 +104,10 @@ def cache_maps(
     backbone: its parameters; stated: what the maps depend on beside them. The key of the cache is
     made of both.
     """
-    sums = [float(np.abs(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(backbone)]
-    key = fingerprint([scales, stated, sums])
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(backbone):
+        weights.update(repr(leaf.shape).encode() + np.ascontiguousarray(leaf).tobytes())
+    key = fingerprint([scales, stated, weights.hexdigest()])
     cache = FeatureCache(Path(folder) / "features" / split.split, key)
     cache.fill(split, scales, maps_of, batch_size=batch_size)
     return cache

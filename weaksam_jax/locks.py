@@ -1,0 +1,115 @@
+"""One process at a time in a folder that a command fills, and nobody else's files in it.
+
+The lock is a POSIX record lock on `<folder>/.weaksam.lock`: the system lets go of it when the
+process ends, however it ends, and a forked child does not hold it. The file stays and says which
+command made the folder. Where a file system has no locks that is said, and the command goes on.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import make_folder
+
+LOCK = ".weaksam.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_SIZE = 400  # bytes of the file, written at once: no reader sees a part
+_OTHER = "give another --out"
+# (device, inode) of the lock files that this process has locked: to close one would let go of it.
+_held: set[tuple[int, int]] = set()
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A folder that this process holds. number: the open lock file's."""
+
+    folder: Path
+    number: int
+
+    def check(self) -> None:
+        """`BadInput` when the folder was removed, or put in another's place, since."""
+        try:
+            there = _identity((self.folder / LOCK).stat())
+        except OSError:
+            there = None
+        if there != _identity(os.fstat(self.number)):
+            hint = "run the same command again"
+            raise BadInput(self.folder, "was removed while the command ran", hint)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, command: str, writes: Iterable[str] = ()) -> Iterator[Lock]:
+    """Holds a folder, made where it is missing, for `command` (a word, such as "detect").
+
+    writes: names in the folder that the command writes. Raises `BadInput`, before anything is
+    written, when another process holds the folder, when it was made by another command, and when no
+    command made it and it has one of these names: nobody's files are overwritten.
+    """
+    check_made_by(folder, command, writes)
+    make_folder(folder)
+    try:
+        number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError as error:
+        raise BadInput(folder, "cannot hold a file", "give another path") from error
+    try:
+        _take(folder, number)
+        said = json.dumps({"made_by": command, "pid": os.getpid(), "host": socket.gethostname()})
+        os.pwrite(number, f"{said:{_SIZE}}\n".encode(), 0)
+        _held.add(_identity(os.fstat(number)))
+        yield Lock(folder, number)
+    finally:
+        _held.discard(_identity(os.fstat(number)))
+        os.close(number)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def check_made_by(folder: Path, command: str, writes: Iterable[str]) -> None:
+    """`BadInput` when a folder is another command's, or has files of these names and is no
+    command's."""
+    if (folder / LOCK).is_file():
+        if _identity((folder / LOCK).stat()) in _held:
+            raise BadInput(folder, "is in use by this command itself", _OTHER)
+        made_by = holder(folder).get("made_by", command)
+        if made_by != command:
+            raise BadInput(folder, f"was made by another command ({made_by})", _OTHER)
+        return
+    for name in writes:
+        if os.path.lexists(folder / name):
+            raise BadInput(folder / name, "was there before this command, which writes it", _OTHER)
+
+
+def holder(folder: Path) -> dict:
+    """What the lock file of a folder says: `made_by`, and `pid` and `host` of the last process that
+    held it; empty when it says nothing."""
+    try:
+        said = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _take(folder: Path, number: int) -> None:
+    try:
+        fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            text = "this file system has no locks: start no second command with this folder"
+            print(f"{folder}: {text}", file=sys.stderr)
+            return
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        said = holder(folder)
+        who = f"process {said['pid']} on {said['host']}" if "pid" in said else "another process"
+        hint = f"wait until it has ended, or {_OTHER}"
+        raise BadInput(folder, f"is in use by {who}", hint) from error
