@@ -23,9 +23,9 @@ def test_300_mutants_end_in_right_values_or_one_line(tmp_path):
     assert sum(row["judged"] is True for row in rows) > 40
 
 
-def test_a_fault_is_found(tmp_path):
+def test_a_fault_is_found(monkeypatch):
     """A command that writes beside its output, ends in a trace or sleeps is no success."""
-    sys.path.insert(0, str(ROOT))
+    monkeypatch.syspath_prepend(ROOT)
     from tests.fuzz.sandbox import Ending
 
     def fault(status=0, stdout="", stderr="", outside=()):
@@ -39,9 +39,10 @@ def test_a_fault_is_found(tmp_path):
     assert fault(2, stderr="error: \x1b[31m: is bad; mend it\n") == "escape"
 
 
-def test_what_a_command_does_is_seen(tmp_path):
+def test_what_a_command_does_is_seen(tmp_path, monkeypatch):
     """The sandbox against a small module of its own."""
-    sys.path[:0] = [str(ROOT), str(tmp_path)]
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.syspath_prepend(tmp_path)
     from tests.fuzz import sandbox
 
     (tmp_path / "misbehaves.py").write_text(
@@ -60,4 +61,3 @@ def test_what_a_command_does_is_seen(tmp_path):
     assert fault("write", str(room / "out" / "a")) is None
     assert fault("write", str(room / "a")) == "outside"
     assert fault("trace") == "trace" and fault("memory") == "memory"
-    sys.path[:2] = []
