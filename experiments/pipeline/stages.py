@@ -179,10 +179,15 @@ def _content(name: str | None) -> str | None:
 
 
 def check_data(run: Run) -> dict:
-    """Decodes every image and reads every box once: what is broken is named now, not later."""
+    """Decodes every image and reads every box once: what is broken, or too little for what is to be
+    trained, is named now, not later."""
     counts = {role: verify_images(split) for role, split in run.data.splits.items()}
     has_truth = {role: truth is not None for role, truth in run.data.truths.items()}
     train = run.data.splits["train"]
+    if needs_clues(run):
+        from experiments.pipeline import clues
+
+        clues.check_images(run, train)
     return {
         "dataset": {
             "name": "mini" if run.options.data == "mini" else train.dataset,

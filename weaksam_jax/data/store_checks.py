@@ -1,5 +1,6 @@
 """What the files of a store may hold: checked whenever one is read, so that nothing behind it meets
-a box far outside of its image (those that reach beyond it are cut where they are used). Masks' codes are checked when they are used (`Proposals.rles`)."""
+a box far outside of its image (those that reach beyond it are cut where they are used). Masks'
+codes are checked when they are used (`Proposals.rles`)."""
 
 from collections.abc import Mapping
 from itertools import pairwise
