@@ -184,6 +184,11 @@ def check_data(run: Run) -> dict:
     counts = {role: verify_images(split) for role, split in run.data.splits.items()}
     has_truth = {role: truth is not None for role, truth in run.data.truths.items()}
     train = run.data.splits["train"]
+    if not any(record.tags for record in train.records):
+        problem = f"has no tag on any of its {len(train.records)} training images"
+        raise BadInput(
+            run.data.path, problem, "give images with class tags: all else comes of them"
+        )
     if needs_clues(run):
         from experiments.pipeline import clues
 
