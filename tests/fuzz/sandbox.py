@@ -73,7 +73,8 @@ def _child(command: str, argv: Sequence[str], logs: Sequence[Path]) -> None:
         os.setsid()
         for number, path in enumerate(logs, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
+        streams = [os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2)]
+        sys.stdout, sys.stderr = streams
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         resource.setrlimit(resource.RLIMIT_AS, (_mapped() + MEMORY,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
