@@ -213,37 +213,20 @@ def _content(name: str | None) -> str | None:
 
 
 def check_data(run: Run) -> dict:
-<<<<<<< HEAD
-    """Decodes every image once: what is broken is named now, not later."""
+    """Decodes every image once: what is broken, or too little for what is to be trained, is named
+    now, not later."""
     for split in run.data.splits.values():
         verify_images(split)
-    return {}
-=======
-    """Decodes every image and reads every box once: what is broken, or too little for what is to be
-    trained, is named now, not later."""
-    counts = {role: verify_images(split) for role, split in run.data.splits.items()}
-    has_truth = {role: truth is not None for role, truth in run.data.truths.items()}
     train = run.data.splits["train"]
     if not any(record.tags for record in train.records):
         problem = f"has no tag on any of its {len(train.records)} training images"
-        raise BadInput(
-            run.data.path, problem, "give images with class tags: all else comes of them"
-        )
+        hint = "give images with class tags: all else comes of them"
+        raise BadInput(run.data.path, problem, hint)
     if needs_clues(run):
         from experiments.pipeline import clues
 
         clues.check_images(run, train)
-    return {
-        "dataset": {
-            "name": "mini" if run.options.data == "mini" else train.dataset,
-            "train_images": counts["train"].images,
-            "test_images": counts["test"].images,
-            "negatives": counts["train"].negatives,
-            "classes": len(train.classes),
-            "truth": has_truth,
-        }
-    }
->>>>>>> wt-settings
+    return {}
 
 
 def train_clues(run: Run) -> dict:
