@@ -30,7 +30,7 @@ from bridge.weights.pickles import BROKEN, NUMPY, mapped, mapping, table, told
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_DIMENSIONS = 32
 # Bytes that the storages and tensors of a file may take: a multiple of its size, and what any may.
-MULTIPLE, ANYWAY = 8, 2**26
+MULTIPLE, ANYWAY = 16, 2**26
 DTYPES = {
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
@@ -129,7 +129,7 @@ class Archive:
 
     def _dense(self, stored: Sparse) -> Tensor:
         _check_sides(stored.sizes, "size")
-        self.take(8 * prod(stored.sizes))
+        self.take(stored.values.storage.dtype.itemsize * prod(stored.sizes))
         *indices, values = (self.tensor(one) for one in (*stored.indices, stored.values))
         if stored.layout == "torch.sparse_coo":
             make = torch.sparse_coo_tensor

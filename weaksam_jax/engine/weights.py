@@ -17,6 +17,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
 Params = dict[str, Any]
+MOST_PARENTS = 64
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,15 @@ def flatten(params: Mapping) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The nested dictionary of names joined by "/"."""
+    """The nested dictionary of names joined by "/"; ValueError for a name that is another's parent."""
     params: Params = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
         place = params
         for parent in parents:
             place = place.setdefault(parent, {})
+        if last in place:
+            raise ValueError(f"{name} is an array and the parent of others")
         place[last] = leaf
     return params
 
@@ -70,7 +73,14 @@ def save_params(
 
 def load_params(path: str | Path) -> Params:
     """The nested NumPy arrays that `save_params` wrote; `BadInput` when damaged."""
-    return unflatten(read_arrays(path)[0])
+    flat = read_arrays(path)[0]
+    try:
+        if any(name.count("/") > MOST_PARENTS for name in flat):
+            raise ValueError(f"over {MOST_PARENTS} parts in a name")
+        return unflatten(flat)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # an array as a parent
+        problem = "has names of arrays that are no tree"
+        raise BadInput(path, problem, "replace or make it again") from error
 
 
 def check_numbers(path: Path, name: str, value: np.ndarray, hint: str) -> None:

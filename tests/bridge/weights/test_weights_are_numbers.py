@@ -26,6 +26,7 @@ from bridge.weights.resnet50 import RESNET_MSRA, RESNET_TORCHVISION
 from experiments.bench.torch_mil import random_state
 from weaksam_jax.cli import entry_point
 from weaksam_jax.detectors import load_detector
+from weaksam_jax.engine.weights import load_params, unflatten
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
@@ -272,6 +273,17 @@ def test_a_lite_head_of_other_content(tmp_path):
         write_arrays(tmp_path / "a.safetensors", arrays, {"settings": settings})
         with pytest.raises(BadInput, match=told):
             load_lite_cam(tmp_path / "a.safetensors")
+
+
+def test_names_that_are_no_tree(tmp_path):
+    one = np.ones(1, np.float32)
+    for names in (["a", "a/b"], ["a/b/c", "a/b"], ["a" + "/a" * 1000]):
+        write_arrays(tmp_path / "a.safetensors", dict.fromkeys(names, one))
+        with pytest.raises(BadInput, match=r"a\.safetensors: has names of arrays that are no tree"):
+            load_params(tmp_path / "a.safetensors")
+    for names in (["a/b/c", "a/b"], ["a/b", "a/b/c"]):
+        with pytest.raises((ValueError, TypeError, IndexError, AttributeError)):
+            unflatten(dict.fromkeys(names, one))
 
 
 def test_a_damaged_header_of_our_own_files(tmp_path):
