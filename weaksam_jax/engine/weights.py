@@ -50,7 +50,7 @@ def flatten(params: Mapping) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The nested dictionary of names joined by "/"; ValueError for a name that is another's parent."""
+    """The nested dictionary of names joined by "/"; ValueError for an array with others below."""
     params: Params = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
