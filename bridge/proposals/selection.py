@@ -15,7 +15,17 @@ from bridge.runtime.torchvision_ops import nms
 from bridge.sam.prompting import EncoderType
 from weaksam_jax.data.store import SOURCES, Proposals
 from weaksam_jax.errors import BadInput
-from weaksam_jax.ranges import Amount, Batch, Count, Filled, Pixels, Settings, Share, integers
+from weaksam_jax.ranges import (
+    Amount,
+    Batch,
+    Count,
+    Filled,
+    Pixels,
+    Settings,
+    Share,
+    between,
+    integers,
+)
 
 GRID, CROSS = SOURCES.index("grid"), SOURCES.index("cross")
 Table = dict[str, np.ndarray]  # one row per decoded mask
@@ -39,7 +49,7 @@ class ProposalConfig(Settings):
     proposals of other settings without SAM (22 bytes per mask). encoder_dtype: see `PromptedImage`.
     """
 
-    t_iou: Share = 0.3
+    t_iou: Annotated[float, between(0, 10)] = 0.3  # an estimate of SAM, which may pass 1
     t_stab: Share = 0.3
     stability_offset: Amount = 1.0
     grid_nms: Share = 0.3
