@@ -40,6 +40,7 @@ from weaksam_jax.data.sealed import open_arrays
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    manifest_path,
     proposal_path,
     write_manifest,
     write_proposals,
@@ -142,7 +143,7 @@ def export_split(
     mine = split.records[shard[0] :: shard[1]]
     todo = [record for record in mine if not job.is_done(record, whole=True)]
     if todo:
-        (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+        manifest_path(root, split.split).unlink(missing_ok=True)
     start = time.monotonic()
     for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
     complete = _finish(job, split)

@@ -21,7 +21,7 @@ from experiments.pipeline.work_folder import key_of
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.data.store import read_manifest
+from weaksam_jax.data.store import manifest_path, read_manifest
 from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
@@ -197,7 +197,7 @@ def _stored_elsewhere(run: Run) -> list:
     for name in run.data.names.values():
         manifest = read_manifest(run.proposals, name)
         if manifest is None:
-            path = run.proposals / name / "manifest.json"
+            path = manifest_path(run.proposals, name)
             hint = f"finish python -m bridge.export --split {name} into that folder"
             raise BadFile(path, "does not exist", hint)
         found.append(fingerprint(manifest))
