@@ -28,7 +28,7 @@ from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.locks import Lock, holder, locked
-from weaksam_jax.outputs import check_apart, check_folder
+from weaksam_jax.outputs import check_apart, check_folder, real
 from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.settings import change, to_plain
 
@@ -68,9 +68,7 @@ def hold(run: Run) -> AbstractContextManager[Lock]:
     folder, own = run.folder, list(run.folder.own_files)
     if run.options.data == "mini":
         own.append("data")
-    elif not (
-        Path(run.options.data).resolve() == folder.mini_set.resolve() and holder(folder.root)
-    ):
+    elif real(run.options.data) != real(folder.mini_set) or not holder(folder.root):
         check_folder("--out", folder.root, run.options.data)
     given = {"--proposals": None if run.exports else run.proposals, "--sam": run.config.sam}
     given |= {"--clues": run.config.clues, "--weaktr.init": run.config.weaktr.init}
