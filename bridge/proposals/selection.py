@@ -49,7 +49,7 @@ class ProposalConfig(Settings):
     proposals of other settings without SAM (22 bytes per mask). encoder_dtype: see `PromptedImage`.
     """
 
-    t_iou: Annotated[float, between(-100, 100)] = 0.3  # SAM estimates it, and not in 0..1
+    t_iou: Annotated[float, between(-1000, 1000)] = 0.3  # SAM estimates it, and not in 0..1
     t_stab: Share = 0.3
     stability_offset: Amount = 1.0
     grid_nms: Share = 0.3
