@@ -35,8 +35,8 @@ Table = dict[str, np.ndarray]  # one row per decoded mask
 class ProposalConfig(Settings):
     """How masks become proposals; the defaults are the paper's and the official code's."""
 
-    t_iou: Annotated[float, between(0, 10)] = 0.3
-    """A grid mask stays with a predicted IoU above this (an estimate of SAM, which may pass 1)."""
+    t_iou: Annotated[float, between(-1000, 1000)] = 0.3
+    """A grid mask stays with a predicted IoU above this (SAM estimates it, and not in 0..1)."""
     t_stab: Share = 0.3
     """A grid mask stays with at least this stability."""
     stability_offset: Amount = 1.0
