@@ -12,6 +12,7 @@ from bridge.proposals.packing import pack_split
 from bridge.proposals.verify import verify_split
 from bridge.runtime.command import run_command
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Count
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         to: Path | None = None,
         clues: Path | None = None,
         verify: bool = False,
-        per_shard: int = 1024,
+        per_shard: Count = 1024,
     ) -> None:
         """Packs a split.
 
@@ -38,8 +39,6 @@ def main(argv: list[str] | None = None) -> None:
         """
         if verify == (to is not None):
             raise BadInput("--to", "and --verify exclude each other", "give one of the two")
-        if per_shard < 1:
-            raise BadInput("--per-shard", f"is {per_shard}", "give at least 1")
         if verify:
             print(f"{verify_split(store, split, clues)} images of {split} are whole")
         else:

@@ -15,6 +15,7 @@ from weaksam_jax import runlog
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.locks import locked
 from weaksam_jax.outputs import check_apart, check_folder
+from weaksam_jax.ranges import Batch, Count, Positive, Seed, Workers
 from weaksam_jax.run_folder import RunFolder
 
 
@@ -26,11 +27,11 @@ def main(argv: list[str] | None = None) -> None:
         deit: Path,
         out: Path,
         split: str | None = None,
-        lr: float = 6e-4,
-        batch_size: int = 64,
-        epochs: int = 60,
-        workers: int = 2,
-        seed: int = 0,
+        lr: Positive = 6e-4,
+        batch_size: Batch = 64,
+        epochs: Count = 60,
+        workers: Workers = 2,
+        seed: Seed = 0,
     ) -> None:
         """Trains WeakTr.
 

@@ -9,7 +9,7 @@ from weaksam_jax.evaluate import coco_ap, voc_ap
 
 data, detections = sys.argv[1:]
 truth = open_truth(data, split_names(data)["test"])
-found = read_detections(detections, scores=True)
+found = read_detections(detections, truth)
 print(f"VOC07 AP50  {voc_ap(found, truth, rule='07')['ap50']:.1f}")
 print(f"VOC12 AP50  {voc_ap(found, truth, rule='12')['ap50']:.1f}")
 print(f"COCO AP     {coco_ap(found, truth)['ap']:.1f}")

@@ -16,9 +16,10 @@ import numpy as np
 import tyro
 
 from experiments.pipeline.commands import run
-from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_json
+from weaksam_jax.data.json_rows import shown
+from weaksam_jax.errors import BadFile, BadInput, printable
 from weaksam_jax.flags import parse
+from weaksam_jax.report.artefacts import is_number, numbers, part, read_figures
 from weaksam_jax.report.tables import KNOWN, flatten
 from weaksam_jax.run_folder import RunFolder
 
@@ -35,14 +36,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Compare, argv, __doc__, name="compare")
     if not options.runs:
         raise BadInput("the command line", "no run was given", "name at least one run folder")
-    metrics = [read_json(RunFolder(one).metrics) for one in options.runs]
-    print(table([one.name for one in options.runs], metrics))
+    metrics = [_metrics(one) for one in options.runs]
+    print(table([printable(one.name) for one in options.runs], metrics))
+
+
+def _metrics(root: Path) -> dict:
+    """metrics.json of a run; a figure that is no number is refused, not taken for a missing one."""
+    path = RunFolder(root).metrics
+    if not path.exists():
+        raise BadFile(path, "does not exist", "name the folder of a run that has finished a stage")
+    metrics = read_figures(path)
+    known = {key for key, *_ in KNOWN}
+    for name, value in flatten(metrics):
+        if (name in known or name.split(".")[0] == "seconds") and not is_number(value):
+            problem = f"{name} is no finite number ({shown(value)})"
+            raise BadFile(path, problem, "give the folder of a run")
+    return metrics
 
 
 def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
     """A Markdown table: a row for each figure of the report that some run has, and the minutes."""
     values = [dict(flatten(one)) for one in metrics]
-    minutes = [sum(one.get("seconds", {}).values()) / 60 for one in metrics]
+    minutes = [sum(numbers(part(one, "seconds")).values()) / 60 for one in metrics]
     lines = [
         f"| figure | {' | '.join(names)} | mean ± deviation |",
         "|---" * (len(names) + 2) + "|",
@@ -50,7 +65,7 @@ def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
     for key, name, _, kind in KNOWN:
         factor = 100 if kind == 1 else 1
         found = [one.get(key) for one in values]
-        found = [factor * one if isinstance(one, int | float) else None for one in found]
+        found = [factor * one if is_number(one) else None for one in found]
         if any(one is not None for one in found):
             lines.append(_row(name, found))
     return "\n".join([*lines, _row("Minutes of all stages", minutes)])

@@ -31,6 +31,7 @@ from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.detectors import read_weights, stated_detector
 from weaksam_jax.detectors.faster_rcnn.config import TestConfig
+from weaksam_jax.errors import printable
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.flags import parse, peek
 from weaksam_jax.locks import locked
@@ -84,6 +85,7 @@ def detect(options: Detect) -> list[dict]:
     options = replace(options, split=options.split or split_names(options.data)["test"])
     split = open_tags(options.data, options.split)
     stores = {"proposals": options.proposals, "clues": options.clues}
+    check_names(options, split)
     stored = open_stored(options.weights, options.test, **stores)
     check_folder("--out", options.out, options.data)
     with locked(options.out, "detect", WRITTEN):
@@ -93,6 +95,14 @@ def detect(options: Detect) -> list[dict]:
         (options.out / JOURNAL).unlink()
         report(options, split, found)
     return found
+
+
+def check_names(options: Detect, split: TagSplit) -> None:
+    """Refuses images that the server's files cannot name now, and not after hours of detection."""
+    from weaksam_jax.evaluate import comp4_names
+
+    if options.voc_files is not None:
+        comp4_names(split)
 
 
 def describe(options: Detect, stored: StoredDetector) -> dict:
@@ -105,10 +115,10 @@ def report(options: Detect, split: TagSplit, found: list[dict]) -> None:
     """Writes metrics.json and the server's files, and prints the figures."""
     from weaksam_jax.evaluate import write_comp4
 
-    print(f"{len(found)} detections on {len(split.records)} images: {options.out}")
+    print(f"{len(found)} detections on {len(split.records)} images: {printable(options.out)}")
     if options.voc_files is not None:
         paths = write_comp4(found, split, options.voc_files)
-        print(f"{len(paths)} files such as {paths[0]}")
+        print(f"{len(paths)} files such as {printable(paths[0])}")
     truth = open_truth(options.data, options.split)
     if truth is None:
         print("the data set has no boxes of this split to compare with")
@@ -148,7 +158,7 @@ def table(figures: dict) -> str:
     lines.append(f"  {'class':24}  AP(11)  AP(area)  CorLoc")
     for name in columns[2]:  # every class that is there; difficult objects alone have no AP
         values = [f"{column[name]:6.2f}" if name in column else "     -" for column in columns]
-        lines.append("  {:24}  {}    {}  {}".format(name, *values))
+        lines.append("  {:24}  {}    {}  {}".format(printable(name), *values))
     return "\n".join(lines)
 
 

@@ -2,9 +2,9 @@
 
 Or files for the VOC server, which has the truth of the test sets.
 
-    python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \
+    python -m experiments.evaluate --detections runs/voc07/retrain/detections_test.json \\
         --data /path/to/VOCdevkit/VOC2007 --metric voc07
-    python -m experiments.evaluate --detections detections.json --split test \
+    python -m experiments.evaluate --detections detections.json --split test \\
         --data /path/to/VOCdevkit/VOC2012 --voc-files results/VOC2012/Main
 
 Metrics: voc07 (AP50, 11 points), voc12 (AP50, area), coco (AP .50:.95), corloc (also by the
@@ -26,9 +26,9 @@ from experiments.pipeline import metrics as measure
 from experiments.pipeline.commands import run
 from experiments.pipeline.runner import summary
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, naming, read_detections
+from weaksam_jax.data.detections import as_arrays, read_detections
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import (
     coco_ap,
     corloc,
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.voc_files is not None:
         check_folder("--voc-files", options.voc_files, options.data)
         paths = voc_files(options)
-        print(f"{len(paths)} files such as {paths[0]}")
+        print(f"{len(paths)} files such as {printable(paths[0])}")
     if options.metric is not None:
         result = evaluate(options)
         if options.json is not None:
@@ -86,9 +86,8 @@ def main(argv: list[str] | None = None) -> None:
 def voc_files(options: Evaluate) -> list[Path]:
     """Writes the server's files; needs images and no truth."""
     split = open_tags(options.data, options.split or split_names(options.data)["test"])
-    found = read_detections(options.detections)
-    with naming(options.detections):
-        return write_comp4(found, split, options.voc_files)
+    found = read_detections(options.detections, split)
+    return write_comp4(found, split, options.voc_files)
 
 
 def evaluate(options: Evaluate) -> dict:
@@ -105,9 +104,8 @@ def evaluate(options: Evaluate) -> dict:
     if options.metric == "recall" and options.detections.is_dir():
         figures = store_recall(options, split, truth)
     else:
-        found = read_detections(options.detections, masks="segm" in options.metric)
-        with naming(options.detections):
-            figures = figures_of(options.metric, found, truth, difficult=options.difficult)
+        found = read_detections(options.detections, truth, masks="segm" in options.metric)
+        figures = figures_of(options.metric, found, truth, difficult=options.difficult)
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
     if options.metric == "recall":
         head["difficult"] = options.difficult
@@ -162,12 +160,13 @@ def store_recall(options: Evaluate, split: str, truth: TruthSplit) -> dict:
 
 def table(result: dict) -> str:
     """The figures one a line, then the classes."""
-    head = "{metric} on {dataset}/{split}, {images} images".format(**result)
+    head = printable("{metric} on {dataset}/{split}, {images} images".format(**result))
     if "difficult" in result:
         head += f", {measure.counted(result['difficult'])}"
     skipped = ("metric", "dataset", "split", "images", "difficult", "per_class")
     figures = summary({name: value for name, value in result.items() if name not in skipped})
     classes = result.get("per_class", {})
+    classes = {printable(name): value for name, value in classes.items()}
     width = max(map(len, classes), default=0)
     rows = [f"  {name:{width}}  {value:6.2f}" for name, value in classes.items()]
     return "\n".join([head, *(f"  {figure}" for figure in figures.split("  ")), *rows])

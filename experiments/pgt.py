@@ -10,11 +10,11 @@ without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths coun
 (+1) and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
 nothing but tags is read from the data set to make pseudo boxes.
 
---rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
-boxes around it go; docs/results.md compares the two), official and official_voc (what the official
-script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes
-whose boxes may lie in one another, unless flags say otherwise), top_k. --format: coco (an
-annotation file that pycocotools loads) or voc-dict, which the official VOC loaders read:
+--rule (its thresholds: --help-all): paper (Algorithm 2), best_kept (the same, but the best box of a
+class stays and boxes around it go; docs/results.md compares the two), official and official_voc
+(what the official script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its
+list of classes whose boxes may lie in one another, unless flags say otherwise), top_k. --format:
+coco (an annotation file that pycocotools loads) or voc-dict, which the official VOC loaders read:
 {"<id>": [{image_id, category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every
 image.
 
@@ -29,7 +29,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -37,11 +37,10 @@ import numpy as np
 from experiments.pipeline.commands import run
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, label_of, naming, read_detections
-from weaksam_jax.data.formats.voc_lists import voc_image_id
+from weaksam_jax.data.detections import as_arrays, label_of, read_detections
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import FLAT, parse
@@ -78,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, sheet_path, picture_path = outputs(options)
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
-    found = with_image_ids(read_detections(options.detections, scores=True), train)
-    with naming(options.detections):
-        made = make_pgt(found, train, options.settings)
+    made = make_pgt(read_detections(options.detections, train), train, options.settings)
     sheet = {"rule": to_plain(options.settings.resolved()), "tags": tag_sheet(made, train)}
     if truth is not None:
         tight = pgt_quality(made, truth, iou=0.7)
@@ -91,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(sheet_path, sheet, indent=1)
     save_png(picture_path, shown)
     print(table(sheet))
-    print(f"{len(made['annotations'])} boxes: {out}, sheet: {sheet_path}", file=sys.stderr)
+    said = f"{len(made['annotations'])} boxes: {out}, sheet: {sheet_path}"
+    print(printable(said), file=sys.stderr)
 
 
 def outputs(options: Pgt) -> tuple[Path, Path, Path]:
@@ -105,27 +103,6 @@ def outputs(options: Pgt) -> tuple[Path, Path, Path]:
             raise BadInput("--out", f"{path} is a folder", "give another name")
         check_files("--out", path, {"--detections": options.detections, "--data": options.data})
     return paths
-
-
-def with_image_ids(found: Sequence[Mapping], train: TagSplit) -> list[Mapping]:
-    """The detections with the split's image ids in place of names.
-
-    A name is a record's file name, or that without its suffix where this is one image's alone, or
-    else VOC's name of a number. Other names stay as they are.
-    """
-    stems = {r.image_id: str(PurePosixPath(r.file_name).with_suffix("")) for r in train.records}
-    often = Counter(stems.values())
-    known = {stem: image for image, stem in stems.items() if often[stem] == 1}
-    known |= {record.file_name: record.image_id for record in train.records}
-
-    def number(name: str) -> int | str:
-        voc = voc_image_id(name)
-        return known.get(name, name if voc is None else voc)
-
-    return [
-        {**one, "image_id": number(one["image_id"])} if isinstance(one["image_id"], str) else one
-        for one in found
-    ]
 
 
 def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:
@@ -206,7 +183,9 @@ def table(sheet: Mapping) -> str:
         rows.append((name, own, truth and truth["per_class"].get(name)))
     for name, own, judged in rows:
         spread = "-" if own["score"] is None else "-".join(f"{one:.2f}" for one in own["score"])
-        line = f"{name:16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_image']:9.2f}"
+        line = (
+            f"{printable(name):16} {own['tags']:6} {own['boxes']:6} {own['boxes_per_image']:9.2f}"
+        )
         line += f" {own['boxes_per_tag']:7.2f} {own['without_box']:6} {spread:>16}"
         if judged:
             line += f" {100 * judged['precision50']:6.1f} {100 * judged['recall50']:6.1f}"

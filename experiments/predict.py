@@ -6,7 +6,10 @@
 Takes photos, folders (with all that is in them) and globs, any number of photos: they are worked
 off a few at a time. Writes a picture of each photo, named after it (beach.jpg: beach.png; photos of
 one name in several folders: a/beach.png, b/beach.png), and at the end predictions.json: COCO
-results (file_name, category_id, bbox, score, segmentation), an object a line.
+results (file_name, category_id, bbox, score, segmentation), one object per line.
+
+The run may be a stranger's: files of weights that it names outside of its own folder are not read
+unless --sam or --clues names them.
 """
 
 import json
@@ -22,6 +25,7 @@ from experiments.pipeline.commands import run
 from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.ranges import Share
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,14 @@ class Predict:
     """A finished run folder (stage retrain)."""
     out: Path
     """Folder for predictions.json and the pictures."""
-    threshold: float = 0.3
+    threshold: Share = 0.3
     """Least score of a detection that is kept."""
     masks: bool = True
     """Prompt SAM with the boxes for masks."""
+    sam: str | None = None
+    """SAM in place of the run's, as in the main jobs; needed where that is a file elsewhere."""
+    clues: Path | None = None
+    """Weights of the clue network in place of the run's (for a config with test.tag_power)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict(options: Predict) -> tuple[int, int]:
-    """Detects, adds masks, writes a picture a photo; returns the numbers of objects and photos.
+    """Detects, adds masks, writes one picture per photo; returns the numbers of objects and photos.
 
     Raises `BadInput` before anything is written for a run that is not finished and for what is no
     photo.
@@ -60,7 +68,8 @@ def predict(options: Predict) -> tuple[int, int]:
     from experiments.pipeline.photos import find_photos
     from experiments.pipeline.predictor import open_predictor
 
-    predictor = open_predictor(options.run, options.threshold, options.masks)
+    networks = {"sam": options.sam, "clues": options.clues}
+    predictor = open_predictor(options.run, options.threshold, options.masks, **networks)
     photos = find_photos(options.photos, options.out)
     results = predictor.results(photos, options.out)
     written = ("predictions.json", *(str(one.picture) for one in photos))
@@ -72,7 +81,7 @@ def predict(options: Predict) -> tuple[int, int]:
 
 
 def write_results(path: Path, results: Iterable[Sequence[dict]]) -> tuple[int, int]:
-    """Writes COCO results as they come, an object a line, atomically; returns the numbers of
+    """Writes COCO results as they come, one per line, atomically; returns the numbers of
     objects and photos. results: of each photo."""
     objects = photos = 0
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

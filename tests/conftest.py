@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
@@ -15,6 +17,14 @@ settings.register_profile("no deadline", deadline=None, derandomize=True)
 settings.load_profile("no deadline")
 # A suite that was started in the background ignores SIGINT, and so would the programs it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The tests of a folder run in one worker (pytest-xdist): they share fixtures that train."""
+    root = Path(__file__).parent
+    for item in items:
+        folder = item.path.parent.relative_to(root).as_posix()
+        item.add_marker(pytest.mark.xdist_group(folder))
 
 
 @pytest.fixture

@@ -55,13 +55,11 @@ def test_a_signal_during_a_garbage_collection_is_not_lost(number, status):
         gc.callbacks.append(callback)
         try:
             gc.collect()
-            time.sleep(5)  # interrupted long before
+            time.sleep(30)  # interrupted long before
         finally:
             gc.callbacks.remove(callback)
 
-    start = time.perf_counter()
-    assert entry_point(main) == status
-    assert time.perf_counter() - start < 4
+    assert entry_point(main) == status  # 0 if the signal were lost
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -75,7 +73,5 @@ def test_a_signal_while_an_object_ends_is_not_lost(number, status):
         del one
         time.sleep(5)
 
-    start = time.perf_counter()
-    assert entry_point(main) == status
-    assert time.perf_counter() - start < 4
+    assert entry_point(main) == status  # 0 if the signal were lost
     time.sleep(0.2)  # nothing comes late

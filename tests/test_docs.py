@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PROVENANCE = DOCS / "provenance"
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
+PAGES = (
+    *(ROOT / f"{one}.md" for one in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted(DOCS.rglob("*.md")),
+)
 # Pages of provenance name files of other repositories, the log those of earlier commits.
 OWN_PATHS = [
     page

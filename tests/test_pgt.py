@@ -290,7 +290,7 @@ def test_pgf_has_its_own_threshold_everywhere(tmp_path):
 )
 def test_settings_out_of_range_are_refused(values):
     (name,) = values
-    with pytest.raises(BadInput, match=f"setting {name}: is "):
+    with pytest.raises(BadInput, match=f"PgtConfig: {name} is "):
         PgtConfig(**values)
     image = np.asarray([[0, 0, 1, 1]], float), np.ones(1), np.zeros(1, int), [0]
     with pytest.raises(BadInput, match=f"setting {name}: is "):

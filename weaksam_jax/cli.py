@@ -5,6 +5,7 @@ SIGTERM. Imports neither jax nor torch, so `bridge`'s commands use it too.
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from weaksam_jax import interrupts
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, printable
 
 # What a path of the user's can be that no program can mend.
 _UNUSABLE = (
@@ -39,7 +40,12 @@ def entry_point(
     files, checkpoints) clean up; a second one ends the process (`weaksam_jax.interrupts`). The
     `SystemExit` of an argument parser passes through (2 for wrong arguments, 0 for --help). Any
     other exception is a fault of the program and keeps its stack trace.
+
+    What stdout or stderr cannot encode (LANG=C) is printed with backslash escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with interrupts.raised() as received:
         try:
             main(argv)
@@ -63,7 +69,7 @@ def _status_of(error: BaseException, received: list[int]) -> int:
     if line is None:
         raise error
     _close_bars()
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     return 2
 
 

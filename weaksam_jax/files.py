@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,31 @@ def write_arrays(
 
     The same arrays and metadata always give the same bytes. durable: see `atomic_path`.
     """
-    # (np.ascontiguousarray would turn a scalar into an array of one.)
-    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    data = _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
+    write_bytes(path, array_bytes(arrays, metadata), durable=durable)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file; `BadFile` when it is missing or cannot be read."""
+    check_regular(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
+
+
+def write_bytes(path: str | Path, data: bytes, durable: bool = True) -> None:
+    """Writes a file atomically; durable: see `atomic_path`."""
     with atomic_path(path, durable) as temporary:
         temporary.write_bytes(data)
+
+
+def array_bytes(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes of a safetensors file, the same for the same arrays and metadata."""
+    # (np.ascontiguousarray would turn a scalar into an array of one.)
+    contiguous = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    return _sort_header(safetensors.numpy.save(contiguous, dict(metadata or {})))
 
 
 def _sort_header(data: bytes) -> bytes:
@@ -169,16 +190,49 @@ def _sort_header(data: bytes) -> bytes:
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads (arrays, metadata) of a safetensors file; `BadFile` when missing or truncated."""
+    """Reads (arrays, metadata) of a safetensors file.
+
+    Raises `BadFile` when it is missing, truncated or damaged, has a name twice, or a type of
+    numbers that NumPy does not know.
+    """
+    with open_tensors(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | Path, framework: str) -> Iterator[Any]:
+    """`safetensors.safe_open` of a file; what it raises inside becomes `BadFile` in one line.
+
+    framework: "numpy" or "pt". A name that is in the file twice, of which the library gives the
+    last, is refused, too.
+    """
     check_regular(path)
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        if not Path(path).exists():
-            raise BadFile(path, "does not exist", "check the path") from error
-        problem, hint = f"is no whole safetensors file ({error})", "replace or make it again"
+        with safetensors.safe_open(str(path), framework=framework) as file:
+            _check_names(path)
+            yield file
+    except (OSError, safetensors.SafetensorError, *_UNREADABLE) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        problem, hint = f"is no whole safetensors file ({first})", "replace or make it again"
         raise BadFile(path, problem, hint) from error
+
+
+# Of types that NumPy lacks, shapes that no array has, and a header that repeats itself.
+_UNREADABLE = (TypeError, AttributeError, ValueError, MemoryError, RuntimeError, OverflowError)
+
+
+def _check_names(path: str | Path) -> None:
+    """ValueError for a safetensors file (of a valid header) that has a name twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            name = next(one for one, times in Counter(one for one, _ in pairs).items() if times > 1)
+            raise ValueError(f"it has {name[:80]!a} twice")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(length), object_pairs_hook=once)
 
 
 def is_whole(path: str | Path) -> bool:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from weaksam_jax.errors import BadInput, did_you_mean
+from weaksam_jax.ranges import first_fault, unchecked
 
 Kind = TypeVar("Kind")
 FLAT = tyro.conf.arg(name="")
@@ -31,7 +32,8 @@ def parse(
     argv: None for the program's own. doc: the text above the flags; name: the command, such as
     "voc07" or "paper.ablation". default: where the flags start from (`tyro.MISSING` in its required
     fields). Raises `BadInput` for an unknown flag, with the nearest right one, and for a value that
-    does not fit; SystemExit(0) after --help and --help-all.
+    does not fit its type or range (`weaksam_jax.ranges`); SystemExit(0) after --help and
+    --help-all.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     argv, default = _optional_parts(kind, argv, default)
@@ -43,7 +45,21 @@ def parse(
     if {"-h", "--help"} & set(argv):
         return _tyro(short, ["--help"], doc, prog=program(name), default=default)
     check_known(argv, flag_names(kind), "see --help-all")
-    return _tyro(kind, argv, doc, prog=program(name), default=default)
+    with unchecked():
+        found = _tyro(kind, argv, doc, prog=program(name), default=default)
+    if fault := first_fault(type(found), found):
+        raise BadInput(f"--{_flag_of(found, fault.field)}", fault.problem, fault.hint)
+    return found
+
+
+def _flag_of(value: Any, place: str) -> str:
+    """The flag, without its dashes, of a dotted name in the dataclass `value`."""
+    name, _, rest = place.partition(".")
+    if not is_dataclass(value):
+        return place
+    flat = next(flat for one, _, flat in _typed(type(value)) if one == name)
+    own = [] if flat else [name.replace("_", "-")]
+    return ".".join([*own, *([_flag_of(getattr(value, name), rest)] if rest else [])])
 
 
 def program(name: str) -> str:

@@ -15,6 +15,7 @@ from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection
 from weaksam_jax.data.detections import annotation, annotation_file, by_image, label_of
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Count, Settings, Share
 
 Rule = Literal["paper", "best_kept", "official", "official_voc", "pgf"]
 AnyRule = Literal[Rule, "top_k"]
@@ -38,28 +39,21 @@ def _demand(name: str, value: object, holds: bool, wanted: str) -> None:
 
 
 @dataclass(frozen=True)
-class PgtConfig:
-    """Which detections become pseudo boxes. Raises `BadInput` for values out of range."""
+class PgtConfig(Settings):
+    """Which detections become pseudo boxes."""
 
     rule: AnyRule = "paper"
     """paper: Algorithm 2; best_kept: the same, but the best box of a class stays and boxes around
     it go; official, official_voc: what the official script does, on COCO and on VOC; pgf:
     SoS-WSOD's; top_k: the `k` best of each class."""
-    score_threshold: float | None = None
+    score_threshold: Share | None = None
     """tau_s of Algorithm 2 [the rule's own: 0.3; pgf: 0.2, of the scores as they are]."""
-    overlap_threshold: float = 0.85
+    overlap_threshold: Share = 0.85
     """tau_o: a box with so much of it in another goes."""
-    k: int = 1
+    k: Count = 1
     """top_k: boxes of each class in an image."""
     nested: tuple[str, ...] | None = None
     """Classes without the overlap test [the rule's own: none; pgf: `PGF_NESTED`]."""
-
-    def __post_init__(self):
-        _demand(
-            "rule", self.rule, self.rule in get_args(AnyRule), wanted=" or ".join(get_args(AnyRule))
-        )
-        _check_thresholds(self.score_threshold, self.overlap_threshold)
-        _demand("k", self.k, self.k >= 1, wanted="1 or more")
 
     def resolved(self) -> "PgtConfig":
         """The same, with the rule's own values where there is None."""
@@ -146,16 +140,16 @@ def make_pgt(
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
     detections: COCO results of the MIL detector on `train`, each with a finite box and score
-    (`weaksam_jax.data.detections.read_detections` with scores=True reads such). Before every
-    rule they are cut to the image, and what is empty then takes no part; the official script does
-    neither, so rule="official" differs from it there: in the cut boxes, in max and min of a class
-    with an empty box, and where a class's first detection is empty.
+    (`weaksam_jax.data.detections.read_detections` reads such). Before every rule they are cut to
+    the image, and what is empty then takes no part; the official script does neither, so
+    rule="official" differs from it there: in the cut boxes, in max and min of a class with an empty
+    box, and where a class's first detection is empty.
 
     Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
     classes in `config.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
     choose, class_of = _chooser(config.resolved(), train), label_of(train)
-    found, rows = by_image(detections, train), []
+    found, rows = by_image(detections, train, scores=True), []
     for record in train.records:
         own, boxes = _inside(found[record.image_id], record)
         scores = np.asarray([one["score"] for one in own], np.float64)

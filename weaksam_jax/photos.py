@@ -6,7 +6,7 @@ found = detector("beach.jpg")      # found.boxes, .scores, .labels, .names, .mas
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
@@ -21,8 +21,9 @@ from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 from weaksam_jax.engine.predict import Found, detect_images, tag_factors
 from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_json
+from weaksam_jax.ranges import Share, first_fault
 from weaksam_jax.run_folder import RunFolder
+from weaksam_jax.settings import change
 
 # (image uint8 `[H, W, 3]`, boxes float32 `[n, 4]`) -> masks bool `[n, H, W]`
 MaskNetwork = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -66,6 +67,8 @@ class PhotoDetector:
     tags: TagNetwork | None = None
 
     def __post_init__(self):
+        if fault := first_fault(Share, self.threshold):
+            raise BadInput("threshold", fault.problem, fault.hint)
         if self.detector.on_proposals:
             hint = "give a retrained detector; experiments.detect runs this one on proposals"
             raise BadInput(
@@ -136,43 +139,62 @@ class PhotoDetector:
         )
 
 
-def load(path: str | Path, *, threshold: float = 0.3, masks: bool = True) -> PhotoDetector:
-    """The detector of a run folder, or of a weights file (which has boxes alone).
+def load(
+    path: str | Path,
+    *,
+    threshold: float = 0.3,
+    masks: bool = True,
+    sam: str | Path | None = None,
+    clues: str | Path | None = None,
+) -> PhotoDetector:
+    """The detector of a run folder, or of a weights file (which has boxes alone, and scores that
+    no clue network weighs).
 
     threshold: least score of what is kept. masks: whether the run's SAM turns boxes into masks.
-    Raises `BadInput` when the run is not finished or the file is no detector.
+    sam, clues: in place of the run's networks; files that the run names outside of its own folder
+    are only read when they are given here. Raises `BadInput` when the run is not finished or the
+    file is no detector.
     """
     enable_compilation_cache()
     path = Path(path)
     if not path.is_dir():
-        return PhotoDetector(*load_detector(path), threshold)
+        detector, params = load_detector(path)
+        if not detector.on_proposals and detector.config.test.tag_power:
+            detector = replace(detector, config=change(detector.config, {"test.tag_power": 0.0}))
+        return PhotoDetector(detector, params, threshold)
     folder = RunFolder(path)
-    return of_run(folder, threshold, plugin, masks=masks)
+    return of_run(folder, threshold, plugin, masks=masks, sam=sam, clues=clues)
 
 
 def of_run(
-    folder: RunFolder, threshold: float, networks: Callable[[str], Callable], *, masks: bool
+    folder: RunFolder,
+    threshold: float,
+    networks: Callable[[str], Callable],
+    *,
+    masks: bool,
+    sam: str | Path | None = None,
+    clues: str | Path | None = None,
 ) -> PhotoDetector:
     """The retrained detector of a run with the networks beside it.
 
     networks: gives what makes them by name, see `plugin`; asked for those that are needed alone.
-    Raises `BadInput` when the run has no finished stage retrain.
+    sam, clues: as in `load`. Raises `BadInput` when the run has no finished stage retrain.
     """
     if not (folder.done("retrain") and folder.weights("retrain").exists()):
         hint = "finish it with the command that began it"
         raise BadInput(folder.root, "has no finished stage retrain", hint)
     detector, params = load_detector(folder.weights("retrain"))
-    settings = read_json(folder.settings)
-    prompted = networks("masks")(settings) if masks else None
+    prompted = networks("masks")(folder, sam) if masks else None
     tags = None
     if detector.config.test.tag_power:
-        tags = networks("tags")(folder, settings, detector.classes)
+        tags = networks("tags")(folder, detector.classes, clues)
     return PhotoDetector(detector, params, threshold, masks=prompted, tags=tags)
 
 
 def plugin(name: str) -> Callable[..., Callable]:
-    """What an installed package offers under that name: "masks" `(settings: Mapping) ->
-    MaskNetwork`, "tags" `(folder: RunFolder, settings: Mapping, classes) -> TagNetwork`.
+    """What an installed package offers under that name: "masks" `(folder: RunFolder, given) ->
+    MaskNetwork`, "tags" `(folder: RunFolder, classes, given) -> TagNetwork`; given: the network
+    that the user names, None for the run's.
 
     `bridge` offers both; this side never imports it.
     """

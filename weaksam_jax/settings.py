@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from weaksam_jax.errors import BadSetting, did_you_mean
+from weaksam_jax.ranges import check, first_fault, shown, unchecked
 
 Kind = TypeVar("Kind")
 _NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
@@ -39,36 +40,54 @@ def from_plain(
 
     What `values` does not name keeps the value of `base`, or the default of `kind`. path: the file
     (for errors). field: dotted name of `values` in it ("": the file itself). Raises `BadSetting`
-    for an unknown name (with the nearest right one), a value of another type, or a value that is
-    missing and has no default.
+    for an unknown name (with the nearest right one), a value of another type or out of its range
+    (`weaksam_jax.ranges`), or a value that is missing and has no default.
     """
+    with unchecked():
+        found = _read_dataclass(kind, values, path, where=field, base=base)
+    if fault := first_fault(kind, found):
+        raise BadSetting(path, *(fault.within(field) if field else fault))
+    return found
+
+
+def _read_dataclass(
+    kind: type[Kind], values: Any, path: str | Path, where: str, base: Kind | None
+) -> Kind:
     if not isinstance(values, dict):
-        raise BadSetting(path, field, "is no object of settings", hint="give a JSON object {...}")
+        raise BadSetting(path, where, "is no object of settings", hint="give a JSON object {...}")
     hints = _hints(kind)
     known = [one.name for one in fields(kind)]
     found = {}
     for name, value in values.items():
-        where = f"{field}.{name}" if field else name
-        if name not in hints or name not in known:
-            hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
-            raise BadSetting(path, where, "is unknown", hint=hint)
-        found[name] = _read(hints[name], value, path, where=where, base=getattr(base, name, None))
+        if name not in known:
+            hint = did_you_mean(name[:60], known, f"choose from {', '.join(known)}")
+            raise BadSetting(path, _inside(where, name[:60]), "is unknown", hint=hint)
+        inner = getattr(base, name, None)
+        found[name] = _read(hints[name], value, path, where=_inside(where, name), base=inner)
     if base is not None:
         return replace(base, **found)
     try:
         return kind(**found)
     except TypeError as error:
-        raise BadSetting(
-            path, field, f"is incomplete ({error})", hint="add what is missing"
-        ) from error
+        hint = "add what is missing"
+        raise BadSetting(path, where, f"is incomplete ({error})", hint=hint) from error
+
+
+def _inside(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
 def change(config: Kind, values: Mapping[str, Any]) -> Kind:
-    """The config with other values, by dotted name: `change(config, {"optim.lr": 1e-3})`."""
-    for name, value in values.items():
-        first, _, rest = name.partition(".")
-        inner = change(getattr(config, first), {rest: value}) if rest else value
-        config = replace(config, **{first: inner})
+    """The config with other values, by dotted name: `change(config, {"optim.lr": 1e-3})`.
+
+    Raises `BadSetting` when all of them together do not fit.
+    """
+    with unchecked():
+        for name, value in values.items():
+            first, _, rest = name.partition(".")
+            inner = change(getattr(config, first), {rest: value}) if rest else value
+            config = replace(config, **{first: inner})
+    check(config)
     return config
 
 
@@ -92,7 +111,7 @@ def _read(hint: Any, value: Any, path: str | Path, where: str, base: Any) -> Any
         return _checked(dict, value, path, where=where)
     if is_dataclass(hint):
         same = base if isinstance(base, hint) else None
-        return from_plain(hint, value, path, base=same, field=where)
+        return _read_dataclass(hint, value, path, where=where, base=same)
     return _read_plain(hint, value, path, where=where)
 
 
@@ -116,8 +135,8 @@ def _read_choice(choices: tuple, value: Any, path: str | Path, where: str) -> An
         return value
     hint = f"choose from {', '.join(map(str, choices))}"
     if isinstance(value, str):
-        hint = did_you_mean(value, [one for one in choices if isinstance(one, str)], hint)
-    raise BadSetting(path, where, f"is {value!r}, no choice", hint=hint)
+        hint = did_you_mean(value[:60], [one for one in choices if isinstance(one, str)], hint)
+    raise BadSetting(path, where, f"is {shown(value)}, no choice", hint=hint)
 
 
 def _read_tuple(kinds: tuple, value: Any, path: str | Path, where: str) -> tuple:
@@ -135,7 +154,7 @@ def _read_tuple(kinds: tuple, value: Any, path: str | Path, where: str) -> tuple
 
 def _read_plain(kind: type, value: Any, path: str | Path, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else value  # no float: out of every range
     if kind is Path:
         return Path(_checked(str, value, path, where=where))
     return _checked(kind, value, path, where=where)
@@ -146,7 +165,7 @@ def _checked(kind: type, value: Any, path: str | Path, where: str) -> Any:
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
     wanted = _NAMES.get(kind, {list: "a list", dict: "an object"}.get(kind, kind.__name__))
-    raise BadSetting(path, where, f"is {value!r}, not {wanted}", hint="correct it")
+    raise BadSetting(path, where, f"is {shown(value)}, not {wanted}", hint="correct it")
 
 
 def _as_tuples(value: Any) -> Any:

@@ -11,7 +11,7 @@ for it, nor how it asked for a test image's classes; `ClipEs` takes CLIP's zero-
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
-from bridge.clues.weaktr import MAX_LONG
+from bridge.clues.weaktr import MAX_LONG, MISFITS, MOST_LAYERS
 from bridge.runtime import torchvision_ops  # noqa: F401  (makes open_clip's torchvision importable)
-from bridge.weights.checkpoints import filled, read_tensors
+from bridge.weights.checkpoints import fitted, read_tensors
 from bridge.weights.torchscript import is_torchscript, torchscript_tensors
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Layers, Rule, Settings, Share, Side
 
 HINT = "give CLIP ViT-B/16 as OpenAI published it (ViT-B-16.pt) or a file of open_clip"
 # Names beside the classes that a region may belong to; see `background_names`.
@@ -51,24 +52,28 @@ SYNONYMS = {
     "hair drier": "hairdrier,blowdrier",
 }
 
+# Other braces would be fields of `str.format`.
+PROMPT = Rule(lambda text: [text.count(one) for one in ("{", "}", "{}")] == [1] * 3, "one {}")
+
 
 @dataclass(frozen=True)
-class ClipConfig:
-    """Settings of CLIP-ES; the defaults are the published ones.
-
-    activation: "quick_gelu" for OpenAI's weights (CLIP-ES), "gelu" for most others of open_clip;
-    the file does not say which. prompt: with {} for the name. last_layers: whose attention between
-    patches is averaged. box_threshold: share of a CAM's maximum around whose parts boxes are drawn.
-    resize_long: long side in pixels to which the image is brought (None: its own size, but at most
-    640); both sides are then stretched up to whole patches.
-    """
+class ClipConfig(Settings):
+    """CLIP-ES; the defaults are the published ones."""
 
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    prompt: str = "a clean origami {}."
+    """quick_gelu for OpenAI's weights (CLIP-ES), gelu for most others of open_clip; the file
+    does not say which."""
+    prompt: Annotated[str, PROMPT] = "a clean origami {}."
+    """With {} for the name of the class."""
     backgrounds: tuple[str, ...] = BACKGROUNDS
-    last_layers: int = 8
-    box_threshold: float = 0.4
-    resize_long: int | None = None
+    """Names that stand for what is no class."""
+    last_layers: Layers = 8
+    """Layers whose attention between patches is averaged."""
+    box_threshold: Share = 0.4
+    """Share of a CAM's maximum around whose parts boxes are drawn."""
+    resize_long: Side | None = None
+    """Long side in pixels to which the image is brought, then stretched to whole patches [its
+    own, at most 640]."""
 
 
 def load_clip_es(
@@ -121,12 +126,14 @@ def build_clip(path: str | Path, tensors: dict[str, Tensor], activation: str) ->
             layers=_blocks(tensors, ""),
         )
         dim = tensors["text_projection"].shape[1]
-        if width % 64 or text_width % 64:
+        if width % 64 or text_width % 64 or not width or not text_width:
             raise ValueError(f"widths {width} and {text_width}, no multiples of 64")
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+        if not 0 < vision.layers <= MOST_LAYERS or not 0 < text.layers <= MOST_LAYERS:
+            raise ValueError(f"{vision.layers} and {text.layers} layers")
+    except MISFITS as error:
         raise BadInput(path, f"is no CLIP with a ViT ({error})", HINT) from error
-    model = CLIP(dim, vision, text, quick_gelu=activation == "quick_gelu")
-    return filled(model, tensors, path, hint=HINT)
+    quick = activation == "quick_gelu"
+    return fitted(lambda: CLIP(dim, vision, text, quick_gelu=quick), tensors, path, hint=HINT)
 
 
 def _blocks(tensors: dict[str, Tensor], tower: str) -> int:

@@ -8,6 +8,7 @@ the feature map are the class activation map (Zhou et al. 2016, "CAM").
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
-from bridge.weights.checkpoints import read_tensors
+from bridge.weights.checkpoints import check_keys, read_tensors
 from bridge.weights.lite0 import lite0_network
 from weaksam_jax.data.pixel_statistics import LITE0_MEAN, LITE0_STD
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Filled, Positive, Scaling, Settings, Side, integers
+from weaksam_jax.settings import from_plain
 
 CHANNELS = 1280
 STRIDE = 16  # of the feature maps, in pixels of the network's input
@@ -28,20 +31,21 @@ AFFINITY_BLOCK = 14  # its 192 channels say which places belong together
 
 
 @dataclass(frozen=True)
-class LiteConfig:
-    """Settings of the features, the head and the maps.
+class LiteConfig(Settings):
+    """The features, the head and the maps."""
 
-    long_side: of the network's input in pixels, at scale 1. tta_scales: scales of that, each with
-    its mirrored twin when tta_flip is set. penalty: L2 on the head's weights, for standardised
-    features. temperature, steps: of the affinity that refines the maps (see `refine`).
-    """
-
-    long_side: int = 512
-    tta_scales: tuple[float, ...] = (1.0,)
+    long_side: Side = 512
+    """Of the network's input in pixels, at scale 1."""
+    tta_scales: Filled[Scaling] = (1.0,)
+    """Scales of that whose maps are averaged."""
     tta_flip: bool = True
-    penalty: float = 5e-2
-    temperature: float = 0.15
-    steps: int = 2
+    """Each scale also mirrored."""
+    penalty: Positive = 5e-2
+    """L2 on the head's weights, for standardised features."""
+    temperature: Positive = 0.15
+    """Of the affinity that refines the maps (`refine`)."""
+    steps: Annotated[int, integers(0, 1000)] = 2
+    """How often it is applied."""
 
 
 class LiteBackbone(nn.Module):
@@ -94,12 +98,18 @@ def load_lite_cam(path: str | Path, config: LiteConfig | None = None) -> "LiteCa
     Raises `BadInput` when the file is missing, truncated or no such head.
     """
     tensors, metadata = read_tensors(path)
+    hint = "give the lite_cam.safetensors that train_lite_head wrote"
     if tensors.keys() != {"weight", "bias"} or "settings" not in metadata:
-        hint = "give the lite_cam.safetensors that train_lite_head wrote"
         raise BadInput(path, f"is no Lite0 head (keys {', '.join(sorted(tensors)[:8])})", hint)
-    trained = json.loads(metadata["settings"])
-    trained["tta_scales"] = tuple(trained["tta_scales"])
-    return LiteCam(tensors["weight"], tensors["bias"], config or LiteConfig(**trained))
+    try:
+        trained = json.loads(metadata["settings"])
+    except (ValueError, RecursionError) as error:
+        raise BadInput(path, "has settings that are no JSON", "train the head again") from error
+    trained = from_plain(LiteConfig, trained, f"{path} (settings)")
+    weight, bias = tensors["weight"], tensors["bias"]
+    wanted = {"weight": weight.new_empty(len(bias.ravel()), CHANNELS), "bias": bias.ravel()}
+    check_keys(path, {name: value.float() for name, value in wanted.items()}, tensors, hint=hint)
+    return LiteCam(weight, bias, config or trained)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -86,7 +86,10 @@ def fit_head(features: Tensor, labels: Tensor, penalty: float) -> tuple[Tensor, 
     features divided by their standard deviation; the weights returned are for raw features.
     """
     features, labels = features.double(), labels.double()
-    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean = features.mean(0)
+    # One image has no deviation (and torch says NaN): its tags are then learned by the bias alone.
+    spread = features.std(0) if len(features) > 1 else torch.zeros_like(mean)
+    deviation = spread.clamp_min(1e-6)
     scaled = (features - mean) / deviation
     weight = torch.zeros(labels.shape[1], features.shape[1], dtype=torch.float64)
     bias = torch.zeros(labels.shape[1], dtype=torch.float64)

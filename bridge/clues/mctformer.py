@@ -17,8 +17,8 @@ MCTformer+ are not read.
 from dataclasses import replace
 from pathlib import Path
 
-from bridge.clues.weaktr import WeakTr, read_config
-from bridge.weights.checkpoints import filled, read_tensors
+from bridge.clues.weaktr import MISFITS, WeakTr, read_config
+from bridge.weights.checkpoints import fitted, read_tensors
 from weaksam_jax.errors import BadInput
 
 LAST_LAYERS = 3  # our choice; the paper fuses the class-to-patch attention of a few last layers
@@ -36,7 +36,7 @@ def load_mctformer(path: str | Path, last_layers: int = LAST_LAYERS) -> WeakTr:
     state, metadata = read_tensors(path)
     try:
         config = read_config(state, metadata, "uniform")
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except MISFITS as error:
         raise BadInput(path, f"is no MCTformer-V2 checkpoint ({error})", HINT) from error
     config = replace(config, last_layers=min(last_layers, config.depth))
-    return filled(WeakTr(config), state, path, hint=HINT)
+    return fitted(lambda: WeakTr(config), state, path, hint=HINT)

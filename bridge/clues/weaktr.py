@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
 from bridge.clues.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
-from bridge.weights.checkpoints import filled, read_tensors
+from bridge.weights.checkpoints import fitted, read_tensors
 from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from weaksam_jax.errors import BadInput
 
@@ -21,6 +21,9 @@ __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_t
 MAX_LONG = 640
 # Of maps that are enlarged together (more at a time would not be faster).
 PIXELS_AT_ONCE = 2**22
+# What reading sizes off the shapes of another network raises.
+MISFITS = (KeyError, ValueError, IndexError, TypeError, ArithmeticError)
+MOST_LAYERS = 256
 FUSION_PREFIX = "adaptive_attention_fusion."
 PUBLISHED_DEPTH = 12
 OFFICIAL_LAYERS = (8, 9)  # whose cross-attention the official code looks at: the 9th and 10th
@@ -40,13 +43,13 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
     state, metadata = read_tensors(path)
     try:
         config = read_config(state, metadata, fusion)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except MISFITS as error:
         hint = "give a WeakTr checkpoint (keys cls_token, pos_embed, patch_embed.proj, blocks, ...)"
         raise BadInput(path, f"is no WeakTr checkpoint ({error})", hint) from error
     if config.fusion == "uniform":
         state = {k: v for k, v in state.items() if not k.startswith(FUSION_PREFIX)}
     hint = "ask for the fusion that it holds or 'uniform', or give a WeakTr checkpoint"
-    return filled(WeakTr(config), state, path, hint=hint)
+    return fitted(lambda: WeakTr(config), state, path, hint=hint)
 
 
 def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str) -> WeakTrConfig:
@@ -60,6 +63,8 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str)
     if not blocks:
         raise KeyError("blocks.0")
     depth = 1 + max(blocks)
+    if depth != len(set(blocks)) or depth > MOST_LAYERS:
+        raise ValueError(f"{len(set(blocks))} layers numbered up to {max(blocks)}")
     stem, patch = "patch", 0
     if "patch_embed.proj.0.weight" in state:  # 2 n - 1 convolutions of 3 x 3 halve n times
         weights = [state[k] for k in state if k.startswith("patch_embed.proj.")]
@@ -75,6 +80,8 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, str], fusion: str)
         found, heads = "v1", state[FUSION_PREFIX + "fc.0.weight"].shape[1] // depth
     fusion = found if fusion == "auto" else fusion
     reach = int(metadata["reach"]) if "reach" in metadata else None  # leaves no trace in the keys
+    if fusion not in FUSIONS or heads < 1 or dim % heads or (reach or 0) < 0 or patch < 1:
+        raise ValueError(f"fusion {fusion[:9]}, {heads} heads of {dim} channels, patch {patch}")
     return WeakTrConfig(
         classes,
         dim,

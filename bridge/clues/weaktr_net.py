@@ -7,16 +7,22 @@ Sizes are free (`WeakTrConfig`); the defaults are the published network (DeiT-S,
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FUSIONS = ("v3", "v1", "uniform")
+from weaksam_jax.ranges import Layers, Rate, Settings, Side, Width, integers
+
+Fusion = Literal["v3", "v1", "uniform"]
+FUSIONS = get_args(Fusion)
+Stem = Literal["patch", "conv"]
+Reach = Annotated[int, integers(0, 1000)]
 
 
 @dataclass(frozen=True)
-class WeakTrConfig:
+class WeakTrConfig(Settings):
     """Sizes of the network. The defaults are those of the published checkpoints.
 
     classes: class tokens C. patch: side of a patch in pixels. grid: side of the position
@@ -32,17 +38,17 @@ class WeakTrConfig:
     drop_path: rate of the last block, growing linearly from 0; only acts in training.
     """
 
-    classes: int
-    dim: int = 384
-    heads: int = 6
-    depth: int = 12
-    patch: int = 16
-    grid: int = 14
-    fusion: str = "v3"
-    stem: str = "patch"
-    drop_path: float = 0.0
-    reach: int | None = None
-    last_layers: int | None = None
+    classes: Width
+    dim: Width = 384
+    heads: Layers = 6
+    depth: Layers = 12
+    patch: Side = 16
+    grid: Side = 14
+    fusion: Fusion = "v3"
+    stem: Stem = "patch"
+    drop_path: Rate = 0.0
+    reach: Reach | None = None
+    last_layers: Layers | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,7 @@ class WeakTr(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, config.classes, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.classes + config.grid**2, dim))
         self.patch_embed = PatchEmbed(config)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(dim, config.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)  # in the checkpoints, but never applied
         self.head = nn.Conv2d(dim, config.classes, 3, padding=1)

@@ -43,14 +43,20 @@ def train_weaktr(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: in
     key = _fingerprint(train, recipe, seed)
     if is_whole(final) and read_tensors(final)[1].get("fingerprint") == key:
         return final
-    if len(train.records) < recipe.batch_size:
-        problem = f"has {len(train.records)} images, fewer than a batch of {recipe.batch_size}"
-        raise BadInput(f"{train.dataset}/{train.split}", problem, "give more images")
+    check_images(train, recipe)
     with _deterministic():
         model = _run(train, recipe, run, seed=seed, key=key)
     save_tensors(final, model.state_dict(), _metadata(train, recipe, key))
     checkpoint.unlink(missing_ok=True)
     return final
+
+
+def check_images(train: TagSplit, recipe: WeakTrRecipe) -> None:
+    """`BadInput` for a split with fewer images than a batch."""
+    if len(train.records) < recipe.batch_size:
+        problem = f"has {len(train.records)} images, fewer than a batch of {recipe.batch_size}"
+        hint = "give more images, or a smaller weaktr.batch_size"
+        raise BadInput(f"{train.dataset}/{train.split}", problem, hint)
 
 
 def _metadata(train: TagSplit, recipe: WeakTrRecipe, key: str) -> dict[str, str]:

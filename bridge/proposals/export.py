@@ -36,19 +36,23 @@ from bridge.weights.fingerprints import network_fingerprint, weights_fingerprint
 from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.sealed import open_arrays
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    manifest_path,
     proposal_path,
     write_manifest,
     write_proposals,
+    write_stored,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import fingerprint, write_arrays
+from weaksam_jax.files import fingerprint, read_bytes
+from weaksam_jax.ranges import Settings, Side
 from weaksam_jax.settings import to_plain
 
 # Raise when code here changes what is written for the same settings: old files are then redone.
-FORMAT = 2
+FORMAT = 3
 # Temporary files of killed processes are removed when they are older than this, in seconds: a
 # living one is there for milliseconds.
 LEFTOVER_AGE = 600
@@ -60,23 +64,24 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class ExportConfig:
-    """What is written.
-
-    source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
-    image's tags, for training splits. "predicted": those that it predicts itself, for all others;
-    tags are not looked at. "tags_at_test_time": the tags of a test split, as the official
-    proposals of COCO's validation images were made; detectors that use them know at test time what
-    is in the image. prompts, proposals: for SAM. search: for selective search. clue_side: long side
-    of the stored maps.
-    """
+class ExportConfig(Settings):
+    """What is written."""
 
     source: Literal["sam", "selective_search"] = "sam"
+    """Where boxes come from."""
     labels: Literal["tags", "predicted", "tags_at_test_time"] = "tags"
+    """Classes that the clue network is asked for. tags: the image's, for training splits;
+    predicted: those that it predicts itself, for all others; tags_at_test_time: a test split's
+    tags, as the official proposals of COCO's validation images were made (detectors that use
+    them know at test time what is in the image)."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    """Points for SAM."""
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    """From masks to proposals."""
     search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
-    clue_side: int = 96
+    """For selective search."""
+    clue_side: Side = 96
+    """Long side of the stored maps."""
 
     @classmethod
     def preset(cls, name: PresetName, **changes) -> "ExportConfig":
@@ -119,11 +124,11 @@ def export_split(
     `<root>/<split>/<xx>/<id>.safetensors` holds the proposals (`weaksam_jax.data.store`) and, with
     a clue network, `<clue_root>/<split>/<xx>/<id>.safetensors` the clues: coarse, fine float16
     `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`. An
-    image is skipped when its files are there and were made from the same settings, networks, image
-    and tags (metadata `fingerprint`). The manifest is written once every image of the split is
-    there; it is removed first when there is something to do. Without a clue network the prompts
-    are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files do not
-    depend on it. Raises `BadInput` for an unreadable image.
+    image is skipped when its files are there, whole, and were made from the same settings,
+    networks, image and tags (metadata `fingerprint`). The manifest is written once every image of
+    the split is there; it is removed first when there is something to do. Without a clue network
+    the prompts are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files
+    do not depend on it. Raises `BadInput` for an unreadable image.
     """
     if config.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
@@ -136,9 +141,9 @@ def export_split(
         clue_root=Path(clue_root),
     )
     mine = split.records[shard[0] :: shard[1]]
-    todo = [record for record in mine if not job.is_done(record)]
+    todo = [record for record in mine if not job.is_done(record, whole=True)]
     if todo:
-        (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+        manifest_path(root, split.split).unlink(missing_ok=True)
     start = time.monotonic()
     for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
     complete = _finish(job, split)
@@ -180,12 +185,13 @@ class _Job:
         image = [record.image_id, record.width, record.height, content, self._tags(record)]
         return fingerprint([self.key, *image])
 
-    def is_done(self, record: TagRecord) -> bool:
-        """Whether every file of the image is there and up to date."""
+    def is_done(self, record: TagRecord, whole: bool = False) -> bool:
+        """Whether every file of the image is there and up to date; whole: and not damaged, for
+        which all of it is read."""
         roots = [self.root] if self.clue_network is None else [self.root, self.clue_root]
         expected = self.fingerprint(record)
         paths = [proposal_path(root, self.split, record.image_id) for root in roots]
-        return all(stored_metadata(path).get("fingerprint") == expected for path in paths)
+        return all(stored_metadata(path, whole).get("fingerprint") == expected for path in paths)
 
     def run(self, record: TagRecord) -> None:
         """Computes and writes one image's files, the proposals last."""
@@ -239,8 +245,8 @@ class _Job:
             "class_logits": clues.class_logits.astype(np.float32),
             "points": prompts.points.astype(np.float32),
         }
-        path = proposal_path(self.clue_root, self.split, record.image_id)
-        write_arrays(path, arrays, metadata, durable=False)
+        place = self.clue_root, self.split, record.image_id
+        write_stored(*place, arrays=arrays, metadata=metadata)
 
 
 def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
@@ -252,12 +258,15 @@ def shrink(maps: np.ndarray, long_side: int) -> np.ndarray:
     return np.asarray(small, np.float16).reshape(len(maps), size[1], size[0])
 
 
-def stored_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty when it is missing or not whole."""
+def stored_metadata(path: Path, whole: bool = False) -> dict[str, str]:
+    """The metadata of a file of the store; empty when it is missing or cut short or, with `whole`,
+    damaged anywhere."""
     try:
+        if whole:
+            return open_arrays(read_bytes(path), str(path))[1]
         with safetensors.safe_open(str(path), framework="numpy") as file:
             return file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
+    except (OSError, safetensors.SafetensorError, BadInput):
         return {}
 
 

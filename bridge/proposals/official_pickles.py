@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bridge.weights.pickles import RENAMED, read_pickle
+from bridge.weights.machine import shown
+from bridge.weights.pickles import read_pickle
 from weaksam_jax.boxes import clip
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    manifest_path,
     read_proposals,
     write_manifest,
     write_proposals,
@@ -34,6 +36,7 @@ Source = Literal["grid", "coarse", "fine", "cross", "selective_search", "importe
 OVERHANG = 1.0
 # Protocol 3 is read by every Python 3; later ones would not be by the old code's environments.
 PROTOCOL = 3
+RENAMED = ("numpy._core.", "numpy.core.")  # by NumPy 2; both names lead to the same functions
 HINT = "give a proposal pickle of MIST or OICR; it may hold arrays and lists only"
 
 
@@ -53,41 +56,77 @@ def read_official(path: str | Path, split: TagSplit) -> list[np.ndarray]:
             problem = f"lists {len(content)} images, {split.dataset}/{split.split} has "
             hint = "give the pickle of this split, or the split of this pickle"
             raise BadInput(path, f"{problem}{len(split.records)}", hint)
-        entries = content
+        entries = [(boxes, None) for boxes in content]
     else:
         problem = f"holds a {type(content).__name__}, neither MIST's dict nor OICR's list"
         raise BadInput(path, problem, HINT)
     pairs = zip(split.records, entries, strict=True)
-    return [_our_boxes(path, record, entry) for record, entry in pairs]
+    return [_our_boxes(path, record, boxes, scores=scores) for record, (boxes, scores) in pairs]
 
 
-def _mist_entries(path: str | Path, content: dict, split: TagSplit) -> list[Any]:
-    """Entries of `boxes` in the order of the split."""
-    try:
-        boxes, indexes = content["boxes"], [int(one) for one in content["indexes"]]
-    except (KeyError, TypeError, ValueError) as error:
-        hint = "give a MIST pickle: a dict of boxes, scores and indexes"
-        raise BadInput(path, f"lacks boxes or integer indexes ({error})", hint) from error
-    if len(boxes) != len(indexes):
-        problem = f"has {len(boxes)} entries of boxes and {len(indexes)} indexes"
-        raise BadInput(path, problem, "download it again")
+def _mist_entries(path: str | Path, content: dict, split: TagSplit) -> list[tuple[Any, Any]]:
+    """Entries of `boxes` and `scores` (None: the file has none) in the order of the split."""
+    hint = "give a MIST pickle: a dict of boxes, scores and indexes"
+    columns = {
+        name: _column(path, name, content.get(name), hint=hint) for name in ("boxes", "indexes")
+    }
+    boxes, indexes = columns["boxes"], [_id(path, *one) for one in enumerate(columns["indexes"])]
+    columns["scores"] = _column(path, "scores", content.get("scores", boxes), hint=hint)
+    for name, values in columns.items():
+        if len(values) != len(indexes):
+            problem = f"has {len(values)} entries of {name} and {len(indexes)} indexes"
+            raise BadInput(path, problem, "download it again")
     place = {image_id: row for row, image_id in enumerate(indexes)}
+    if len(place) < len(indexes):
+        twice = next(one for row, one in enumerate(indexes) if place[one] != row)
+        raise BadInput(path, f"has image {twice} twice in its indexes", "download it again")
     missing = [record for record in split.records if record.image_id not in place]
     if missing:
         problem = f"has no image {missing[0].image_id} ({len(missing)} images are missing)"
         raise BadInput(path, problem, f"give the pickle of {split.dataset}/{split.split}")
-    return [boxes[place[record.image_id]] for record in split.records]
+    rows = [place[record.image_id] for record in split.records]
+    return [(boxes[row], columns["scores"][row] if "scores" in content else None) for row in rows]
 
 
-def _our_boxes(path: str | Path, record: TagRecord, entry: Any) -> np.ndarray:
-    """An entry's boxes in our convention; `BadInput` when they cannot be of this image."""
-    where = f"boxes of image {record.image_id} ({record.file_name})"
+def _column(path: str | Path, name: str, values: Any, hint: str) -> list | tuple | np.ndarray:
+    """One of the lists of a MIST pickle (or an array, where all its entries are alike)."""
+    if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim):
+        return values
+    kind = "nothing" if values is None else f"a {type(values).__name__}"
+    raise BadInput(path, f"lacks boxes or integer indexes: {name} is {kind}, no list", hint)
+
+
+def _id(path: str | Path, row: int, value: Any) -> int:
+    """An image id: a whole number (an array may have made it a fraction of .0)."""
+    whole = isinstance(value, np.number) and np.isfinite(value) and value == np.floor(value)
+    if type(value) is int or whole:
+        return int(value)
+    problem = f"lacks boxes or integer indexes: entry {row} of indexes is no whole number"
+    raise BadInput(path, problem, "give a MIST pickle: a dict of boxes, scores and indexes")
+
+
+def _check_scores(path: str | Path, where: str, scores: Any, count: int) -> None:
+    """`BadInput` for an image whose scores are not one a box (they are not read beyond that)."""
+    whole = isinstance(scores, list | tuple | np.ndarray)
+    found = np.size(scores) if isinstance(scores, np.ndarray) else len(scores) if whole else None
+    if found != count:
+        what = type(scores).__name__ if found is None else found
+        problem = f"scores of {where} are {what} for {count} boxes"
+        raise BadInput(path, problem, "download it again")
+
+
+def _our_boxes(path: str | Path, record: TagRecord, entry: Any, scores: Any) -> np.ndarray:
+    """An entry's boxes in our convention; `BadInput` when they cannot be of this image, or when
+    there are scores (not None) of another number."""
+    image = f"image {record.image_id} ({shown(record.file_name)})"
+    where = f"boxes of {image}"
     hint = "give the pickle of this data set, its images in the order of the image list"
-    try:
-        boxes = np.asarray(entry, np.float64)
-        boxes = boxes.reshape(-1, 4) if boxes.size else np.zeros((0, 4))
-    except (TypeError, ValueError) as error:
-        raise BadInput(path, f"{where} are no numbers [n, 4]", hint) from error
+    boxes = _numbers(entry)
+    if boxes is None:
+        what = f"an array {entry.shape}" if isinstance(entry, np.ndarray) else type(entry).__name__
+        raise BadInput(path, f"{where} are no numbers [n, 4] ({what})", hint)
+    if scores is not None:
+        _check_scores(path, image, scores, count=len(boxes))
     boxes = boxes[boxes.any(1)] + [0, 0, 1, 1]
     size = np.asarray([record.width, record.height], np.float64)
     if not np.isfinite(boxes).all() or (boxes[:, 2:] <= boxes[:, :2]).any():
@@ -97,6 +136,31 @@ def _our_boxes(path: str | Path, record: TagRecord, entry: Any) -> np.ndarray:
         raise BadInput(path, problem, hint)
     boxes = clip(boxes, float(record.width), float(record.height))
     return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)].astype(np.float32)
+
+
+def _numbers(entry: Any) -> np.ndarray | None:
+    """Float64 `[n, 4]` of an array or of lists of rows; None for anything else. One box may lack
+    its first dimension; none may have any."""
+    if isinstance(entry, list | tuple):
+        rows = [_row(row) for row in entry]
+        flat = _row(entry)
+        if flat is None and any(row is None for row in rows):
+            return None
+        entry = np.asarray(rows if flat is None else flat, np.float64)
+    if not isinstance(entry, np.ndarray) or entry.dtype.kind not in "fiu":
+        return None
+    if entry.size == 0 or entry.shape == (4,):
+        return entry.astype(np.float64).reshape(-1, 4)
+    return entry.astype(np.float64) if entry.ndim == 2 and entry.shape[1] == 4 else None
+
+
+def _row(row: Any) -> list[float] | None:
+    """Four numbers, or None."""
+    values = row.tolist() if isinstance(row, np.ndarray) and row.shape == (4,) else row
+    if not isinstance(values, list | tuple) or len(values) != 4:
+        return None
+    plain = all(type(x) in (int, float) or isinstance(x, np.number) for x in values)
+    return [float(x) for x in values] if plain else None
 
 
 def import_official(
@@ -109,7 +173,7 @@ def import_official(
     manifest comes last.
     """
     boxes = read_official(path, split)
-    (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+    manifest_path(root, split.split).unlink(missing_ok=True)
     key = {"imported": file_fingerprint(path), "source": source}
     job = fingerprint(key)
     for record, own in zip(split.records, boxes, strict=True):

@@ -1,13 +1,16 @@
 """Command lines of functions: flags from signatures and docstrings, usage errors in one line."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import get_type_hints
 
 import tyro
 
+from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import call_tyro, check_known
+from weaksam_jax.ranges import first_fault
 
 
 def run_command(
@@ -19,7 +22,8 @@ def run_command(
     """Calls `command` (of several by name: the one named first) with what `argv` says.
 
     Flags are the function's arguments, their help its docstring's `Args`; `about` begins `--help`.
-    Raises `BadInput` for wrong arguments, and SystemExit(0) for --help.
+    Raises `BadInput` for wrong arguments, out of their range (`weaksam_jax.ranges`) among them, and
+    SystemExit(0) for --help.
     """
     argv = sys.argv[1:] if argv is None else argv
     if callable(command):
@@ -29,7 +33,17 @@ def run_command(
         asked = {name: _postponed(one) for name, one in command.items()}
         parse = tyro.extras.subcommand_cli_from_dict
     check_known(argv, {*names, "help"}, f"see {prog} --help")
-    call_tyro(lambda doc: parse(asked, args=argv, prog=prog, description=doc), about, prog)()
+    call = call_tyro(lambda doc: parse(asked, args=argv, prog=prog, description=doc), about, prog)
+    _check_ranges(call)
+    call()
+
+
+def _check_ranges(call: functools.partial) -> None:
+    hints = get_type_hints(call.func, include_extras=True)
+    given = inspect.signature(call.func).bind(*call.args, **call.keywords)
+    for name, value in given.arguments.items():
+        if fault := first_fault(hints[name], value):
+            raise BadInput(f"--{name.replace('_', '-')}", fault.problem, fault.hint)
 
 
 def flags_of(command: Callable[..., None]) -> set[str]:

@@ -22,7 +22,7 @@ from weaksam_jax.errors import BadInput
 
 MINI = ("sam_mini", "sam_mini_lite")
 # Width of the image encoder -> name in the registry of segment_anything.
-_BY_WIDTH = {1280: "vit_h", 1024: "vit_l", 768: "vit_b"}
+_BY_WIDTH = {(1280,): "vit_h", (1024,): "vit_l", (768,): "vit_b"}
 _WIDTH_KEY = "image_encoder.patch_embed.proj.weight"
 
 
@@ -45,15 +45,14 @@ def _load_published(path: Path) -> Sam:
     if not path.exists():
         raise BadInput(path, "is neither a file nor the name of a SAM", hint)
     tensors = read_checkpoint(path)
-    width = tensors[_WIDTH_KEY].shape[0] if _WIDTH_KEY in tensors else None
+    width = tuple(tensors[_WIDTH_KEY].shape[:1]) if _WIDTH_KEY in tensors else ()
     if mobile.KEY in tensors:
         name, sam, tensors = "MobileSAM", mobile.mobile_sam(), mobile.from_published(tensors)
     elif width in _BY_WIDTH:
         name, sam = _BY_WIDTH[width], _empty_sam(_BY_WIDTH[width])
     else:
         raise BadInput(path, "holds no SAM of a published size", hint)
-    whole = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
-    return filled(sam, whole, path, hint=f"taken for {name}: {hint}", assign=True)
+    return filled(sam, tensors, path, hint=f"taken for {name}: {hint}", assign=True)
 
 
 def _empty_sam(name: str) -> Sam:

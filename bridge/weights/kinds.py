@@ -16,6 +16,7 @@ import torch
 from bridge.weights import faster_rcnn_detectron2 as detectron2
 from bridge.weights import faster_rcnn_torchvision as torchvision
 from bridge.weights import lite0, mmdet_oicr, resnet50, vgg16, wetectron
+from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, read_arrays, write_arrays
 
@@ -79,16 +80,28 @@ def convert(kind: str, to: str | Path, source: str | Path | None = None, **optio
         raise BadInput(f"--{name}", f"is no option of {kind}", "leave it out")
     if source is None and not row.installed:
         raise BadInput("--from", "is missing", f"name the published file of {kind}")
-    write_arrays(to, *row.read(source, **options))
+    arrays, metadata = row.read(source, **options)
+    _check_finite(source or kind, arrays)
+    write_arrays(to, arrays, metadata)
     return Path(to)
+
+
+def _check_finite(source: str | Path, arrays: Arrays) -> None:
+    """Finite numbers may give others: a variance of 0 without epsilon, large ones multiplied."""
+    for name, value in arrays.items():
+        fractions(value, f"what becomes {name}", source, hint="give weights of finite numbers")
 
 
 def convert_back(kind: str, to: str | Path, source: str | Path) -> Path:
     """Writes a safetensors file of arrays as a checkpoint of a kind that has a way back.
 
-    Raises `BadInput` when the arrays are of another network.
+    Raises `BadInput` when the arrays are of another network, or no finite numbers.
     """
-    content = KINDS[kind].back(source, read_arrays(source)[0])
+    arrays = {
+        name: fractions(value, name, source, hint="give weights of the network that you named")
+        for name, value in read_arrays(source)[0].items()
+    }
+    content = KINDS[kind].back(source, arrays)
     with atomic_path(to) as temporary:
         torch.save(content, temporary)
     return Path(to)

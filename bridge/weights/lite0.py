@@ -9,13 +9,15 @@ import numpy as np
 from torch import Tensor, nn
 
 from bridge.weights.checkpoints import filled, read_checkpoint
+from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 
 BATCH_NORM_EPSILON = 1e-3  # of every EfficientNet
 BLOCKS = 16
 _HINT = "give weights of EfficientNet-Lite0"
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_SHAPES = {"stem/kernel": (3, 3, 3, 32), "head/kernel": (1, 1, 320, 1280)}
+# (blocks, kernel, output channels) of each stage; blocks but the first expand to 6 times as many.
+_STAGES = ((1, 3, 16), (2, 3, 24), (2, 5, 40), (3, 3, 80), (3, 5, 112), (4, 5, 192), (1, 3, 320))
 
 
 def lite0_network() -> nn.Module:
@@ -63,13 +65,15 @@ def efficientnet_lite0_arrays(
     path = installed_lite0() if source is None else Path(source)
     tensors = read_checkpoint(path)
     arrays: dict[str, np.ndarray] = {}
+    shapes = _shapes()
     for name, (conv, norm) in sorted(_layers().items()):
-        names = [f"{conv}.weight", *(f"{norm}.{part}" for part in _NORM)]
-        kernel, bias = fold_batch_norm(*(_tensor(tensors, one, path) for one in names))
+        kernel = _tensor(tensors, f"{conv}.weight", path, shape=shapes[name])
+        outputs = shapes[name][:1]
+        parts = [_tensor(tensors, f"{norm}.{part}", path, shape=outputs) for part in _NORM]
+        if (parts[3] < 0).any():
+            raise BadInput(path, f"{norm}.{_NORM[3]} holds variances below 0", _HINT)
+        kernel, bias = fold_batch_norm(kernel, *parts)
         arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = kernel, bias
-    for name, shape in _SHAPES.items():
-        if arrays[name].shape != shape:
-            raise BadInput(path, f"{name} has the shape {arrays[name].shape}, not {shape}", _HINT)
     return arrays, {"backbone": "lite0"}
 
 
@@ -84,7 +88,8 @@ def fold_batch_norm(
     factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + BATCH_NORM_EPSILON)
     folded = (kernel.astype(np.float64) * factor[:, None, None, None]).transpose(2, 3, 1, 0)
     bias = shift.astype(np.float64) - mean.astype(np.float64) * factor
-    return folded.astype(np.float32), bias.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return folded.astype(np.float32), bias.astype(np.float32)
 
 
 def _layers() -> dict[str, tuple[str, str]]:
@@ -99,7 +104,25 @@ def _layers() -> dict[str, tuple[str, str]]:
     return layers
 
 
-def _tensor(tensors: dict[str, Tensor], name: str, path: Path) -> np.ndarray:
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """Shapes of the convolutions by our names of layers, in PyTorch's layout."""
+    stages = [(kernel, width) for count, kernel, width in _STAGES for _ in range(count)]
+    shapes, inputs = {"stem": (32, 3, 3, 3), "head": (1280, 320, 1, 1)}, 32
+    for i, (kernel, width) in enumerate(stages):
+        wide = inputs if i == 0 else 6 * inputs
+        shapes[f"block{i}/expand"] = (wide, inputs, 1, 1)
+        shapes[f"block{i}/depthwise"] = (wide, 1, kernel, kernel)
+        shapes[f"block{i}/project"] = (width, wide, 1, 1)
+        inputs = width
+    return shapes
+
+
+def _tensor(
+    tensors: dict[str, Tensor], name: str, path: Path, shape: tuple[int, ...]
+) -> np.ndarray:
     if name not in tensors:
         raise BadInput(path, f"has no tensor {name}", _HINT)
-    return tensors[name].numpy()
+    value = fractions(tensors[name].numpy(), name, path, hint=_HINT)
+    if value.shape != shape:
+        raise BadInput(path, f"{name} has the shape {value.shape}, not {shape}", _HINT)
+    return value

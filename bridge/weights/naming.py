@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bridge.weights.machine import shown
 from weaksam_jax.errors import BadInput
 
 BLOCKS = (3, 4, 6, 3)
@@ -61,7 +62,7 @@ class Taken:
         if found != shape:
             raise BadInput(self._path, f"{name} has the shape {found}, not {shape}", HINT)
         self._seen.add(name)
-        return self._tensors[name]
+        return fractions(self._tensors[name], name, self._path, hint=HINT)
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that must have so many dimensions."""
@@ -71,6 +72,8 @@ class Taken:
         if len(found) != dimensions:
             problem = f"{name} has the shape {found}, not {dimensions} dimensions"
             raise BadInput(self._path, problem, HINT)
+        if 0 in found:
+            raise BadInput(self._path, f"{name} has the shape {found}: it is empty", HINT)
         return found
 
     def check_unknown(self, ignored: tuple[str, ...]) -> None:
@@ -82,12 +85,23 @@ class Taken:
             if not name.startswith(ignored) and not name.endswith(".num_batches_tracked")
         ]
         if unknown:
-            problem = f"holds {len(unknown)} unknown tensors, the first is {unknown[0]}"
+            problem = f"holds {len(unknown)} unknown tensors, the first is {shown(unknown[0])}"
             raise BadInput(self._path, problem, HINT)
+
+
+def fractions(value: np.ndarray, name: str, path: str | Path, hint: str) -> np.ndarray:
+    """`value` as float32; `BadInput` naming it for whole numbers, and for NaN or infinity."""
+    if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
+        raise BadInput(path, f"{shown(name)} holds {value.dtype}, no floating point numbers", hint)
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32, copy=False)
+    if not np.isfinite(value).all():
+        raise BadInput(path, f"{shown(name)} holds NaN or infinity", hint)
+    return value
 
 
 def numbers(value: object, name: str, path: str | Path) -> np.ndarray:
     """`value`, which must be an array of numbers: a pickle may hold anything under a name."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         raise BadInput(path, f"{name} is no array of numbers", HINT)
     return value

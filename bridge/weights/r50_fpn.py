@@ -82,8 +82,8 @@ def detector_back(
 
 
 def read_numpy(path: str | Path) -> Arrays:
-    """The tensors of a PyTorch checkpoint as float32 arrays."""
-    return {name: value.float().numpy() for name, value in read_checkpoint(path).items()}
+    """The tensors of a PyTorch checkpoint as arrays."""
+    return {name: value.numpy() for name, value in read_checkpoint(path).items()}
 
 
 def read_pkl(path: str | Path, key: str) -> dict[str, Any]:
@@ -113,6 +113,8 @@ def to_ours(
     for name in conv_names():
         arrays[f"{root}{name}/conv/kernel"] = _transpose(taken(naming.kernel(name), shapes[name]))
         norm = [taken(one, shapes[name][:1]).astype(np.float64) for one in naming.norm(name)]
+        if len(norm) == 4 and (norm[3] < 0).any():
+            raise BadInput(path, f"{naming.norm(name)[3]} holds variances below 0", HINT)
         scale, bias = _folded(norm, epsilon)
         arrays[f"{root}{name}/norm/scale"], arrays[f"{root}{name}/norm/bias"] = scale, bias
     for name, theirs in naming.layers.items():
@@ -124,7 +126,8 @@ def to_ours(
             weight, bias = _background_last(name, weight), _background_last(name, bias)
         arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = _transpose(weight), bias
     taken.check_unknown(naming.ignored)
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    with np.errstate(over="ignore"):
+        return {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
 
 
 def to_theirs(arrays: Mapping[str, np.ndarray], naming: Naming) -> Arrays:
@@ -154,8 +157,9 @@ def _folded(norm: list[np.ndarray], epsilon: float) -> tuple[np.ndarray, np.ndar
     """Scale and bias of a batch norm: of (scale, bias), or of (scale, bias, mean, variance)."""
     if len(norm) == 2:
         return norm[0], norm[1]
-    scale = norm[0] / np.sqrt(norm[3] + epsilon)
-    return scale, norm[1] - norm[2] * scale
+    with np.errstate(divide="ignore", invalid="ignore"):  # a variance of 0 without epsilon
+        scale = norm[0] / np.sqrt(norm[3] + epsilon)
+        return scale, norm[1] - norm[2] * scale
 
 
 def _background_last(name: str, value: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from bridge.weights.checkpoints import read_checkpoint
+from bridge.weights.machine import shown
+from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 
 Arrays = dict[str, np.ndarray]
@@ -91,7 +93,11 @@ def put_layers(source: str | Path, arrays: Arrays, layers: Layers, hint: str) ->
         if not {f"{ours}/kernel", f"{ours}/bias"} <= arrays.keys():
             raise BadInput(source, f"has no layer {ours}", hint)
         kernel, bias = arrays.pop(f"{ours}/kernel"), arrays.pop(f"{ours}/bias")
-        side = round((kernel.size / inputs / bias.size) ** 0.5)
+        side = round((kernel.size / max(1, inputs * bias.size)) ** 0.5)
+        fits = kernel.size and side * side * inputs * bias.size == kernel.size
+        if not fits or bias.shape != kernel.shape[-1:]:
+            shapes = f"kernel {kernel.shape} and bias {bias.shape}"
+            raise BadInput(source, f"{ours} has {shapes} behind {inputs} channels", hint)
         weight = kernel.reshape(side, side, inputs, -1).transpose(3, 2, 0, 1)
         weight = weight if kernel.ndim == 4 else weight.reshape(bias.size, -1)
         tensors[f"{theirs}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
@@ -111,7 +117,7 @@ def refuse_others(
     """`BadInput` for a tensor that is left and whose name does not begin with one of `unused`."""
     left = [name for name in tensors if not name.startswith(unused)]
     if left:
-        raise BadInput(source, f"has an unknown tensor {min(left)}", HINT)
+        raise BadInput(source, f"has an unknown tensor {shown(min(left))}", HINT)
 
 
 def _take(source: str | Path, tensors: dict[str, Tensor], layer: str) -> list[np.ndarray]:
@@ -121,9 +127,12 @@ def _take(source: str | Path, tensors: dict[str, Tensor], layer: str) -> list[np
     for name, value in zip(names, values, strict=True):
         if value is None:
             raise BadInput(source, f"has no tensor {name}", HINT)
-    return [value.detach().float().numpy() for value in values]
+    pairs = zip(names, values, strict=True)
+    return [fractions(value.numpy(), name, source, hint=HINT) for name, value in pairs]
 
 
 def _check(source: str | Path, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
+    if not value.size:
+        raise BadInput(source, f"{name} has the shape {value.shape}: it is empty", HINT)
     if value.shape != shape:
         raise BadInput(source, f"{name} has the shape {value.shape}, not {shape}", HINT)

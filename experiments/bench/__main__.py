@@ -23,6 +23,7 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
+from weaksam_jax.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Bench:
 
     only: str | None = None
     """Run the entries whose name contains this text."""
-    repeats: int = 5
+    repeats: Count = 5
     """Timed calls of each form, after one warm-up (which compiles); slow entries have one call."""
     cpu: bool = False
     """Count processor time of this process, not the time that passes: for a busy machine."""

@@ -21,6 +21,7 @@ from experiments.bench.entry import Case, Entry
 from experiments.bench.mil_step import WIDTH, Form, Measured, measure, write_weights
 from weaksam_jax.detectors.mil import recipes
 from weaksam_jax.files import write_json
+from weaksam_jax.ranges import Batch, Count, Filled, Positive, Side, Width
 
 DATA = ("voc07", "voc12", "coco14")
 
@@ -31,21 +32,21 @@ class BenchMil:
 
     forms: tuple[Form, ...] = ("ours", "torch")
     """Our step, and the one in plain PyTorch."""
-    proposals: tuple[int, ...] = (213, 512, 1024, 2001)
+    proposals: Filled[Count] = (213, 512, 1024, 2001)
     """At the first size."""
-    sizes: tuple[tuple[int, int], ...] = ((480, 640), (688, 920), (1000, 1336))
+    sizes: Filled[tuple[Side, Side]] = ((480, 640), (688, 920), (1000, 1336))
     """Padded (height, width); all but the first with the first number of proposals."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of our convolutions and fully connected layers."""
     precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"
     """Of our float32 products on a GPU (on a CPU both are float32)."""
-    batch: int = 1
+    batch: Batch = 1
     """Images per step of ours (the other form has one)."""
-    width: int = WIDTH
+    width: Width = WIDTH
     """Of fc6 and fc7."""
-    repeats: int = 2
+    repeats: Count = 2
     """Timed steps, after the first."""
-    peak_tflops: float | None = None
+    peak_tflops: Positive | None = None
     """The device's peak: the table then has our share of it (counted by XLA)."""
     json: Path = Path("runs/bench_mil.json")
     """Where the table is written as JSON."""

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.bench.entry import random_boxes, random_image
+from weaksam_jax.data.pixel_statistics import MIST_MEAN
 from weaksam_jax.detectors.mil import MilDetector, recipes
 from weaksam_jax.settings import change
 
@@ -120,7 +121,7 @@ def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
 
     state = wetectron_back("weights", read_arrays(job["weights"])[0])["model"]
     batch = inputs(job["proposals"], tuple(job["size"]), 1)
-    mean = np.asarray([102.9801, 115.9465, 122.7717], np.float32)
+    mean = np.asarray(MIST_MEAN, np.float32)
     image = torch.from_numpy(batch["image"][..., ::-1] - mean).permute(0, 3, 1, 2).contiguous()
     boxes, tags = torch.from_numpy(batch["boxes"][0]), torch.from_numpy(batch["tags"][0])
     adam = make_adam(state, LR)

@@ -36,6 +36,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_text
 from weaksam_jax.flags import parse
 from weaksam_jax.pgt import AnyRule
+from weaksam_jax.ranges import Amount, Positive, Seed
 
 FIGURES = ("ap", "ap50")  # percent, on the test split
 
@@ -52,15 +53,15 @@ class Ablation:
     """Folder of the trainings and of the table."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the first run wrote [the first run's]."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of the retraining."""
-    schedule: float = 1.0
+    schedule: Positive = 1.0
     """Of the run's retraining schedule (steps, milestones, start of RoI drop) this share."""
     rules: tuple[AnyRule, ...] = ()
     """Table 5a: further rows without RoI drop, pseudo boxes by these rules (own thresholds)."""
-    tau_reg: tuple[float, ...] = (0.8, 1.0, 1.2)
+    tau_reg: tuple[Amount, ...] = (0.8, 1.0, 1.2)
     """Table 9: values of the box loss's threshold."""
-    tau_cls: tuple[float, ...] = (3.0, 4.0, 5.0)
+    tau_cls: tuple[Amount, ...] = (3.0, 4.0, 5.0)
     """Table 9: values of the classification loss's threshold."""
 
 

@@ -45,6 +45,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.ranges import Seed, Steps
 from weaksam_jax.settings import change, to_plain
 
 
@@ -58,9 +59,9 @@ class DropFigures:
     """Folder that is written."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the run wrote [the run's own]."""
-    at: tuple[int, ...] = ()
+    at: tuple[Steps, ...] = ()
     """Train anew without RoI drop and measure after so many steps [the run's own detector]."""
-    seed: int = 0
+    seed: Seed = 0
     """Of that training and of the RoIs that are sampled."""
     same_class: bool = False
     """A true box of another class does not make a pseudo box right (the paper: it does)."""

@@ -16,6 +16,7 @@ from experiments.pipeline.report import report_files
 from experiments.pipeline.run import open_run
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
+from weaksam_jax.ranges import Count
 from weaksam_jax.report.gallery import save_gallery
 
 
@@ -27,7 +28,7 @@ class Gallery:
     """A finished run folder."""
     out: Path
     """The .png that is written."""
-    images: int = 4
+    images: Count = 4
     """Rows."""
 
 

@@ -23,6 +23,7 @@ from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import file_fingerprint
 from weaksam_jax.flags import parse
+from weaksam_jax.ranges import Seed
 from weaksam_jax.settings import change
 
 FIGURES = ("corloc", "ap50")  # percent, on the training and the test split
@@ -38,7 +39,7 @@ class MilMethods:
     """Folder of the trainings and of the table."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the first run wrote [the first run's]."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
     """Of the trainings [0, 1, ..., one for each run]."""
     methods: tuple[str, ...] = ("wsddn", "oicr", "mist")
     """In the order of the table's rows."""

@@ -43,6 +43,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import proposal_recall
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
+from weaksam_jax.ranges import Count
 
 # The order in which the paper's Table 4 adds them.
 ORDER = ("grid", "fine", "coarse", "cross")
@@ -60,7 +61,7 @@ class ProposalsOptions:
     """photos: proposals and points over photos; similarity: RoI features by source (Fig. 4)."""
     split: str | None = None
     """Name of the split [the training split]."""
-    images: int | None = None
+    images: Count | None = None
     """So many images, evenly spread over the split's list [all; for figure photos 4]."""
     stores: tuple[str, ...] = ()
     """Finished proposal stores, each DIR or NAME=DIR."""

@@ -26,6 +26,7 @@ from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.ranges import Seed, Share
 from weaksam_jax.runlog import FILE
 from weaksam_jax.settings import change, to_plain
 
@@ -41,9 +42,9 @@ class Stress:
     """A run with finished proposals."""
     out: Path
     """Folder of checkpoints and log."""
-    share: float = 0.25
+    share: Share = 0.25
     """Of the samples are spoiled."""
-    seed: int = 0
+    seed: Seed = 0
     config: MilConfig = field(default_factory=lambda: change(mil_preset("mini"), LONG))
     """Of the detector; its training as a classifier of tags is left out."""
 

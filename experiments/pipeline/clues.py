@@ -9,6 +9,7 @@ from bridge.clues.lite_cam import LiteConfig
 from bridge.clues.lite_cam_training import train_lite_head
 from bridge.clues.networks import load_clues
 from bridge.clues.weaktr_recipe import WeakTrRecipe
+from bridge.clues.weaktr_training import check_images as check_batch
 from bridge.clues.weaktr_training import tag_map as score
 from bridge.clues.weaktr_training import train_weaktr
 from experiments.pipeline.run import Run
@@ -27,6 +28,13 @@ def train(run: Run) -> ClueNetwork:
     elif isinstance(recipe, LiteConfig):
         train_lite_head(split, recipe, run.folder, seed=run.seed)
     return load(run, split)
+
+
+def check_images(run: Run, split: TagSplit) -> None:
+    """`BadInput` when the training images are too few for the network that is to be trained."""
+    recipe = run.config.clue_recipe()
+    if isinstance(recipe, WeakTrRecipe):
+        check_batch(split, recipe)
 
 
 def load(run: Run, split: TagSplit) -> ClueNetwork:

@@ -57,8 +57,9 @@ def _in_package(package: str, prefix: str) -> Iterator[tuple[str, str, Path]]:
     spec = importlib.util.find_spec(package)
     for one in pkgutil.iter_modules(spec.submodule_search_locations):
         path = Path(one.module_finder.path) / f"{one.name}.py"
-        if one.ispkg or 'if __name__ == "__main__":' not in path.read_text(encoding="utf-8"):
-            continue
+        source = "" if one.ispkg else path.read_text(encoding="utf-8")
+        if 'if __name__ == "__main__":' not in source or "\ndef main(" not in source:
+            continue  # a module, or a program that a command starts
         if one.name != "__main__":
             yield f"{prefix}{one.name}", f"{package}.{one.name}", path
         elif prefix:

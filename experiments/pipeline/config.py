@@ -1,6 +1,6 @@
 """Config of the whole pipeline, and the presets that fill it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,15 @@ from bridge.sam.pseudo_masks import MaskConfig
 from experiments.pipeline import detectors
 from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule
+from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtConfig
+from weaksam_jax.ranges import Fault, Settings
 from weaksam_jax.settings import change
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(Settings):
     """Settings of every stage."""
 
     train_split: str | None = None
@@ -52,6 +54,12 @@ class PipelineConfig:
     """The retrained detector."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     """Pseudo masks."""
+
+    def misfits(self) -> Iterator[Fault]:
+        """What a trained detector's file may say, but no training."""
+        if self.wsod.optim.pretrain_steps and not self.wsod.model.class_maps:
+            problem = f"is {self.wsod.optim.pretrain_steps}, but there are no class maps to train"
+            yield Fault("wsod.optim.pretrain_steps", problem, "set wsod.model.class_maps, or 0")
 
     def clue_recipe(self) -> WeakTrRecipe | LiteConfig | Path:
         """How the clue network is trained, or the file that holds it."""
@@ -104,19 +112,28 @@ def published(data: str, method: Method = "mist", retrain: str = "faster_rcnn") 
     them); flags name others.
     """
     preset = bridge_presets.PRESETS[f"{data}-paper"]
+    wsod, retrained = detectors.mil_preset(data, method), detectors.retrain_preset(retrain, data)
     return replace(
         PipelineConfig(),
         clues="weights/WeakTr_CAM_Generation" + ("_COCO.pth" if data == "coco14" else ".pth"),
         clue_use=preset.clue_use,
         sam="weights/sam_vit_h_4b8939.pth",
         export=ExportConfig.preset(f"{data}-paper"),
-        wsod=change(
-            detectors.mil_preset(data, method), {"optim.init": "weights/vgg16.safetensors"}
-        ),
-        retrain=change(
-            detectors.retrain_preset(retrain, data), {"optim.init": "weights/R-50.safetensors"}
-        ),
+        wsod=_from_imagenet(wsod),
+        retrain=_from_imagenet(retrained),
     )
+
+
+def _from_imagenet(config: MilConfig | RetrainConfig) -> MilConfig | RetrainConfig:
+    """The config with the file of ImageNet weights of its backbone, where that has none of its own.
+
+    The file is called as `WEIGHTS` has it, or after the backbone.
+    """
+    backbone = config.model.backbone
+    if BACKBONES[backbone].scratch or BACKBONES[backbone].package:
+        return config
+    name = {"resnet50_msra": "R-50"}.get(backbone, backbone)
+    return change(config, {"optim.init": f"weights/{name}.safetensors"})
 
 
 # What each file of `weights` is, for whom it is missing.

@@ -23,7 +23,7 @@ from weaksam_jax.engine.predict import detect_split, tag_factors
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights, read_weights
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
 
@@ -76,7 +76,11 @@ def packaged_weights(folder: RunFolder, config: MilConfig | RetrainConfig) -> We
     if not kind or config.optim.init is not None:
         return None
     run_on_leader(lambda: path.exists() or bool(convert(kind, path)))
-    return read_weights(path)
+    try:
+        return read_weights(path)
+    except BadFile:  # damaged since: it is made again
+        run_on_leader(lambda: bool(convert(kind, path)))
+        return read_weights(path)
 
 
 def given_weights(config: MilConfig | RetrainConfig) -> Weights | None:

@@ -48,11 +48,7 @@ def proposals(root: Path, splits: Splits, truths: Truths, difficult: bool = True
         if limit < most
     }
     if all(one.masks is not None for one in stored):
-        rles = [
-            [{"size": [one.height, one.width], "counts": mask} for mask in one.masks]
-            for one in stored
-        ]
-        with_masks = mask_recall(rles, truth)
+        with_masks = mask_recall([one.rles() for one in stored], truth)
         if with_masks is not None:
             result["mask_recall"] = with_masks
     return result

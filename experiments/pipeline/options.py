@@ -13,6 +13,7 @@ from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
 from weaksam_jax.pgt import PgtConfig
+from weaksam_jax.ranges import Seed, Settings, shown
 from weaksam_jax.settings import change, from_plain, to_plain
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
@@ -23,7 +24,7 @@ _SECTIONS = tuple(one.name for one in fields(PipelineConfig))
 
 
 @dataclass(frozen=True)
-class PipelineOptions:
+class PipelineOptions(Settings):
     """Flags of the main jobs."""
 
     data: str = "auto"
@@ -45,7 +46,7 @@ class PipelineOptions:
     paper's networks and schedules, for GPUs, from published weights [mini or light by the data]."""
     config: Path | None = None
     """A JSON of flags and settings, such as settings.json of another run; flags override it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of every training."""
     settings: Annotated[PipelineConfig, FLAT] = field(default_factory=mini)
     """Settings of every stage; the defaults are the preset's."""
@@ -103,7 +104,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             hint = f'nest it: {{"settings": {{"{first}": {{...}}}}}}, as settings.json of a run'
             raise BadSetting(path, name, "is a setting of a stage", hint=hint)
         if name in _TEXTS and not flag:
-            raise BadSetting(path, name, f"is {value!r}, not text", hint="correct it")
+            raise BadSetting(path, name, f"is {shown(value)}, not text", hint="correct it")
     return values
 
 
@@ -117,6 +118,10 @@ def _check_preset(argv: Sequence[str], values: Mapping, preset: str) -> None:
     if flag is not None and stored is not None and flag != stored:
         hint = "leave it out, or take the settings out of the file"
         raise BadInput("--preset", f"{flag} is not that of --config ({stored})", hint)
+    flag, stored = peek(argv, "retrain"), values.get("retrain", "faster_rcnn")
+    if flag in RETRAINERS and stored != flag:
+        hint = "leave it out, or take the settings out of the file"
+        raise BadInput("--retrain", f"{flag} is not that of --config ({stored})", hint)
     flag, stored = peek(argv, "wsod"), values.get("wsod", "mist")
     if preset in PAPER and flag is not None and flag != stored:
         hint = f"its recipe is another one: give --preset {preset} --wsod {flag} without the file"

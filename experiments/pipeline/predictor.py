@@ -47,13 +47,24 @@ def _rle(mask: np.ndarray) -> dict:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
 
 
-def open_predictor(root: Path, threshold: float, masks: bool) -> RunPredictor:
-    """The retrained detector of a run; `BadInput` when the run has none yet."""
+def open_predictor(
+    root: Path,
+    threshold: float,
+    masks: bool,
+    *,
+    sam: str | None = None,
+    clues: Path | None = None,
+) -> RunPredictor:
+    """The retrained detector of a run; `BadInput` when the run has none yet.
+
+    sam, clues: in place of the run's own networks (`weaksam_jax.load`).
+    """
     from bridge import plugins
 
     run = open_run(root)
     networks = {"masks": plugins.masks, "tags": plugins.tags}
-    seen = of_run(run.folder, threshold, networks.__getitem__, masks=masks)
+    given = {"sam": sam, "clues": clues}
+    seen = of_run(run.folder, threshold, networks.__getitem__, masks=masks, **given)
     categories = category_ids(run.folder.pseudo_boxes(), seen.classes)
     return RunPredictor(
         seen, TagSplit("photos", "predict", seen.classes, category_ids=categories, records=())

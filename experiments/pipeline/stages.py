@@ -21,7 +21,7 @@ from experiments.pipeline.work_folder import key_of
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.data.store import read_manifest
+from weaksam_jax.data.store import manifest_path, read_manifest
 from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
@@ -48,10 +48,8 @@ def run_pipeline(options: PipelineOptions) -> dict:
     wanted = chosen_stages(options.stages)
     stages = wanted or usual_stages(run)
     check_weights(run.config, stages)
-    if "retrain" in stages:
-        detectors.check_start(
-            detectors.retrainer(run.config.retrain, 2)
-        )  # what does not fit: at once
+    if "retrain" in stages:  # what does not fit is said at once
+        detectors.check_start(detectors.retrainer(run.config.retrain, 2))
     if run.options.data != "mini":
         _ = run.data.names  # a data set that is none is named before anything is written
     held: list[Lock] = []
@@ -147,9 +145,10 @@ def graph(run: Run) -> list[Stage]:
     ]
     extra = []
     if run.options.retrain != "none":
-        plain = change(config.retrain, {"loss.drop": None})
         stages.append(_retraining(run, "retrain", config.retrain))
-        extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
+        if hasattr(config.retrain.loss, "drop"):
+            plain = change(config.retrain, {"loss.drop": None})
+            extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
     stages.append(stage("masks", masks, ("pgt",), work=partial(make_masks, run)))
     names = tuple(one.name for one in stages)
     report = _stage("report", [run.judged], names, run=partial(write_page, run))
@@ -196,7 +195,7 @@ def _stored_elsewhere(run: Run) -> list:
     for name in run.data.names.values():
         manifest = read_manifest(run.proposals, name)
         if manifest is None:
-            path = run.proposals / name / "manifest.json"
+            path = manifest_path(run.proposals, name)
             hint = f"finish python -m bridge.export --split {name} into that folder"
             raise BadFile(path, "does not exist", hint)
         found.append(fingerprint(manifest))
@@ -212,9 +211,19 @@ def _content(name: str | None) -> str | None:
 
 
 def check_data(run: Run) -> dict:
-    """Decodes every image once: what is broken is named now, not later."""
+    """Decodes every image once: what is broken, or too little for what is to be trained, is named
+    now, not later."""
     for split in run.data.splits.values():
         verify_images(split)
+    train = run.data.splits["train"]
+    if not any(record.tags for record in train.records):
+        problem = f"has no tag on any of its {len(train.records)} training images"
+        hint = "give images with class tags: all else comes of them"
+        raise BadInput(run.data.path, problem, hint)
+    if needs_clues(run):
+        from experiments.pipeline import clues
+
+        clues.check_images(run, train)
     return {}
 
 
@@ -279,7 +288,7 @@ def make_pseudo_boxes(run: Run) -> dict:
 def pseudo_boxes(run: Run, settings: PgtConfig) -> dict:
     """The COCO dictionary that these settings make of the MIL detector's detections."""
     path = run.folder.detections("wsod", "train")
-    detections = read_detections(path, scores=True)
+    detections = read_detections(path, run.data.splits["train"])
     with naming(path):
         return make_pgt(detections, run.data.splits["train"], settings)
 

@@ -22,7 +22,7 @@ def test_tags_and_truth(tmp_path):
     first, second = truth.records
     assert first.boxes.tolist() == [[2, 1, 8, 5], [2, 5, 4, 10], [0, 0, 20, 10]]
     assert first.labels.tolist() == [1, 0, 1] and first.crowd.tolist() == [False, True, False]
-    assert first.masks[2] is None and second.masks is None and second.boxes.shape == (0, 4)
+    assert first.masks[2] is None and second.masks == () and second.boxes.shape == (0, 4)
 
 
 def test_an_image_of_crowds_alone_is_uncertain(tmp_path):
@@ -61,7 +61,7 @@ def test_tags_do_not_depend_on_boxes_or_masks(tmp_path):
         (r.image_id, r.file_name, r.tags) for r in after.records
     ]
     assert (before.classes, before.dataset) == (after.classes, after.dataset)
-    with pytest.raises(BadInput, match="bbox of annotation 1 is incomplete"):
+    with pytest.raises(BadInput, match=r"annotations\[0\] \(id 1\): has no bbox"):
         open_truth(tmp_path / "b", "train")
 
 
@@ -117,24 +117,30 @@ def change(path: str, value):
 
 
 BAD_TRUTH = {
-    "bbox of annotation 1 is inverted": change("annotations/0/bbox", [2, 1, -1, 4]),
-    "bbox of annotation 1 lies outside": change("annotations/0/bbox", [15, 1, 8, 4]),
-    "segmentation of annotation 1": change("annotations/0/segmentation", [["x"]]),
-    "segmentation of annotation 2": change(
+    r"annotations\[0\] \(id 1\): bbox is inverted": change("annotations/0/bbox", [2, 1, -1, 4]),
+    r"annotations\[0\] \(id 1\): bbox .* lies outside": change("annotations/0/bbox", [15, 1, 8, 4]),
+    r"annotations\[0\] \(id 1\): segmentation has a polygon of 1 numbers": change(
+        "annotations/0/segmentation", [["x"]]
+    ),
+    r"annotations\[1\] \(id 2\): segmentation has size \[5, 5\]": change(
         "annotations/1/segmentation", {"size": [5, 5], "counts": [25]}
     ),
 }
 BAD_BOTH = {
-    "category 5 of annotation 1 is not in the class list": change("annotations/0/category_id", 5),
-    "annotation 1 is of image 99": change("annotations/0/image_id", 99),
+    r"annotations\[0\] \(id 1\): category_id 5 is not in categories": change(
+        "annotations/0/category_id", 5
+    ),
+    r"annotations\[0\] \(id 1\): image_id 99 is not in images": change(
+        "annotations/0/image_id", 99
+    ),
     "id 3 is twice in images": change("images/0/id", 3),
-    "id 'x' is no integer": change("images/1/id", "x"),
-    "file_name b.jpg is twice": change("images/0/file_name", "b.jpg"),
+    r"images\[1\] \(id 'x'\): id is no integer": change("images/1/id", "x"),
+    r"images\[1\] \(id 3\): file_name 'b.jpg' is twice": change("images/0/file_name", "b.jpg"),
     "id 4 is twice in categories": change("categories/0/id", 4),
     "empty split": change("images", []),
     "lists no categories": change("categories", []),
     "images is not a list": change("images", {"a": 1}),
-    "annotations is not a list": change("annotations/0", {"id": 1}),
+    r"annotations\[0\] \(id 1\): has no image_id": change("annotations/0", {"id": 1}),
     "none.jpg: image does not exist": change("images/0/file_name", "none.jpg"),
 }
 

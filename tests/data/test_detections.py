@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from weaksam_jax.data.detections import (
     BadDetections,
@@ -20,7 +21,7 @@ from weaksam_jax.data.detections import (
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 
-ENTRY = {"image_id": "000005", "category_id": 1, "bbox": [0, 0.5, 3, 2]}
+ENTRY = {"image_id": 5, "category_id": 4, "bbox": [0, 0.5, 3, 2]}
 RECORDS = tuple(TagRecord(i, f"{i}.png", Path(f"{i}.png"), 40, 30, ()) for i in (5, 2))
 SPLIT = TagSplit("a set", "test", ("cat", "dog"), (4, 9), RECORDS)
 BOXES = np.asarray([[1.23456, 2, 11.987654, 7.5], [0, 0, 40, 30]], np.float32)
@@ -34,27 +35,40 @@ def written(tmp_path, value):
 
 @pytest.mark.parametrize("wrap", [list, lambda rows: {"annotations": rows}])
 def test_scores_and_masks_are_asked_for_only_where_needed(tmp_path, wrap):
-    rows = [{**ENTRY, "score": 0.5, "segmentation": {}}, ENTRY]
-    path = written(tmp_path, wrap(rows))
-    assert read_detections(path) == rows
-    for key in ("score", "segmentation"):
-        flags = {"score": {"scores": True}, "segmentation": {"masks": True}}[key]
-        with pytest.raises(BadInput, match=f"^{path}: entry 1 has no {key};"):
-            read_detections(path, **flags)
-        assert read_detections(written(tmp_path, wrap(rows[:1])), **flags) == rows[:1]
-        path = written(tmp_path, wrap(rows))
+    mask = {"size": [30, 40], "counts": [1200]}
+    rows = [{**ENTRY, "score": 0.5, "segmentation": mask}, ENTRY]
+    path, entry = written(tmp_path, wrap(rows)), "entry 1" if wrap is list else r"annotations\[1\]"
+    with pytest.raises(BadInput, match=f"^{path}: {entry}: has no score;"):
+        read_detections(path, SPLIT)
+    with pytest.raises(BadInput, match=f"^{path}: {entry}: has no segmentation;"):
+        read_detections(path, SPLIT, masks=True, scores=False)
+    both = read_detections(path, SPLIT, scores=False)
+    rle = {"size": [30, 40], "counts": coco_mask.frPyObjects(mask, 30, 40)["counts"].decode()}
+    assert both[0] == {**rows[0], "segmentation": rle} and both[1] == {**ENTRY, "score": 1}
+    path = written(tmp_path, wrap(rows[:1]))
+    assert read_detections(path, SPLIT, masks=True) == both[:1]
 
 
-def test_a_score_that_is_there_must_be_a_number(tmp_path):
-    path = written(tmp_path, [{**ENTRY, "score": None}])
+@pytest.mark.parametrize("scores", [False, True])
+def test_a_score_that_is_there_must_be_a_number(tmp_path, scores):
+    path = written(tmp_path, [{**ENTRY, "score": "good"}])
     with pytest.raises(BadInput, match="entry 0: score is no finite number"):
-        read_detections(path)
+        read_detections(path, SPLIT, scores=scores)
 
 
-@pytest.mark.parametrize("value", [{}, {"annotations": {}}, 3, None])
+@pytest.mark.parametrize("value", [{}, {"annotations": {}}, 3, None, "a", {"5": []}])
 def test_what_is_no_list_of_results_is_refused(tmp_path, value):
     with pytest.raises(BadInput, match="is no COCO results file"):
-        read_detections(written(tmp_path, value))
+        read_detections(written(tmp_path, value), SPLIT)
+
+
+def test_what_is_clear_is_read_and_written_plainly(tmp_path):
+    odd = {"image_id": "5", "category_id": 9.0, "bbox": ["1", 2, "3.5", 4], "score": "9e-1"}
+    path = written(tmp_path, [odd, {**ENTRY, "image_id": "2.png", "score": 1, "caption": "x"}])
+    first, second = read_detections(path, SPLIT)
+    assert first == {"image_id": 5, "category_id": 9, "bbox": [1, 2, 3.5, 4], "score": 0.9}
+    assert all(type(first[key]) is int for key in ("image_id", "category_id"))
+    assert second == {**ENTRY, "image_id": 2, "score": 1, "caption": "x"}
 
 
 def test_naming_renames_faults_of_detections_alone():

@@ -5,6 +5,7 @@ import pytest
 from small_faster_rcnn import COLOURS, colour_box, write_rectangles
 
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize, recolour
+from weaksam_jax.data.detections import naming
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.errors import BadInput
 
@@ -72,3 +73,36 @@ def test_pseudo_boxes_that_do_not_fit_the_split_are_bad_input(rectangles):
         annotations = [{**pgt["annotations"][0], **wrong}]
         with pytest.raises(BadInput, match="does not have"):
             PseudoSamples({"annotations": annotations}, split, (((64, 64),),), AugmentConfig())
+
+
+def test_pseudo_boxes_are_read_as_other_annotations_are(rectangles):
+    split, pgt = rectangles
+    plain = PseudoSamples(pgt, split, (((64, 64),),), AugmentConfig())
+    odd = [
+        {**one, "image_id": str(one["image_id"]), "bbox": [str(v) for v in one["bbox"]]}
+        for one in pgt["annotations"]
+    ]
+    crowd = {**pgt["annotations"][0], "iscrowd": "1"}
+    read = PseudoSamples({"annotations": [*odd, crowd]}, split, (((64, 64),),), AugmentConfig())
+    rngs = np.random.default_rng(0), np.random.default_rng(0)
+    for index in range(len(plain)):
+        first, second = (
+            one(index, (64, 64), rng) for one, rng in zip((plain, read), rngs, strict=True)
+        )
+        np.testing.assert_equal(first, second)
+    assert len(plain) == len(read)
+
+
+@pytest.mark.parametrize(
+    ("pgt", "message"),
+    [
+        ([], "has no list of annotations"),
+        ({"annotations": {"1": []}}, "has no list of annotations"),
+        ({"annotations": [5]}, r"annotations\[0\]: is no object"),
+        ({"annotations": [{"id": 3, "image_id": 1}]}, r"annotations\[0\] \(id 3\): "),
+        ({"annotations": [{"iscrowd": "perhaps"}]}, r"annotations\[0\]: iscrowd is neither"),
+    ],
+)
+def test_a_file_that_holds_no_pseudo_boxes_is_bad_input(rectangles, pgt, message):
+    with pytest.raises(BadInput, match=f"^pgt.json: {message}"), naming("pgt.json"):
+        PseudoSamples(pgt, rectangles[0], (((64, 64),),), AugmentConfig())

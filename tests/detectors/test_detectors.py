@@ -131,9 +131,9 @@ def drop(metadata, *names):
         (lambda m: drop(m, "detector"), "is no file of a detector; give a file of training"),
         (lambda m: m | {"detector": "yolo"}, "is no file of a detector"),
         (lambda m: {"backbone": "vgg16"}, "is no file of a detector"),
-        (lambda m: drop(m, "classes"), "has no readable classes"),
-        (lambda m: m | {"classes": "cat, dog"}, "has no readable classes"),
-        (lambda m: m | {"config": "{"}, "has no readable classes or config"),
+        (lambda m: drop(m, "classes"), r"\(metadata classes\): is empty"),
+        (lambda m: m | {"classes": "cat, dog"}, r"\(metadata classes\): is not JSON"),
+        (lambda m: m | {"config": "{"}, r"\(metadata config\): is not JSON"),
         (lambda m: m | {"config": '{"model": {"fc_widht": 3}}'}, "model.fc_widht is unknown"),
         (lambda m: m | {"config": '{"model": {"dtype": "int8"}}'}, "model.dtype is 'int8'"),
         (lambda m: m | {"classes": '["cat"]'}, "has the shape"),
@@ -181,7 +181,7 @@ def test_a_mil_detector_of_evidence_needs_its_class_maps(tmp_path):
 
 @pytest.mark.parametrize("model", [{"class_maps": False}, {"pool_size": 2}], ids=str)
 def test_evidence_that_there_is_none_of_is_refused(model):
-    with pytest.raises(BadInput, match=r"model\.evidence: needs model\.class_maps.*evidence to 0"):
+    with pytest.raises(BadInput, match=r"model\.evidence needs class_maps.*set it to 0"):
         detector_of("mil", model=model)
     assert detector_of("mil", model={**model, "evidence": 0.0}).class_count == 3
 
@@ -312,7 +312,9 @@ def test_a_retrainer_starts_from_the_backbone_of_the_mil_detector(tmp_path):
 def test_the_backbone_of_another_detector_must_be_the_same(tmp_path):
     write_mil(tmp_path / "mil.safetensors")
     weights = read_weights(tmp_path / "mil.safetensors")
-    other = detector_of("faster_rcnn", model={"backbone": "resnet50", "backbone_width": 2})
+    levels = {"strides": (4, 8, 16, 32), "anchor_sizes": ((16,), (32,), (56,), (96,))}
+    model = {"backbone": "resnet50", "backbone_width": 2, **levels}
+    other = detector_of("faster_rcnn", model=model)
     with pytest.raises(BadInput, match="is a detector over mini_cnn, not resnet50"):
         other.init(jax.random.key(0), batch_of(), weights)
 

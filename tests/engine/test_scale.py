@@ -18,7 +18,7 @@ from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
 from weaksam_jax.detectors.faster_rcnn.loss import faster_rcnn_loss
-from weaksam_jax.engine.mesh import data_mesh
+from weaksam_jax.engine.mesh import check_batch, data_mesh
 from weaksam_jax.engine.step import count_compilations, create_state, make_train_step
 from weaksam_jax.engine.train import frozen_loss
 from weaksam_jax.errors import BadInput
@@ -159,17 +159,21 @@ def test_retraining_in_micro_batches_is_the_mean_of_them():
 
 
 def test_micro_batches_whose_normaliser_would_differ_are_refused():
-    config = vary(SMALL_RCNN, loss={"drop": DropConfig(normaliser="n_kept")})
+    changed = {"loss": {"drop": DropConfig(normaliser="n_kept")}}
     with pytest.raises(BadInput, match="n_kept; choose loss"):
-        FasterRcnn(config, 2)
-    assert FasterRcnn(vary(config, optim={"micro_batches": 1}), 2).class_count == 2
+        vary(SMALL_RCNN, **changed)
+    config = vary(SMALL_RCNN, optim={"micro_batches": 1}, **changed)
+    assert FasterRcnn(config, 2).class_count == 2
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_the_work(inputs, tmp_path):
-    config, mesh = vary(mil_job.SMALL, optim={"micro_batches": 3}), data_mesh(jax.devices()[:1])
-    with pytest.raises(BadInput, match="choose a multiple of 3"):
-        mil_job.train(inputs, tmp_path / "mil", mesh, config)
-    assert not (tmp_path / "mil").exists()
+def test_a_batch_that_does_not_divide_is_refused_before_the_work():
+    with pytest.raises(BadInput, match="micro_batches 3 do not divide a batch of 8"):
+        vary(mil_job.SMALL, optim={"micro_batches": 3})
+    with pytest.raises(BadInput, match="do not divide among 3 devices; choose a multiple of 3"):
+        check_batch(8, devices=3)
+    with pytest.raises(BadInput, match="choose a multiple of 16"):
+        check_batch(24, devices=2, micro_batches=8)
+    check_batch(24, devices=3, micro_batches=8)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from experiments.evaluate import main
 from weaksam_jax.boxes import to_xywh
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_truth
-from weaksam_jax.data.formats.voc import encode_mask
+from weaksam_jax.data.masks import encode_mask
 from weaksam_jax.data.records import TruthRecord, TruthSplit
 from weaksam_jax.data.store import Proposals, write_manifest, write_proposals
 from weaksam_jax.evaluate import coco_ap, only_masked, voc_mask_ap
@@ -159,9 +159,13 @@ def test_difficult_objects_are_a_question_of_recall_alone(found, data, capsys):
 @pytest.mark.parametrize(
     ("spoil", "metric", "message"),
     [
-        (lambda one: one.update(image_id=77), "voc07", "77 is missing, or no image"),
-        (lambda one: one.pop("segmentation"), "voc-segm", "entry 0 has no segmentation"),
-        (lambda one: one.update(bbox=[1, 2]), "coco", "entry 0: bbox is no"),
+        (
+            lambda one: one.update(image_id=77),
+            "voc07",
+            "entry 0: image_id 77, which VOC2007/test does not have",
+        ),
+        (lambda one: one.pop("segmentation"), "voc-segm", "entry 0: has no segmentation"),
+        (lambda one: one.update(bbox=[1, 2]), "coco", "entry 0: bbox is no ["),
     ],
 )
 def test_bad_results_end_in_one_line(spoil, metric, message, found, data, capsys):

@@ -114,7 +114,7 @@ def test_a_test_set_without_annotations(data, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: --metric: is missing")
     path.write_text(json.dumps([found[0] | {"image_id": 5}]))
     assert entry_point(main, [*flags, "--voc-files", str(tmp_path / "c")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {path}: 5 is missing, or no image")
+    assert capsys.readouterr().err.startswith(f"error: {path}: entry 0: image_id 5, which")
 
 
 def test_a_test_split_is_opened_without_annotations(data):

@@ -291,7 +291,7 @@ def test_masks_are_absent_without_true_masks():
 def test_foreign_detections_are_refused():
     found, truth = random_case(1)
     for change in ({"image_id": 12345}, {"category_id": 2}):
-        with pytest.raises(BadInput, match="no image or category"):
+        with pytest.raises(BadInput, match=r"entry 0: .* does not have"):
             voc_ap([found[0] | change], truth)
 
 
@@ -299,7 +299,7 @@ def test_foreign_detections_are_refused():
 def test_nan_is_refused(place):
     found, truth = random_case(1)
     change = {"bbox": [0, 0, float("nan"), 5]} if place == "bbox" else {"score": float("nan")}
-    with pytest.raises(BadInput, match="entry 1 has a box or score that is not finite"):
+    with pytest.raises(BadInput, match=f"entry 1: {place} is no .*nan"):
         voc_ap([found[0], found[1] | change], truth)
 
 

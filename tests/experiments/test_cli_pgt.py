@@ -10,11 +10,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tiny_pipeline import options, write_run
 
-from experiments.pgt import main, with_image_ids
+from experiments.pgt import main
 from experiments.pipeline.run import open_run
 from experiments.pipeline.stages import make_pseudo_boxes
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
+from weaksam_jax.data.detections import BadDetections, as_arrays
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.pgt import PgtConfig
@@ -119,9 +120,8 @@ def test_the_mini_presets_rule_named_keeps_its_threshold():
 
 def test_the_pipelines_top_1_is_one_box_whatever_k_is(toy, tmp_path):
     data, path = toy
-    found = with_image_ids(json.loads(path.read_text()), open_tags(data, "trainval"))
     (tmp_path / "wsod").mkdir()
-    (tmp_path / "wsod" / "detections_train.json").write_text(json.dumps(found))
+    shutil.copy(path, tmp_path / "wsod" / "detections_train.json")
     write_run(tmp_path, data, pgt=PgtConfig(rule="top_k", k=2))
     make_pseudo_boxes(open_run(tmp_path))
     most = {}
@@ -195,13 +195,18 @@ def without(key):
 FAULTS = {
     "has no score": without("score"),
     "has no bbox": without("bbox"),
-    "has no image_id": 5,
-    "score is no": [entry(score=value) for value in ("0.5", None, True, [1], np.nan, -np.inf)],
+    "is no object": [5, None, "a", [entry()]],
+    "has no image_id": without("image_id"),
+    "score is no": [entry(score=value) for value in ("good", None, True, [1], 10**400)],
     "bbox is no": [
-        entry(bbox=[0, 0, 5, value]) for value in ("a", None, np.inf, -np.inf, np.nan, [1], 10**400)
+        entry(bbox=[0, 0, 5, value]) for value in ("a", None, [1], True, 10**400)
     ] + [entry(bbox=value) for value in (["a"], [1, 2, 3], "abcd", None, {})],
-    "image_id is": [entry(image_id=value) for value in ([1], {}, None, 1.5, True)],
-    "category_id is": [entry(category_id=value) for value in ([1], {"a": 1}, None, "1", 1.5)],
+    "image_id is": [
+        entry(image_id=value) for value in ([1], {}, None, 1.5, True, -1, 2**63, 10**400)
+    ],
+    "category_id is": [entry(category_id=value) for value in ([1], {"a": 1}, None, "one", 1.5)],
+    "1].score is NaN": entry(score=np.nan),
+    "1].bbox[2] is -Infinity": entry(bbox=[0, 0, -np.inf, 1]),
 }  # fmt: skip
 CASES = [(text, one) for text, some in FAULTS.items()
          for one in (some if isinstance(some, list) else [some])]  # fmt: skip
@@ -215,31 +220,32 @@ def test_faulty_detections_are_one_line_that_names_file_and_entry(toy, tmp_path,
     path.write_text(json.dumps([good, bad]))
     assert run((toy[0], path), tmp_path / "pgt.json") == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(f"error: {path}: entry 1") and text in said[0]
+    (said,) = said
+    assert said.startswith((f"error: {path}: entry 1", f"error: {path}: [1].")) and text in said
     assert sorted(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--score-threshold", "nan"), "setting score_threshold"),
-        (("--score-threshold", "1.5"), "setting score_threshold"),
-        (("--overlap-threshold", "-0.5"), "setting overlap_threshold"),
-        (("--rule", "top_k", "--k", "0"), "setting k"),
+        (("--score-threshold", "nan"), "--score-threshold: is nan"),
+        (("--score-threshold", "1.5"), "--score-threshold: is 1.5"),
+        (("--overlap-threshold", "-0.5"), "--overlap-threshold: is -0.5"),
+        (("--rule", "top_k", "--k", "0"), "--k: is 0"),
         (("--nested", "botle"), "setting nested"),
     ],
 )
 def test_bad_settings_are_one_line_before_anything_is_written(toy, tmp_path, capsys, flags, text):
     assert run(toy, tmp_path / "pgt.json", *flags) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(f"error: {text}: ")
+    assert len(said) == 1 and said[0].startswith(f"error: {text}")
     assert not any(tmp_path.iterdir())
 
 
 def test_bad_settings_of_the_pipeline_are_refused_at_once(capsys):
     flags = ["--data", "mini", "--pgt.k", "0"]
     assert entry_point(lambda argv: options(*argv), flags) == 2
-    assert capsys.readouterr().err.startswith("error: setting k: ")
+    assert capsys.readouterr().err.startswith("error: --pgt.k: is 0; ")
 
 
 @pytest.mark.parametrize("name", ["x.png", "voc.2007", "x", "folder", "folder.json", "with.json"])
@@ -274,20 +280,37 @@ def test_a_broken_image_leaves_no_output(toy, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [data]
 
 
-def test_image_ids_may_be_file_names_of_any_data_set(tmp_path):
-    names = ("cat.jpg", "b/dog.png", "2.jpg", "7_1.jpg", "two.jpg", "two.png")
+def named_split(tmp_path):
+    names = {name: number for number, name in enumerate(
+        ("cat.jpg", "b/dog.png", "2.jpg", "7_1.jpg", "two.jpg", "two.png"), 1)}  # fmt: skip
+    names["2008_000001.jpg"] = 2008000001
     records = tuple(
-        TagRecord(number, name, tmp_path / name, 9, 9, (0,)) for number, name in enumerate(names, 1)
+        TagRecord(number, name, tmp_path / name, 9, 9, (0,)) for name, number in names.items()
     )
-    train = TagSplit("made up", "train", ("cat",), (1,), records)
+    return TagSplit("made up", "train", ("cat",), (1,), records)
+
+
+def test_image_ids_may_be_file_names_of_any_data_set(tmp_path):
+    train = named_split(tmp_path)
     wanted = {
-        "cat.jpg": 1, "cat": 1, "b/dog.png": 2, "b/dog": 2, "2.jpg": 3, "2": 3, "7_1": 4,
-        "two.jpg": 5, "two.png": 6, "two": "two", "5": 5, "000005": 5, "2008_000001": 2008000001,
-        "dog": "dog", "": "", 4: 4,
+        "cat.jpg": 1, "cat": 1, "b/dog.png": 2, "b/dog": 2, "2.jpg": 3, "7_1": 4,
+        "two.jpg": 5, "two.png": 6, "5": 5, "000005": 5, "2008_000001": 2008000001, 4: 4,
+        "6.0": 6, 1.0: 1,
     }  # fmt: skip
     found = [entry(image_id=name) for name in wanted]
-    assert [one["image_id"] for one in with_image_ids(found, train)] == list(wanted.values())
+    places = {record.image_id: place for place, record in enumerate(train.records)}
+    assert as_arrays(found, train).image.tolist() == [places[i] for i in wanted.values()]
     assert [one["image_id"] for one in found] == list(wanted)  # the input stays as it is
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("two", "no image"), ("dog", "no image"), ("", "no image"), ("77", "train does not have"),
+     ("2", "the name of image 3 and the id of another")],
+)  # fmt: skip
+def test_a_name_of_no_image_or_of_two_is_refused(tmp_path, name, fault):
+    with pytest.raises(BadDetections, match=f"entry 1: image_id .*{fault}"):
+        as_arrays([entry(image_id=1), entry(image_id=name)], named_split(tmp_path))
 
 
 def test_file_names_as_image_ids_end_to_end(toy, tmp_path):

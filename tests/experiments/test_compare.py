@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from experiments import compare
 from weaksam_jax.cli import entry_point
 
@@ -31,3 +33,26 @@ def test_no_run_and_no_metrics_end_in_one_line(tmp_path, capsys):
     assert "metrics.json" in capsys.readouterr().err
     assert entry_point(compare.main, []) == 2
     assert "no run was given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metrics", "fault"),
+    [
+        ([], "is no JSON object"),
+        ("text", "is no JSON object"),
+        ({"seconds": [1, 2]}, "seconds is no finite number"),
+        ({"seconds": {"data": "long"}}, "seconds.data is no finite number ('long')"),
+        ({"seconds": {"data": {"a": None}}}, "seconds.data.a is no finite number (null)"),
+        ({"wsod": {"ap50": "\x1b[31m"}}, "wsod.ap50 is no finite number"),
+        ({"wsod": {"ap50": [50.0, 51.0]}}, "wsod.ap50 is no finite number"),
+        ({"wsod": {"ap50": True}}, "wsod.ap50 is no finite number (true)"),
+    ],
+)
+def test_metrics_of_another_kind_are_refused_by_name(tmp_path, capsys, metrics, fault):
+    good = run(tmp_path / "a", wsod={"ap50": 50.0}, seconds={"data": 60})
+    run(tmp_path / "b")
+    path = tmp_path / "b" / "metrics.json"
+    path.write_text(json.dumps(metrics))
+    assert entry_point(compare.main, [good, str(tmp_path / "b")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: ") and fault in line and "\x1b" not in line

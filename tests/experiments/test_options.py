@@ -117,7 +117,7 @@ def test_a_config_that_does_not_fit_names_its_file(tmp_path, values, message):
         (["--wsod.optim.lrr", "1"], "--wsod.optim.lrr: is no flag of this command; did you mean"),
         (["--presett", "mini"], "--presett: is no flag of this command; did you mean --preset?"),
         (["--preset", "huge"], "the command line: invalid choice 'huge' for argument '--preset'"),
-        (["--config", "gone.json"], "gone.json: cannot be read"),
+        (["--config", "gone.json"], "gone.json: does not exist"),
     ],
 )
 def test_wrong_flags_end_in_one_line(capsys, flags, message):

@@ -1,9 +1,9 @@
 """Variations of nested configs."""
 
-from dataclasses import replace
+from weaksam_jax.settings import change
 
 
 def vary(config, **parts):
     """The config with other values in its parts: `vary(TINY, optim={"steps": 2})`."""
-    changed = {name: replace(getattr(config, name), **values) for name, values in parts.items()}
-    return replace(config, **changed)
+    flat = {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}
+    return change(config, flat)

@@ -8,8 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
-from weaksam_jax.data.store import Proposals, proposal_path, write_proposals
-from weaksam_jax.files import write_arrays, write_json
+from weaksam_jax.data.store import Proposals, write_proposals, write_stored
+from weaksam_jax.files import write_json
 from weaksam_jax.report.artefacts import RunFiles
 
 CLASSES = ("cat & <b>dog</b>", "owl")
@@ -137,7 +137,8 @@ def _arrays(run: Path, train: TagSplit, record: TagRecord) -> None:
     maps = np.random.default_rng(0).random((2, 9, 12)).astype(np.float16)
     clues = {"coarse": maps, "fine": maps, "class_ids": np.array([0, 1], np.int32)}
     clues |= {"class_logits": np.zeros(2, np.float32), "points": points}
-    write_arrays(proposal_path(run / "clues", train.split, record.image_id), clues)
+    place = run / "clues", train.split, record.image_id
+    write_stored(*place, arrays=clues, metadata={})
     found = Proposals(
         record.image_id,
         HEIGHT,

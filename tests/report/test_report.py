@@ -191,7 +191,7 @@ def test_a_foreign_or_broken_file_is_named(whole, tmp_path):
     run, splits, _ = whole
     copy = shutil.copytree(run, tmp_path / "copy")
     write_json(copy / "pgt/top1.json", {"annotations": [{"image_id": 99, "category_id": 11}]})
-    with pytest.raises(BadInput, match=r"top1\.json: holds image 99"):
+    with pytest.raises(BadInput, match=r"top1\.json: annotations\[0\]: image_id 99,"):
         write_report(copy, *splits)
     (copy / "pgt/top1.json").write_text('{"annot')
     with pytest.raises(BadInput, match=r"top1\.json"):

@@ -5,7 +5,7 @@ A row offers one or both of two forms. The pyramid (Faster R-CNN and what follow
 that the detector joins.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +16,8 @@ from weaksam_jax.backbones.lite0 import Lite0
 from weaksam_jax.backbones.mini_cnn import MiniCnn, MiniPyramid
 from weaksam_jax.backbones.resnet import ResNet50
 from weaksam_jax.backbones.vgg16 import Vgg16
-from weaksam_jax.errors import BadInput, did_you_mean
+from weaksam_jax.errors import did_you_mean
+from weaksam_jax.ranges import Fault, shown
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def check_backbone(name: str, form: Literal["pyramid", "single"]) -> None:
-    """`BadInput` unless `BACKBONES` has a backbone of that name in that form."""
+def unknown_backbone(name: str, form: Literal["pyramid", "single"]) -> Iterator[Fault]:
+    """The fault of a config whose `backbone` is none of `BACKBONES` in that form; else nothing."""
     known = [one for one, row in BACKBONES.items() if getattr(row, form) is not None]
     if name not in known:
-        hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
-        raise BadInput("model.backbone", f"{name} is no backbone of this detector", hint)
+        hint = did_you_mean(name[:60], known, f"choose from {', '.join(known)}")
+        yield Fault("backbone", f"{shown(name)} is no backbone of this detector", hint)
 
 
 def is_frozen(path: Sequence[str], backbone: str, frozen: Sequence[str] | None) -> bool:

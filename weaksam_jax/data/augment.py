@@ -1,12 +1,14 @@
 """Augmentation of training images: geometry, colour and hidden patches, for every detector."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 
 from weaksam_jax.boxes import area, clip, flip
 from weaksam_jax.data.scales import PaddedSize
+from weaksam_jax.ranges import INTERVAL, Scaling, Settings, Share, between
 
 _MIN_SIDE = 4.0  # pixels of the padded size; smaller boxes are no training objects
 _MIN_VISIBLE = 0.4  # share of a box that must be inside a random crop
@@ -22,20 +24,20 @@ LIGHT_VECTORS = np.asarray(
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Settings):
     """Random changes of a training image."""
 
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: Annotated[tuple[Scaling, Scaling], INTERVAL] = (1.0, 1.0)
     """Range of a factor on top of what fits the padded size (above 1: a random crop)."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Chance of a mirror image."""
-    colour: float = 0.0
+    colour: Share = 0.0
     """Largest relative change of brightness, contrast and saturation."""
-    channel_gain: float = 0.0
+    channel_gain: Share = 0.0
     """Largest relative change of each channel, and of brightness by 64 levels at 1."""
-    lighting: float = 0.0
+    lighting: Annotated[float, between(0, 10)] = 0.0
     """Deviation of AlexNet's lighting noise."""
-    hide: float = 0.0
+    hide: Share = 0.0
     """Share of hidden patches (Hide-and-Seek)."""
 
 

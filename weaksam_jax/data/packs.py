@@ -1,27 +1,31 @@
 """Packed stores: the files of a split's images as records of a few ArrayRecord shards.
 
 Layout of `<root>/<split>/`: `00000.array_record`, `00001.array_record`, ... and `pack.json`, which
-is written last. Record k of shard s is, byte for byte, the safetensors file of the image
-`images[s * per_shard + k]`; `images` is sorted. A hundred thousand small files become tens of large
-ones, which network file systems and copies like better; random access stays.
+is written last and has a checksum of every shard. Record k of shard s is, byte for byte, the
+safetensors file of the image `images[s * per_shard + k]`; `images` is sorted. A hundred thousand
+small files become tens of large ones, which network file systems and copies like better; random
+access stays.
 """
 
 import errno
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from weaksam_jax.data.sealed import file_digest, open_arrays, read_sealed_json, write_sealed_json
+from weaksam_jax.data.store_checks import ids_fit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path, parse_arrays, read_json, write_json
+from weaksam_jax.files import atomic_path
 
 INDEX = "pack.json"
-FORMAT = 1
+FORMAT = 2
 _HINT = "copy or pack it again (python -m bridge.pack)"
 # One record per group: a reader decompresses the image it asks for and no other.
 _WRITE_OPTIONS = "group_size:1"
@@ -33,12 +37,12 @@ class Pack:
 
     def __init__(self, folder: Path):
         """Raises `BadInput` when a shard is missing, of another size than written, or no pack."""
-        index = read_json(folder / INDEX)
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
+        index = read_sealed_json(folder / INDEX)
+        if not _is_index(index):
             raise BadInput(folder / INDEX, "is no index of a pack of this version", _HINT)
         self.folder, self.images = folder, index["images"]
         self._per_shard, self._lock = index["per_shard"], threading.Lock()
-        self._readers = []
+        self._readers, self._digests = [], index["checksums"]
         for number, size in enumerate(index["bytes"]):
             path = shard_path(folder, number)
             found = path.stat().st_size if path.exists() else None
@@ -62,10 +66,29 @@ class Pack:
             problem = f"image {image_id} cannot be read ({_first_line(error)})"
             raise BadInput(shard_path(self.folder, number), problem, _HINT) from error
 
+    def damaged(self) -> Iterator[Path]:
+        """Shards that are not, byte for byte, what was written; reads all of them."""
+        for number, digest in enumerate(self._digests):
+            path = shard_path(self.folder, number)
+            if file_digest(path) != digest:
+                yield path
+
     def read(self, image_id: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """(arrays, metadata) of one image."""
         where = f"{self.folder / INDEX}, image {image_id}"
-        return parse_arrays(self.record(image_id), where)
+        return open_arrays(self.record(image_id), where)
+
+
+def _is_index(index: Mapping[str, Any]) -> bool:
+    """Whether the values of a pack.json are of the right types and fit together."""
+    images, count = index.get("images"), index.get("per_shard")
+    if index.get("format") != FORMAT or not ids_fit(images) or type(count) is not int or count < 1:
+        return False
+    sizes, digests = index.get("bytes"), index.get("checksums")
+    shards = -(-len(images) // count)
+    of_sizes = isinstance(sizes, list) and all(type(one) is int for one in sizes)
+    of_digests = isinstance(digests, list) and all(isinstance(one, str) for one in digests)
+    return of_sizes and of_digests and len(sizes) == len(digests) == shards
 
 
 def open_pack(folder: Path) -> Pack | None:
@@ -89,7 +112,8 @@ def write_pack(
 
     Shards are whole or absent and the index comes last. The same files give the same bytes.
     """
-    writer_of, sizes, files = _array_record().ArrayRecordWriter, [], iter(files)
+    writer_of, files = _array_record().ArrayRecordWriter, iter(files)
+    sizes, digests = [], []
     for number, start in enumerate(range(0, len(images), per_shard)):
         path = shard_path(folder, number)
         with atomic_path(path) as temporary:
@@ -103,8 +127,9 @@ def write_pack(
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
                 raise
         sizes.append(path.stat().st_size)
-    index = {"format": FORMAT, "per_shard": per_shard, "bytes": sizes, "images": list(images)}
-    write_json(folder / INDEX, index)
+        digests.append(file_digest(path))
+    index = {"format": FORMAT, "per_shard": per_shard, "bytes": sizes, "checksums": digests}
+    write_sealed_json(folder / INDEX, {**index, "images": list(images)})
 
 
 def shard_path(folder: Path, number: int) -> Path:

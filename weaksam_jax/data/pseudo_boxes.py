@@ -6,10 +6,10 @@ import numpy as np
 
 from weaksam_jax.boxes import clip, from_xywh
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize
-from weaksam_jax.data.detections import BadDetections, by_image, label_of
+from weaksam_jax.data.detections import BadDetections, annotation_arrays, annotation_rows
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import pad_boxes
-from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
 
 
@@ -79,25 +79,16 @@ class PseudoSamples:
 def _read(pgt: Mapping, images: TagSplit) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Image id -> (boxes float32 `[n, 4]`, labels int32 `[n]`), only images with boxes; crowds are
     left out."""
-    objects = [one for one in pgt["annotations"] if not one.get("iscrowd")]
-    found, labels = by_image(objects, images), label_of(images)
-    records = {record.image_id: record for record in images.records}
-    boxes = {
-        image_id: [(_inside(one, records[image_id]), labels[one["category_id"]]) for one in rows]
-        for image_id, rows in found.items()
-    }
-    kept = {
-        image_id: [(box, label) for box, label in rows if min(box[2:] - box[:2]) > 0]
-        for image_id, rows in boxes.items()
-    }
+    crowd, table = annotation_rows(pgt).flags("iscrowd"), annotation_arrays(pgt, images)
+    sizes = [(record.width, record.height) for record in images.records]
+    found: dict[int, list] = {}
+    for index in np.flatnonzero(~crowd).tolist():
+        image = int(table.image[index])
+        box = clip(from_xywh(table.xywh[index].astype(np.float32)), *sizes[image])
+        if min(box[2:] - box[:2]) > 0:
+            own = found.setdefault(images.records[image].image_id, [])
+            own.append((box, table.labels[index]))
     return {
-        image_id: (np.stack([box for box, _ in rows]), np.asarray([c for _, c in rows], np.int32))
-        for image_id, rows in kept.items()
-        if rows
+        image_id: (np.stack([box for box, _ in own]), np.asarray([c for _, c in own], np.int32))
+        for image_id, own in found.items()
     }
-
-
-def _inside(annotation: Mapping, record: TagRecord) -> np.ndarray:
-    """The box float32 `[4]` of an annotation, cut to its image."""
-    box = from_xywh(np.asarray(annotation["bbox"], np.float32))
-    return clip(box, record.width, record.height)

@@ -1,16 +1,20 @@
 """Scales of images, and the few padded sizes in which images of all shapes are shown at a scale."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from weaksam_jax.data.records import TagRecord
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import FILLED, Fault, Side
 
-PaddedSize = tuple[int, int]  # height, width
+PaddedSize = tuple[Side, Side]  # height, width
 # One scale: a padded size for each shape of image (say landscape and portrait), in a fixed order.
-Scale = tuple[PaddedSize, ...]
+Scale = Annotated[tuple[PaddedSize, ...], FILLED]
+Scales = Annotated[tuple[Scale, ...], FILLED]
+MOST_BYTES = 2**33  # of the images of one batch, uint8
 # A smaller size is taken where it costs an image no more than this part of its size.
 SHRINKAGE = 0.01
 
@@ -62,11 +66,28 @@ def bucket_of(record: TagRecord, scales: Sequence[Scale]) -> int:
     return min(choices, key=lambda bucket: (areas[bucket], -fits[:, bucket].sum()))
 
 
-def check_scales(scales: Sequence[Scale]) -> None:
-    """`BadInput` unless all scales have the same number of padded sizes, one or more."""
+def misfit_scales(name: str, scales: Sequence[Scale], multiple: int = 1) -> Iterator[Fault]:
+    """Faults of a config's field `name` whose scales do not have the same number of padded sizes,
+    one or more, or sides that are no multiples of `multiple`."""
     counts = {len(scale) for scale in scales}
     if len(counts) != 1 or counts == {0}:
         problem = f"have {' and '.join(map(str, sorted(counts))) or 'no'} padded sizes"
-        raise BadInput(
-            "scales", problem, "give every scale one padded size for each shape of image"
-        )
+        yield Fault(name, problem, "give every scale one padded size for each shape of image")
+    wrong = [side for scale in scales for size in scale for side in size if side % multiple]
+    if wrong:
+        problem = f"have the side {wrong[0]}"
+        yield Fault(name, problem, f"give multiples of {multiple}, the backbone's stride")
+
+
+def misfit_memory(name: str, batch_size: int, scales: Sequence[Scale]) -> Iterator[Fault]:
+    """The fault of a batch size, in the config's field `name`, beyond `MOST_BYTES` of images."""
+    largest = max((height * width for scale in scales for height, width in scale), default=0)
+    if 3 * batch_size * largest > MOST_BYTES:
+        problem = f"is {batch_size}: {3 * batch_size * largest / 2**30:.0f} GB of images at once"
+        yield Fault(name, problem, "choose a smaller batch or scale")
+
+
+def check_scales(scales: Sequence[Scale]) -> None:
+    """`BadInput` unless all scales have the same number of padded sizes, one or more."""
+    for fault in misfit_scales("scales", scales):
+        raise BadInput(*fault)

@@ -3,30 +3,26 @@
 Layout: `<root>/<split>/<last two digits of the id>/<image_id>.safetensors`, and
 `<root>/<split>/manifest.json`, which is written last and therefore means "complete". A finished
 split may be packed (`weaksam_jax.data.packs`): the same files as records of a few large ones. The
-readers here take either layout, a file of its own first.
+readers here take either layout, a file of its own first. Every file has a checksum of itself, which
+every reader looks at (`weaksam_jax.data.sealed`; it takes less time than reading).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from weaksam_jax.data.masks import are_codes
 from weaksam_jax.data.packs import open_pack
-from weaksam_jax.errors import BadInput
-from weaksam_jax.files import (
-    make_folder,
-    read_arrays,
-    read_json,
-    sync_disk,
-    write_arrays,
-    write_json,
-)
+from weaksam_jax.data.sealed import open_arrays, read_sealed_json, seal_arrays, write_sealed_json
+from weaksam_jax.data.store_checks import SOURCES, column_fault, ids_fit
+from weaksam_jax.errors import BadFile, BadInput
+from weaksam_jax.files import make_folder, read_bytes, sync_disk, write_bytes
 
-VERSION = "1"
-# The source of a box: which kind of prompt made it.
-SOURCES = ("grid", "coarse", "fine", "cross", "selective_search", "imported")
+VERSION = "2"
+IMAGE = "image"  # the id, in the metadata of every file
 # Sources whose boxes have no predicted IoU and stability of SAM.
 UNRATED = (SOURCES.index("selective_search"), SOURCES.index("imported"))
 _COLUMNS = ("boxes", "source", "prompt", "token", "predicted_iou", "stability")
@@ -79,6 +75,20 @@ class Proposals:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def rles(self) -> list[dict] | None:
+        """The masks as pycocotools takes them, `{"size": [H, W], "counts": bytes}`; None without.
+
+        Raises `BadInput` for a code that is none of a mask of this size, which pycocotools would
+        read beyond its end.
+        """
+        if self.masks is None:
+            return None
+        whole = are_codes(self.masks, self.height * self.width)
+        if not whole.all():
+            problem = f"mask {np.argmin(whole)} is none of {self.height} x {self.width} pixels"
+            raise BadInput(f"the proposals of image {self.image_id}", problem, "export again")
+        return [{"size": [self.height, self.width], "counts": one} for one in self.masks]
+
     def select(self, index: np.ndarray) -> "Proposals":
         """The proposals at `index` (integers or a boolean mask), in that order."""
         index = np.arange(len(self))[index]
@@ -112,8 +122,21 @@ def write_proposals(
     if proposals.decoded is not None:
         rows = vars(proposals.decoded)
         arrays |= {f"decoded_{name}": np.asarray(value) for name, value in rows.items()}
-    path = proposal_path(root, split, proposals.image_id)
-    write_arrays(path, arrays, {"version": VERSION, **metadata}, durable=False)
+    write_stored(root, split, proposals.image_id, arrays=arrays, metadata=metadata)
+
+
+def write_stored(
+    root: str | Path,
+    split: str,
+    image_id: int,
+    *,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes one image's file (proposals or clues), with its checksum, atomically; it is not
+    synced by itself."""
+    own = {"version": VERSION, IMAGE: str(image_id), **metadata}
+    write_bytes(proposal_path(root, split, image_id), seal_arrays(arrays, own), durable=False)
 
 
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
@@ -125,14 +148,17 @@ def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
 def parse_proposals(
     arrays: dict[str, np.ndarray], metadata: dict[str, str], image_id: int, path: Path
 ) -> Proposals:
-    """The proposals in the arrays of a file; `BadInput` with `path` when it is foreign."""
+    """The proposals in the arrays of a file; `BadInput` with `path` when it is foreign, or when a
+    box, score or place of a mask's code cannot be."""
     if metadata.get("version") != VERSION:
-        raise BadInput(path, "is no proposal file of this version", "delete it and export again")
+        raise BadInput(path, "is no proposal file of this version", "export again")
+    if fault := column_fault(arrays):
+        raise BadInput(path, fault, "export again")
+    height, width = (int(side) for side in arrays["size"])
     masks = None
     if "rle_offsets" in arrays:
-        data, offsets = arrays["rle_bytes"].tobytes(), arrays["rle_offsets"]
+        data, offsets = arrays["rle_bytes"].tobytes(), arrays["rle_offsets"].tolist()
         masks = tuple(data[a:b] for a, b in pairwise(offsets))
-    height, width = (int(side) for side in arrays["size"])
     names = (*_COLUMNS, "points")
     return Proposals(
         image_id,
@@ -160,7 +186,16 @@ def read_stored(
     """
     path = proposal_path(root, split, image_id)
     pack = None if path.exists() else open_pack(Path(root) / split)
-    return read_arrays(path) if pack is None else pack.read(image_id)
+    if pack is None:
+        where: str | Path = path
+        arrays, metadata = open_arrays(read_bytes(path), str(path))
+    else:
+        where = f"{pack.folder}, image {image_id}"
+        arrays, metadata = pack.read(image_id)
+    if metadata.get(IMAGE) != str(image_id):
+        problem = f"is the file of image {metadata.get(IMAGE)}, not {image_id}"
+        raise BadInput(where, problem, "export again")
+    return arrays, metadata
 
 
 def is_stored(root: str | Path, split: str, image_id: int) -> bool:
@@ -171,15 +206,25 @@ def is_stored(root: str | Path, split: str, image_id: int) -> bool:
     return pack is not None and image_id in pack.images
 
 
+def manifest_path(root: str | Path, split: str) -> Path:
+    """The file that says that a split is complete, and what it holds."""
+    return Path(root) / split / "manifest.json"
+
+
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:
     """Marks a split as complete. Call it when every image of the split has its file."""
-    path = Path(root) / split / "manifest.json"
+    path = manifest_path(root, split)
     make_folder(path.parent)
     sync_disk(path.parent)  # the images' files, which are not synced one by one
-    write_json(path, {**metadata, "images": sorted(image_ids)})
+    write_sealed_json(path, {**metadata, "images": sorted(image_ids)})
 
 
 def read_manifest(root: str | Path, split: str) -> dict | None:
     """The manifest, or None while the split is not complete."""
-    path = Path(root) / split / "manifest.json"
-    return read_json(path) if path.exists() else None
+    path = manifest_path(root, split)
+    if not path.exists():
+        return None
+    found = read_sealed_json(path)
+    if not ids_fit(found.get("images")):
+        raise BadFile(path, "has no list of images", "export again")
+    return found

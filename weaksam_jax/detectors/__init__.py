@@ -14,12 +14,15 @@ import optax
 
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilDetector
+from weaksam_jax.detectors.start import stated_config
 from weaksam_jax.engine.predict import Detections, Predictor, detect_split
 from weaksam_jax.engine.step import Batch, Metrics, Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights, fill, read_weights, save_params
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ranges import Filled, Width, first_fault
 from weaksam_jax.settings import from_plain, to_plain
+from weaksam_jax.text import parse_json
 
 __all__ = [
     "DETECTORS",
@@ -116,15 +119,20 @@ def stated_detector(weights: Weights) -> Detector:
     if kind not in DETECTORS:
         hint = f"give a file of training or of bridge.convert ({', '.join(DETECTORS)})"
         raise BadInput(weights.path, "is no file of a detector", hint)
-    try:
-        config = json.loads(weights.metadata.get("config", "{}"))
-        classes = json.loads(weights.metadata.get("classes", "null"))
-        classes = int(weights.metadata["num_classes"]) if classes is None else tuple(classes)
-    except (KeyError, ValueError, TypeError) as error:
-        problem = f"has no readable classes or config ({error})"
-        raise BadInput(weights.path, problem, "make the file again") from error
-    config = from_plain(DETECTORS[kind].Config, config, f"{weights.path} (metadata config)")
-    return DETECTORS[kind](config, classes)
+    where = f"{weights.path} (metadata config)"
+    config = from_plain(DETECTORS[kind].Config, stated_config(weights), where)
+    return DETECTORS[kind](config, _stated_classes(weights))
+
+
+def _stated_classes(weights: Weights) -> tuple[str, ...] | int:
+    """The names that a file's metadata state, or the number of classes."""
+    text = weights.metadata.get("classes", weights.metadata.get("num_classes", ""))
+    found = parse_json(text, f"{weights.path} (metadata classes)")
+    found = tuple(found) if isinstance(found, list) else found
+    if fault := first_fault(Filled[str] | Width, found):
+        problem = f"(metadata classes) {fault.problem}, no names and no number"
+        raise BadInput(weights.path, problem, "make the file again")
+    return found
 
 
 def save_detector(path: str | Path, detector: Detector, params: Params) -> None:

@@ -1,6 +1,5 @@
 """What a detector's training starts from: fresh weights, ImageNet's, or those of a detector."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights, fill
 from weaksam_jax.errors import BadInput
+from weaksam_jax.text import parse_json
 
 
 def start_from(
@@ -45,10 +45,24 @@ def start_from(
     return fill(fresh, weights, optional=lambda name: name.startswith(tuple(optional)), hint=hint)
 
 
+def stated_config(weights: Weights) -> dict:
+    """The config in a detector's file, as JSON; `BadInput` when it is no object."""
+    config = parse_json(weights.metadata.get("config", "{}"), f"{weights.path} (metadata config)")
+    if not isinstance(config, dict):
+        raise BadInput(weights.path, "(metadata config) is no object", "make the file again")
+    return config
+
+
+def stated_model(weights: Weights) -> dict:
+    """The part `model` of that config; empty where it has none."""
+    model = stated_config(weights).get("model", {})
+    return model if isinstance(model, dict) else {}
+
+
 def check_stated(weights: Weights, model: Any, fields: Sequence[str]) -> None:
     """`BadInput` when a detector's file states that it was trained with another value of one of
     these fields of its model config, which shapes do not tell."""
-    theirs = json.loads(weights.metadata.get("config", "{}")).get("model", {})
+    theirs = stated_model(weights)
     for name in fields:
         own, other = getattr(model, name), theirs.get(name, getattr(model, name))
         if _meant(name, other, model) != _meant(name, own, model):
@@ -86,7 +100,7 @@ def check_backbone(weights: Weights, model: Any) -> None:
 
 def _from_other(fresh: Params, weights: Weights, *, model: Any) -> Params:
     """The backbone of another kind of detector, where it has the same."""
-    theirs = json.loads(weights.metadata.get("config", "{}")).get("model", {}).get("backbone")
+    theirs = stated_model(weights).get("backbone")
     if theirs != model.backbone:
         hint = f"set optim.init to weights of {model.backbone}"
         raise BadInput(weights.path, f"is a detector over {theirs}, not {model.backbone}", hint)

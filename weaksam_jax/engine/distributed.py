@@ -1,6 +1,6 @@
 """Several processes as one program: how they find each other, wait for one another and agree.
 
-    srun python -m experiments.voc07 --out /shared/run         Slurm, a process a task
+    srun python -m experiments.voc07 --out /shared/run         Slurm, one process per task
     mpirun python -m experiments.voc07 --out /shared/run       Open MPI 4
     python -m experiments.voc07 --out /shared/run              on every worker of a TPU pod
     JAX_COORDINATOR_ADDRESS=host:port JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 python -m ...

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
@@ -33,7 +33,7 @@ def train(
     log_every: int = 20,
     name: str = "train",
     log: str | Path | None = None,
-    every_step: Sequence[str] = (),
+    every_step: str | None = None,
 ) -> TrainState:
     """Trains from the latest checkpoint (else from `state`) to step `steps`; returns that state.
 
@@ -42,9 +42,9 @@ def train(
     `image_id` stays on the host. Writes `folder/checkpoints` (every `checkpoint_every` steps, at
     the end, and on Ctrl-C or SIGTERM) and appends lines `{"stage": name, "step", means since the
     last line, "images_per_s"}` to `log` (None: `folder/../log.jsonl`) every `log_every` steps; of
-    the metrics named in `every_step` the line also holds `{"every_step": {metric: [the value at
-    each of these steps]}}`. A run that was killed and started again ends in the same bits, and but
-    for `images_per_s` in the same log.
+    metrics whose names start with `every_step` the line also holds `{"every_step": {metric: [the
+    value at each of these steps]}}`. A run that was killed and started again ends in the same bits,
+    and but for `images_per_s` in the same log.
 
     Several processes (each with its share of every batch, `folder` on a shared disk) do the same
     steps; the first alone logs. When one of them is told to stop, all save and stop after the same
@@ -95,7 +95,7 @@ class _Log:
     """Collects metrics on the device, fetches them at log points, writes `log.jsonl`."""
 
     def __init__(
-        self, path: Path, stage: str, step: int, pending: list[dict], every_step: Sequence[str]
+        self, path: Path, stage: str, step: int, pending: list[dict], every_step: str | None
     ):
         self._path, self._stage, self._every_step = path, stage, every_step
         self.pending = list(pending)  # fetched, but not yet part of a line
@@ -133,7 +133,9 @@ class _Log:
         means = {key: sum(m[key] for m in self.pending) / count for key in self.pending[0]}
         speed = round(self._images / seconds, 2)
         line = {"stage": self._stage, "step": step, **means, "images_per_s": speed}
-        each = {key: [m[key] for m in self.pending] for key in self._every_step if key in means}
+        start = self._every_step
+        keys = [key for key in means if start and key.startswith(start)]
+        each = {key: [m[key] for m in self.pending] for key in keys}
         line |= {"every_step": each} if each else {}
         if is_leader():
             runlog.append(self._path, line)

@@ -1,13 +1,24 @@
 """Optimizer, learning-rate schedule and frozen parameters of every detector's training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import optax
 
 from weaksam_jax.engine.step import Params
+from weaksam_jax.ranges import (
+    RISING,
+    Amount,
+    Batch,
+    Fault,
+    Positive,
+    Settings,
+    Share,
+    Steps,
+    StepsOrNone,
+)
 
 # Names of a parameter from the root, ("backbone", "conv1_1", "kernel") -> whether it is frozen.
 Frozen = Callable[[Sequence[str]], bool]
@@ -16,7 +27,7 @@ Factor = Callable[[Sequence[str]], float]
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """How a detector is optimised."""
 
     init: str | None = None
@@ -26,26 +37,35 @@ class OptimConfig:
     """Parts of the backbone that keep their weights, "*" for all of it [the backbone's own]."""
     optimizer: Literal["sgd", "adamw", "adam_l2"] = "sgd"
     """sgd: momentum 0.9; adam_l2: Adam whose decay is part of the gradient (PyTorch's Adam)."""
-    lr: float = 0.02
-    weight_decay: float = 1e-4
-    clip: float | None = None
+    lr: Positive = 0.02
+    """Highest learning rate."""
+    weight_decay: Amount = 1e-4
+    """Of the weights."""
+    clip: Positive | None = None
     """Largest norm of the gradient."""
-    warmup: int = 100
+    warmup: StepsOrNone = 100
     """Steps of linear warm-up; a trial shorter than twice that warms up for half its steps."""
-    warmup_from: float = 1e-3
+    warmup_from: Share = 1e-3
     """The warm-up starts at this part of lr."""
     schedule: Literal["cosine", "steps"] = "cosine"
     """After the warm-up: cosine to `final_lr`, or x0.1 at each of the `milestones`."""
-    final_lr: float = 0.0
+    final_lr: Share = 0.0
     """Part of lr at which cosine ends."""
-    milestones: tuple[int, ...] = ()
+    milestones: Annotated[tuple[Steps, ...], RISING] = ()
     """Steps, counted from the start of training."""
-    steps: int = 1000
-    batch_size: int = 8
+    steps: Steps = 1000
+    """Optimizer steps of the whole training."""
+    batch_size: Batch = 8
     """Images per step, over all devices."""
-    micro_batches: int = 1
+    micro_batches: Batch = 1
     """A device takes its share of a batch in so many parts, to need less memory."""
-    checkpoint_every: int = 200
+    checkpoint_every: Steps = 200
+    """Steps between two checkpoints."""
+
+    def misfits(self) -> Iterator[Fault]:
+        if self.batch_size % self.micro_batches:
+            problem = f"{self.micro_batches} do not divide a batch of {self.batch_size}"
+            yield Fault("micro_batches", problem, "give a divisor of batch_size")
 
 
 def make_schedule(config: OptimConfig) -> optax.Schedule:

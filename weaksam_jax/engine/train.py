@@ -49,9 +49,9 @@ def train_detector(
     Resumes from `folder/checkpoints`; the same seed gives the same bits on the same machine.
     params, key: where to start and the key of training, else both from `seed` (`detector.init`,
     with `weights`). until: stop after so many steps of the schedule. name: the stage's in the log
-    [folder's name]; log: the file [folder/../log.jsonl]. The shares of dropped RoIs are logged for
-    every step. Raises `BadInput` as `weaksam_jax.engine.loop.train` and when the images of a batch
-    do not divide among the devices.
+    [folder's name]; log: the file [folder/../log.jsonl]. Metrics called dropped_... (shares of RoIs
+    or queries) are logged for every step. Raises `BadInput` as `weaksam_jax.engine.loop.train` and
+    when the images of a batch do not divide among the devices.
     """
     folder, optim = Path(folder), detector.config.optim
     check_batch(optim.batch_size, mesh.size, optim.micro_batches)
@@ -74,7 +74,7 @@ def train_detector(
         checkpoint_every=optim.checkpoint_every,
         name=name or folder.name,
         log=log,
-        every_step=("dropped_foreground", "dropped_background"),
+        every_step="dropped_",
     )
     return jax.device_get(state.params)
 

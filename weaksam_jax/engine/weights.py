@@ -17,6 +17,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
 Params = dict[str, Any]
+MOST_PARENTS = 64
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,15 @@ def flatten(params: Mapping) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The nested dictionary of names joined by "/"."""
+    """The nested dictionary of names joined by "/"; ValueError for an array with others below."""
     params: Params = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
         place = params
         for parent in parents:
             place = place.setdefault(parent, {})
+        if last in place:
+            raise ValueError(f"{name} is an array and the parent of others")
         place[last] = leaf
     return params
 
@@ -70,7 +73,22 @@ def save_params(
 
 def load_params(path: str | Path) -> Params:
     """The nested NumPy arrays that `save_params` wrote; `BadInput` when damaged."""
-    return unflatten(read_arrays(path)[0])
+    flat = read_arrays(path)[0]
+    try:
+        if any(name.count("/") > MOST_PARENTS for name in flat):
+            raise ValueError(f"over {MOST_PARENTS} parts in a name")
+        return unflatten(flat)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # an array as a parent
+        problem = "has names of arrays that are no tree"
+        raise BadInput(path, problem, "replace or make it again") from error
+
+
+def check_numbers(path: Path, name: str, value: np.ndarray, hint: str) -> None:
+    """`BadInput` for a parameter of whole or complex numbers, or with NaN or infinity."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise BadInput(path, f"{name} holds {value.dtype}, no floating point numbers", hint)
+    if not np.isfinite(value).all():
+        raise BadInput(path, f"{name} holds NaN or infinity", hint)
 
 
 def fill(
@@ -85,7 +103,8 @@ def fill(
 
     optional: names that the file may lack (they stay as in `own`); unknown: whether it may hold
     names that `own` has no place for (they are passed over). Raises `BadInput` with the file's path
-    that names the first tensor that is missing, unknown or of another shape.
+    that names the first tensor that is missing, unknown, of another shape, or not of finite
+    floating point numbers.
     """
     places = flatten(own)
     if not unknown:
@@ -99,5 +118,7 @@ def fill(
         if given is not None and given.shape != place.shape:
             problem = f"{name} has the shape {list(given.shape)}, not {list(place.shape)}"
             raise BadInput(weights.path, problem, hint)
+        if given is not None:
+            check_numbers(weights.path, name, given, hint=hint)
         filled[name] = place if given is None else jnp.asarray(given, place.dtype)
     return unflatten(filled)

@@ -21,17 +21,30 @@ def coco_ap(
 ) -> dict[str, float]:
     """COCO AP in percent: {"ap" (.50:.95), "ap50", "ap75"}, and for "segm" also "ap25", "ap70".
 
-    detections: COCO results, for "segm" with `segmentation` RLE. Difficult objects and crowds are
-    ignored (neither right nor wrong).
+    detections: COCO results, for "segm" with `segmentation`. Difficult objects and crowds are
+    ignored (neither right nor wrong). Raises `BadDetections` for a fault in the detections.
     """
-    as_arrays(detections, truth)  # refuses what is not of this split
-    ap = _precisions(detections, truth, kind, thresholds=IOUS)
+    results = _results(detections, truth, kind)
+    ap = _precisions(results, truth, kind, thresholds=IOUS)
     result = {"ap": float(np.mean(ap)), "ap50": ap[0], "ap75": ap[5]}
     if kind == "segm":
-        result["ap25"], result["ap70"] = _precisions(
-            detections, truth, kind, thresholds=[0.25, 0.7]
-        )
+        result["ap25"], result["ap70"] = _precisions(results, truth, kind, thresholds=[0.25, 0.7])
     return result
+
+
+def _results(detections: Sequence[Mapping], truth: TruthSplit, kind: str) -> list[dict]:
+    """The checked detections with nothing but what pycocotools needs: it takes one with a key
+    `caption` or `keypoints` for another task's."""
+    table = as_arrays(detections, truth, masks=kind == "segm")
+    ids = [record.image_id for record in truth.records]
+    columns = table.image.tolist(), table.labels.tolist(), table.xywh.tolist()
+    rows = [
+        {"image_id": ids[image], "category_id": truth.category_ids[label], "bbox": box, "score": s}
+        for image, label, box, s in zip(*columns, table.scores.tolist(), strict=True)
+    ]
+    if table.masks is None:
+        return rows
+    return [{**row, "segmentation": mask} for row, mask in zip(rows, table.masks, strict=True)]
 
 
 def truth_as_coco(truth: TruthSplit, masks: bool = False) -> COCO:
@@ -72,13 +85,13 @@ class _Evaluation(COCOeval):
                 one["ignore"] |= one["difficult"]
 
 
-def _precisions(detections, truth, kind, thresholds) -> list[float]:
+def _precisions(found, truth, kind, thresholds) -> list[float]:
     """AP in percent at each IoU threshold."""
-    if not detections:
+    if not found:
         return [0.0] * len(thresholds)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = truth_as_coco(truth, masks=kind == "segm")
-        results = coco.loadRes([dict(one) for one in detections])
+        results = coco.loadRes(found)
         evaluation = _Evaluation(coco, results, kind)
         evaluation.params.iouThrs = np.asarray(thresholds)
         evaluation.evaluate()

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from weaksam_jax.data.detections import as_arrays
+from weaksam_jax.data.detections import annotation_arrays, as_arrays
+from weaksam_jax.data.masks import as_bytes
 from weaksam_jax.data.records import TruthRecord, TruthSplit
 from weaksam_jax.evaluate.recall import greedy_matches
 from weaksam_jax.evaluate.voc import class_precisions, mean_precision
@@ -19,8 +20,8 @@ def mask_quality(pseudo: Mapping, truth: TruthSplit) -> dict | None:
     IoU of the one-to-one greedy pairs with any overlap; precision50, recall50: pairs with IoU >=
     0.5 over pseudo masks and over objects (difficult ones and crowds count for neither).
     """
-    found = as_arrays(pseudo["annotations"], truth)
-    rles = [_as_bytes(one["segmentation"]) for one in pseudo["annotations"]]
+    found = annotation_arrays(pseudo, truth, masks=True)
+    rles = found.masks
     judged = []
     for image, record in enumerate(truth.records):
         if record.masks is not None:
@@ -79,14 +80,14 @@ def voc_mask_ap(detections: Sequence[Mapping], truth: TruthSplit) -> dict:
 
     The rule of `voc_ap` (area under the monotone precision, "12"; difficult objects ignored) with
     the IoU of masks in place of boxes (Hariharan et al., 2014). detections: COCO results with
-    `segmentation` RLE. truth: every object with a mask, see `only_masked`. per_class is at .5.
+    `segmentation`. truth: every object with a mask, see `only_masked`. per_class is at .5.
     """
-    found = as_arrays(detections, truth)
+    found = as_arrays(detections, truth, masks=True)
     ious, row = {}, np.zeros(len(detections), int)
     for image in np.unique(found.image):
         mine = np.flatnonzero(found.image == image)
         row[mine] = np.arange(len(mine))
-        rles = [detections[i]["segmentation"] for i in mine]
+        rles = [found.masks[i] for i in mine]
         ious[int(image)] = rle_iou(rles, truth.records[image].masks or ())
 
     def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
@@ -124,10 +125,5 @@ def rle_iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:
     """IoU `[len(a), len(b)]` of RLE masks of one image."""
     if not len(a) or not len(b):
         return np.zeros((len(a), len(b)))
-    a, b = [_as_bytes(one) for one in a], [_as_bytes(one) for one in b]
+    a, b = [as_bytes(one) for one in a], [as_bytes(one) for one in b]
     return np.asarray(mask_utils.iou(a, b, [0] * len(b)), np.float64).reshape(len(a), len(b))
-
-
-def _as_bytes(rle: dict) -> dict:
-    counts = rle["counts"]
-    return {**rle, "counts": counts.encode() if isinstance(counts, str) else counts}

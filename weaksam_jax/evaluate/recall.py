@@ -6,7 +6,7 @@ import numpy as np
 
 from weaksam_jax.boxes import containment
 from weaksam_jax.boxes import iou as box_iou
-from weaksam_jax.data.detections import as_arrays
+from weaksam_jax.data.detections import annotation_arrays
 from weaksam_jax.data.records import TruthSplit
 
 
@@ -61,7 +61,7 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
     unmatched ones. per_image: pseudo boxes per image. per_class: the same (but for per_image) of
     each class that has a box or an object.
     """
-    found = as_arrays(pgt["annotations"], truth)
+    found = annotation_arrays(pgt, truth)
     # The boxes of each image, found once: a split has thousands of images.
     order = np.argsort(found.image, kind="stable")
     starts = np.searchsorted(found.image[order], np.arange(1, len(truth.records)))

@@ -26,8 +26,9 @@ def select_proposals(
     empty ones dropped, NMS; then the best `post_nms` over all levels. No gradient flows through.
     """
     kept_boxes, kept_logits = [], []
+    how = {"pre_nms": pre_nms, "post_nms": post_nms, "iou_threshold": iou_threshold}
     for level in zip(logits, deltas, anchors, strict=True):
-        boxes, scores = _level_proposals(*level, image_size, pre_nms, post_nms, iou_threshold)
+        boxes, scores = _level_proposals(*level, image_size=image_size, **how)
         kept_boxes.append(boxes)
         kept_logits.append(scores)
     boxes, scores = jnp.concatenate(kept_boxes), jnp.concatenate(kept_logits)

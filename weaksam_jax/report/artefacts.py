@@ -5,16 +5,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh
-from weaksam_jax.data.detections import by_image, label_of, naming
+from weaksam_jax.data.detections import by_image, label_of, read_detections
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import Proposals, is_stored, read_proposals, read_stored
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile
 from weaksam_jax.files import read_json
+
+MOST_STAGES = 50  # of a log; a run has ten
+MOST_NUMBER = 1e100
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def read_artefacts(files: RunFiles, train: TagSplit, test: TagSplit | None) -> A
     Without `test` the files about test images count as missing.
     """
     splits = {"train": train, "test": test}
-    settings, metrics = _json(files.settings) or {}, _json(files.metrics) or {}
+    settings, metrics = read_object(files.settings), read_figures(files.metrics)
     found = {name: _found(getattr(files, name), splits[part.role]) for name, part in PARTS.items()}
     return Artefacts(
         files, train, test, metrics=metrics, settings=settings, log=read_log(files.log), found=found
@@ -129,33 +132,85 @@ def read_artefacts(files: RunFiles, train: TagSplit, test: TagSplit | None) -> A
 
 
 def read_log(path: Path) -> dict[str, list[dict]]:
-    """The lines of a run's `log.jsonl`, by stage, in order of steps."""
+    """The lines of a run's `log.jsonl`, by stage, in order of steps; of each the finite numbers.
+
+    Raises `BadFile` for a line that is none, but for the last, which a kill may have cut short.
+    """
     stages = defaultdict(list)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, text in enumerate(lines):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            stages[str(line["stage"])].append({"step": int(line["step"]), **line})
-        except (ValueError, KeyError, TypeError) as error:
-            if number + 1 == len(lines):  # a line cut short by a kill
+            own = {"step": _step(line["step"]), **numbers(line)}
+            stages[line["stage"] if isinstance(line["stage"], str) else ""].append(own)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines):
                 continue
-            hint = "delete the file and run that stage again"
-            raise BadInput(path, f"line {number + 1} is no log line", hint) from error
-    return {name: sorted(lines, key=lambda line: line["step"]) for name, lines in stages.items()}
+            hint = "move the file away and run that stage again"
+            raise BadFile(path, f"line {number} is no log line", hint) from error
+    found = [(name, sorted(own, key=lambda line: line["step"])) for name, own in stages.items()]
+    return dict(found[:MOST_STAGES])
 
 
-def _json(path: Path):
-    return read_json(path) if path.exists() else None
+def _step(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        raise ValueError(value)
+    return value
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file of a run; empty when there is none."""
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise BadFile(path, "is no JSON object", "run the main job again")
+    return content
+
+
+def read_figures(path: Path) -> dict:
+    """metrics.json: nested objects of numbers, text and lists of these; the rest is left out, for
+    a run may be a stranger's."""
+    return _figures(read_object(path))
+
+
+def _figures(content: Mapping, depth: int = 6) -> dict:
+    kept = {}
+    for name, value in content.items():
+        if isinstance(value, dict) and depth:
+            kept[name] = _figures(value, depth - 1)
+        elif _is_leaf(value) or (isinstance(value, list) and all(map(_is_leaf, value))):
+            kept[name] = value
+    return kept
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, str | bool | None) or is_number(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; a boolean is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= MOST_NUMBER
+
+
+def part(values: Mapping, *names: str) -> Mapping:
+    """A nested object of figures; empty where there is none."""
+    for name in names:
+        values = values.get(name)
+        if not isinstance(values, Mapping):
+            return {}
+    return values
+
+
+def numbers(values: Mapping) -> dict[str, float]:
+    """Those entries that are finite numbers."""
+    return {name: value for name, value in values.items() if is_number(value)}
 
 
 def _found(path: Path, split: TagSplit | None) -> dict[int, Found] | None:
     """COCO results or a COCO annotation file, by image; None when there is no such file."""
-    content = None if split is None else _json(path)
-    if content is None:
+    if split is None or not path.exists():
         return None
-    rows = content["annotations"] if isinstance(content, dict) else content
-    with naming(path):
-        own = by_image(rows, split)
+    own = by_image(read_detections(path, split, scores=False), split)
     labels = label_of(split)
     return {image_id: _one(rows, labels) for image_id, rows in own.items()}
 

@@ -11,10 +11,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from weaksam_jax.report.artefacts import numbers, part
 from weaksam_jax.report.draw import PALETTE
 
 _INK = "#123456"  # stands for the page's colour until the SVG is written
 _POINTS = 160  # of a curve; longer ones are averaged in bins
+_MOST_CURVES = 15
+_COUNTS = {"objects", "found", "part_only", "missed"}
 _NOT_DRAWN = {"stage", "step", "epoch", "lr", "images_per_s"}
 _STYLE = {
     "svg.fonttype": "none",
@@ -54,11 +57,12 @@ def loss_curve(stage: str, lines: Sequence[Mapping]) -> str:
 
 def recall_curve(metrics: Mapping) -> str | None:
     """Recall against the number of proposals kept, at IoU 0.5, 0.75 and 0.9."""
-    proposals = metrics.get("proposals", {})
-    end = proposals.get("recall")
+    end = numbers(part(metrics, "proposals", "recall"))
     if not end:
         return None
-    at = {float(limit): value for limit, value in proposals.get("recall_at", {}).items()}
+    limits = part(metrics, "proposals", "recall_at")
+    at = {int(limit): numbers(part(limits, limit)) for limit in limits if _is_count(limit)}
+    at = {limit: shares for limit, shares in at.items() if end.keys() <= shares.keys()}
     counts = sorted(at)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "recall"}):
         figure = Figure(figsize=(5.6, 2.7), layout="constrained")
@@ -75,8 +79,9 @@ def recall_curve(metrics: Mapping) -> str | None:
 
 def pgt_bars(metrics: Mapping) -> str | None:
     """Objects found, held only in part, and missed, by top-1 and adaptive pseudo boxes."""
-    rules = {"adaptive": metrics.get("pgt", {}), "top-1": metrics.get("pgt_top1", {})}
-    rules = {name: part for name, part in rules.items() if part.get("objects")}
+    rules = {"adaptive": part(metrics, "pgt"), "top-1": part(metrics, "pgt_top1")}
+    rules = {name: numbers(one) for name, one in rules.items()}
+    rules = {name: one for name, one in rules.items() if one.keys() >= _COUNTS and one["objects"]}
     if not rules:
         return None
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "pgt"}):
@@ -84,9 +89,9 @@ def pgt_bars(metrics: Mapping) -> str | None:
         ax = figure.subplots()
         start = np.zeros(len(rules))
         parts = {"found": _COLORS[3], "part_only": _COLORS[1], "missed": _COLORS[5]}
-        for part, color in parts.items():
-            share = np.array([100 * one[part] / one["objects"] for one in rules.values()])
-            ax.barh(list(rules), share, left=start, color=color, label=part.replace("_", " "))
+        for name, color in parts.items():
+            share = np.array([100 * one[name] / one["objects"] for one in rules.values()])
+            ax.barh(list(rules), share, left=start, color=color, label=name.replace("_", " "))
             start += share
         ax.set_xlim(0, 100)
         ax.set_xlabel("percent of the training objects")
@@ -95,12 +100,12 @@ def pgt_bars(metrics: Mapping) -> str | None:
 
 
 def _names(lines: Sequence[Mapping]) -> list[str]:
-    names = dict.fromkeys(name for line in lines for name, value in line.items() if _number(value))
-    return sorted(names, key=lambda name: name != "loss")
+    names = dict.fromkeys(name for line in lines for name in line)
+    return sorted(names, key=lambda name: name != "loss")[:_MOST_CURVES]
 
 
-def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _thin(lines: Sequence[Mapping], name: str) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ from PIL import Image
 from weaksam_jax.data.records import TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.files import write_text
 from weaksam_jax.report import curves, panels, tables
-from weaksam_jax.report.artefacts import PARTS, Artefacts, RunFiles, read_artefacts
+from weaksam_jax.report.artefacts import PARTS, Artefacts, RunFiles, part, read_artefacts
 from weaksam_jax.report.choose import judge, showcase, worst
 from weaksam_jax.report.draw import class_colors
 
@@ -90,14 +90,14 @@ def _facts(artefacts: Artefacts, truths: Mapping[str, TruthSplit | None]) -> dic
     metrics, settings, train = artefacts.metrics, artefacts.settings, artefacts.train
     known, others = tables.results(metrics)
     return {
-        "dataset": metrics.get("dataset", {}).get("name", train.dataset),
+        "dataset": part(metrics, "dataset").get("name", train.dataset),
         "train": train,
         "test": artefacts.test,
         "negatives": sum(not record.tags for record in train.records),
         "classes": _classes(train),
         "preset": settings.get("preset"),
         "seed": metrics.get("seed", settings.get("seed")),
-        "versions": metrics.get("versions", {}),
+        "versions": part(metrics, "versions"),
         "settings": json.dumps(settings, indent=2, ensure_ascii=False) if settings else None,
         "known": known,
         "others": others,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.report.artefacts import Artefacts
+from weaksam_jax.report.artefacts import Artefacts, is_number, numbers, part
 
 # Known figures: place in metrics.json, name, what it says, and whether it is a share (0..1).
 KNOWN = (
@@ -26,10 +26,15 @@ KNOWN = (
     ("pgt.precision50", "Adaptive pseudo boxes: precision", "boxes that are right", 1),
     ("pgt.recall50", "Adaptive pseudo boxes: recall", "training objects that are found", 1),
     ("masks.iou", "IoU of the pseudo masks", "with the true mask that fits best", 1),
-    ("retrain.ap50", "AP50 of the retrained detector", "with RoI drop, test images", 2),
+    (
+        "retrain.ap50",
+        "AP50 of the retrained detector",
+        "trained on the pseudo boxes, test images",
+        2,
+    ),
     ("retrain.ap", "AP of the retrained detector", "mean over IoU 0.5 to 0.95", 2),
-    ("retrain_without_drop.ap50", "AP50 retrained without RoI drop", "for comparison", 2),
-    ("retrain_without_drop.ap", "AP retrained without RoI drop", "for comparison", 2),
+    ("retrain_without_drop.ap50", "AP50 retrained without drop", "for comparison", 2),
+    ("retrain_without_drop.ap", "AP retrained without drop", "for comparison", 2),
 )
 # Parts of metrics.json that have a place of their own in the report.
 _ELSEWHERE = ("dataset", "versions", "seconds", "seed", "proposals.recall_at")
@@ -51,7 +56,7 @@ def results(metrics: Mapping) -> tuple[list[Figure], list[Figure]]:
     known = [
         Figure(key, name, meaning, value=as_text(values[key], kind))
         for key, name, meaning, kind in KNOWN
-        if isinstance(values.get(key), int | float)
+        if is_number(values.get(key))
     ]
     shown = {figure.key for figure in known}
     others = [
@@ -84,7 +89,7 @@ def flatten(value, name: str = "") -> Iterator[tuple[str, object]]:
 
 def seconds(metrics: Mapping) -> list[tuple[str, str, float]]:
     """(stage, time as text, percent of the longest) of each stage."""
-    times = metrics.get("seconds", {})
+    times = {name: time for name, time in numbers(part(metrics, "seconds")).items() if time >= 0}
     longest = max([*times.values(), 1e-9])
     return [(name, duration(time), 100 * time / longest) for name, time in times.items()]
 
@@ -103,9 +108,9 @@ def by_class(artefacts: Artefacts, train_truth: TruthSplit | None) -> dict | Non
     """{"columns": [...], "rows": [[class index, cells...]]}; None without figures by class."""
     train, metrics = artefacts.train, artefacts.metrics
     ap = {
-        name: part["per_class"]
-        for name, part in metrics.items()
-        if isinstance(part, Mapping) and isinstance(part.get("per_class"), Mapping)
+        name: numbers(part(metrics, name, "per_class"))
+        for name in metrics
+        if part(metrics, name, "per_class")
     }
     if not ap:
         return None

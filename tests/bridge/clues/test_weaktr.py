@@ -184,7 +184,7 @@ def test_unreadable_files(tmp_path):
         (tmp_path / name).write_bytes(b"\x80\x02}q\x00(X")
         with pytest.raises(BadInput, match=name):
             load_weaktr(tmp_path / name)
-    with pytest.raises(BadInput, match="is no file"):
+    with pytest.raises(BadInput, match="not a file"):
         load_weaktr(tmp_path)
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(BadInput, match=r"no whole PyTorch checkpoint \([A-Za-z ]{4,}\)"):

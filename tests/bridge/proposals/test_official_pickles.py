@@ -14,7 +14,8 @@ from PIL import Image
 from bridge.proposals.official_pickles import export_official, import_official, read_official
 from bridge.proposals.verify import verify_split
 from bridge.released_pickles import main
-from bridge.weights.pickles import ArraysOnly, read_pickle
+from bridge.weights.machine import load
+from bridge.weights.pickles import NUMPY, read_pickle
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import SOURCES, read_manifest, read_proposals, write_proposals
@@ -218,7 +219,7 @@ def test_dotted_names_do_not_lead_out_of_numpy():
         data += module.encode() + pickle.SHORT_BINUNICODE + bytes([len(name)]) + name.encode()
         data += pickle.STACK_GLOBAL + pickle.STOP
         with pytest.raises(pickle.UnpicklingError, match="it asks for"):
-            ArraysOnly(io.BytesIO(data)).load()
+            load(io.BytesIO(data), len(data), NUMPY.get)
 
 
 # Files that do not fit

@@ -14,9 +14,15 @@ from bridge.proposals.packing import pack_split
 from bridge.proposals.verify import verify_split
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.packs import open_pack, write_pack
-from weaksam_jax.data.store import proposal_path, read_manifest, read_stored
+from weaksam_jax.data.store import (
+    proposal_path,
+    read_manifest,
+    read_stored,
+    write_manifest,
+    write_stored,
+)
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import read_arrays, write_arrays, write_json
+from weaksam_jax.files import read_arrays
 
 IDS = [1, 2, 3, 4]
 
@@ -43,9 +49,13 @@ def finished(data, tmp_path_factory):
     for image_id in read_manifest(out, "train")["images"]:
         _, metadata = read_stored(out, "train", image_id)
         kept = {"fingerprint": metadata["fingerprint"]}
-        path = proposal_path(out / "clues", "train", image_id)
-        write_arrays(path, {"fine": np.ones((1, 2, 2), np.float16)}, kept)
+        write_clues(out / "clues", image_id, np.ones((1, 2, 2), np.float16), kept["fingerprint"])
     return out
+
+
+def write_clues(root, image_id, maps, fingerprint):
+    metadata = {"fingerprint": fingerprint}
+    write_stored(root, "train", image_id, arrays={"fine": maps}, metadata=metadata)
 
 
 @pytest.fixture
@@ -56,9 +66,9 @@ def store(finished, tmp_path):
 
 def change(store, image_id, metadata=None, **arrays):
     """Rewrites columns or metadata of one image's file."""
-    path = proposal_path(store, "train", image_id)
-    old, kept = read_arrays(path)
-    write_arrays(path, old | arrays, kept | (metadata or {}))
+    old, kept = read_stored(store, "train", image_id)
+    new = {"arrays": old | arrays, "metadata": kept | (metadata or {})}
+    write_stored(store, "train", image_id, **new)
 
 
 def column(store, image_id, name):
@@ -85,7 +95,7 @@ def test_clues_of_a_run_directory_go_along(store, tmp_path, capsys):
     assert entry_point(main, [*flags, "--to", str(packed)]) == 0
     expected = proposal_path(clues, "train", 3).read_bytes()
     assert open_pack(packed / "clues" / "train").record(3) == expected
-    write_arrays(proposal_path(clues, "train", 3), {"fine": np.ones(1)}, {"fingerprint": "x"})
+    write_clues(clues, 3, np.ones(1), "x")
     assert entry_point(main, [*flags, "--verify"]) == 2
     assert f"{proposal_path(clues, 'train', 3)}: is of another export" in capsys.readouterr().err
 
@@ -129,7 +139,7 @@ SPOIL = {
     r"train/03/3\.safetensors: has a box outside": lambda store: spoil_boxes(
         store, assign(1, 2, 100.5)
     ),
-    r"train/03/3\.safetensors: has an empty or inverted": lambda store: spoil_boxes(
+    r"train/03/3\.safetensors: has an empty box": lambda store: spoil_boxes(
         store, lambda boxes: boxes.__setitem__((0, 2), boxes[0, 0])
     ),
     r"train/03/3\.safetensors: has boxes that are no four finite": lambda store: spoil_boxes(
@@ -138,23 +148,26 @@ SPOIL = {
     r"train/03/3\.safetensors: has a box of an unknown source": lambda store: change(
         store, 3, source=np.full_like(column(store, 3, "source"), 77)
     ),
-    r"train/03/3\.safetensors: has \d+ boxes and token of shape": lambda store: change(
+    r"train/03/3\.safetensors: has \d+ boxes and no column token": lambda store: change(
         store, 3, token=column(store, 3, "token")[:-1]
     ),
     r"train/03/3\.safetensors: has a box of a prompt": lambda store: change(
         store, 3, prompt=np.zeros_like(column(store, 3, "prompt"))
     ),
-    r"train/03/3\.safetensors: has \d+ boxes and 1 masks": lambda store: change(
+    r"train/03/3\.safetensors: has \d+ boxes and masks of another number": lambda store: change(
         store, 3, rle_bytes=np.ones(4, np.uint8), rle_offsets=np.asarray([0, 4], np.int32)
     ),
-    r"clues/train/03/3\.safetensors: is of another export": lambda store: write_arrays(
-        proposal_path(store / "clues", "train", 3), {"fine": np.ones(1)}, {"fingerprint": "x"}
+    r"clues/train/03/3\.safetensors: is of another export": lambda store: write_clues(
+        store / "clues", 3, np.ones(1), "x"
+    ),
+    r"train/03/3\.safetensors: is the file of image 4, not 3": lambda store: shutil.copy(
+        proposal_path(store, "train", 4), proposal_path(store, "train", 3)
     ),
     r"train/04/104\.safetensors: is not in the manifest": lambda store: shutil.copy(
         proposal_path(store, "train", 4), proposal_path(store, "train", 104)
     ),
-    r"train/manifest\.json: says \d+ boxes per image": lambda store: write_json(
-        store / "train" / "manifest.json", read_manifest(store, "train") | {"per_image": 7}
+    r"train/manifest\.json: says 7 boxes per image": lambda store: write_manifest(
+        store, "train", IDS, read_manifest(store, "train") | {"per_image": 7}
     ),
     r"train/manifest\.json: does not exist": lambda store: (
         store / "train" / "manifest.json"

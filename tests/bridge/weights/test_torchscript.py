@@ -52,7 +52,7 @@ class Evil:
 
 def test_nothing_else_is_unpickled(tmp_path):
     archive_of(pickle.dumps(Evil(tmp_path / "written"), 2), tmp_path / "evil.pt")
-    with pytest.raises(BadInput, match=r"evil\.pt.*open is no tensor"):
+    with pytest.raises(BadInput, match=r"evil\.pt.*it asks for io\.open"):
         torchscript_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "written").exists()
 

@@ -19,7 +19,7 @@ from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini_set import CLASSES, write_mini
 from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN_255, IMAGENET_STD_255
-from weaksam_jax.data.store import proposal_path
+from weaksam_jax.data.store import write_stored
 from weaksam_jax.detectors import save_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilConfig, MilDetector
@@ -191,8 +191,8 @@ def test_stored_clues_weigh_the_scores(files, data, tmp_path):
     logits = {}
     for record in split.records:
         logits[record.image_id] = rng.normal(size=len(split.classes)).astype(np.float32)
-        path = proposal_path(tmp_path / "clues", "test", record.image_id)
-        write_arrays(path, {"class_logits": logits[record.image_id]})
+        arrays = {"class_logits": logits[record.image_id]}
+        write_stored(tmp_path / "clues", "test", record.image_id, arrays=arrays, metadata={})
     found = {}
     for power in ("0", "2"):
         more = ["--test.tag-power", power, "--clues", str(tmp_path / "clues")]

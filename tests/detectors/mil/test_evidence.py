@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.store import proposal_path
+from weaksam_jax.data.store import proposal_path, write_stored
 from weaksam_jax.detectors.mil.evidence import box_cosine, clue_evidence
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import write_arrays
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
@@ -43,7 +42,8 @@ def test_stored_maps_are_found_by_class_and_scaled(tmp_path):
     maps = np.zeros((2, 10, 20), np.float16)
     maps[0, :5], maps[1, :, 15:] = 1, 0.5
     path = proposal_path(tmp_path, "train", 7)
-    write_arrays(path, {"fine": maps, "class_ids": np.array([1, 3], np.int32)}, {})
+    arrays = {"fine": maps, "class_ids": np.array([1, 3], np.int32)}
+    write_stored(tmp_path, "train", 7, arrays=arrays, metadata={})
     boxes = np.array([[0, 0, 200, 50], [150, 0, 200, 100]], np.float32)
     found = clue_evidence(tmp_path, "train", record, boxes, 5)
     assert found.shape == (2, 5) and found.dtype == np.float32

@@ -5,23 +5,46 @@ The split is found by the name of the JSON: `instances_train2017.json` is the sp
 category ids and the crowd flag only; `coco_truth` alone looks at boxes and masks.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from weaksam_jax.data.formats.checks import first_duplicate
+from weaksam_jax.data.formats.checks import check_inside, clean_name
+from weaksam_jax.data.formats.file_index import FileIndex
 from weaksam_jax.data.images import image_size
+from weaksam_jax.data.json_rows import Row, Rows, shown
+from weaksam_jax.data.masks import boxes_of, read_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile, BadInput, printable
 from weaksam_jax.files import read_json
 
 # Annotation files of COCO's other tasks: no categories of things, or no annotations.
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 # COCO's corners are rounded to 0.01 pixel and polygons may follow the last row's far side.
 _OVERHANG = 1.0
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A checked annotation file. image, labels: int64 `[N]`, the image and the class (both as
+    places in their lists) of each annotation; crowd: bool `[N]`."""
+
+    root: Path
+    split: str
+    images: Rows
+    ids: list[int]
+    names: list[str]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    annotations: Rows
+    image: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
 
 
 def find_coco(path: str | Path) -> Path | None:
@@ -48,53 +71,75 @@ def coco_tags(root: Path, split: str) -> TagSplit:
 
     An image that has nothing but crowds is `uncertain`.
     """
-    split, path = _find_split(root, split)
-    data, classes, category_ids = _load(path)
-    index = {category: i for i, category in enumerate(category_ids)}
-    tags: dict[int, set[int]] = {image["id"]: set() for image in data["images"]}
-    crowded: set[int] = set()
-    for annotation in data["annotations"]:
-        label = _label(path, annotation, index)
-        found = _of_image(path, annotation, tags)
-        if annotation.get("iscrowd"):
-            crowded.add(annotation["image_id"])
-        else:
-            found.add(label)
+    content = _load(root, split)
+    tags: list[set[int]] = [set() for _ in content.ids]
+    columns = content.image.tolist(), content.labels.tolist(), content.crowd.tolist()
+    for image, label, crowd in zip(*columns, strict=True):
+        if not crowd:
+            tags[image].add(label)
+    crowded = set(content.image[content.crowd].tolist())
     records = []
-    for image in tqdm(data["images"], desc=f"read {split}", unit="images", delay=3):
-        where = _image_path(root, split, image["file_name"])
-        width, height = image_size(where)
-        found = tuple(sorted(tags[image["id"]]))
-        uncertain = not found and image["id"] in crowded
+    for index, (where, width, height) in enumerate(_photos(content)):
         records.append(
             TagRecord(
-                image["id"],
-                image["file_name"],
+                content.ids[index],
+                content.names[index],
                 where,
                 width=width,
                 height=height,
-                tags=found,
-                uncertain=uncertain,
+                tags=tuple(sorted(tags[index])),
+                uncertain=not tags[index] and index in crowded,
             )
         )
-    return TagSplit("COCO", split, classes, category_ids=category_ids, records=tuple(records))
+    return TagSplit(
+        "COCO",
+        content.split,
+        content.classes,
+        category_ids=content.category_ids,
+        records=tuple(records),
+    )
 
 
 def coco_truth(root: Path, split: str) -> TruthSplit:
-    """Boxes, crowd flags and masks (polygons or RLE, as RLE with counts str) of a split."""
-    split, path = _find_split(root, split)
-    data, classes, category_ids = _load(path)
-    index = {category: i for i, category in enumerate(category_ids)}
-    groups: dict[int, list[dict]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        _of_image(path, annotation, groups).append(annotation)
+    """Boxes, crowd flags and masks (polygons or RLE, as RLE with counts str) of a split.
+
+    An annotation with a mask and without bbox has the box around its mask. An image without any
+    annotation has no masks to miss (`masks` is empty, and not None) where others have some.
+    """
+    content = _load(root, split)
+    rows = content.annotations
+    whole, masked = all(one is not None for one in rows.raw("bbox")), any(rows.raw("segmentation"))
+    boxes = rows.boxes("bbox") if whole else None
+    order = np.argsort(content.image, kind="stable")
+    bounds = np.searchsorted(content.image[order], np.arange(len(content.ids) + 1))
     records = []
-    for image in tqdm(data["images"], desc=f"read {split}", unit="images", delay=3):
-        where = _image_path(root, split, image["file_name"])
+    for index, (where, width, height) in enumerate(_photos(content)):
+        own = order[bounds[index] : bounds[index + 1]]
+        masks = tuple(_mask(rows[i], width, height) for i in own.tolist())
+        corners = boxes_of((rows[i] for i in own.tolist()), masks) if boxes is None else boxes[own]
+        _check_inside(rows, own, corners, width=width, height=height)
+        corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
         records.append(
-            _truth_record(path, where, image, annotations=groups[image["id"]], index=index)
+            TruthRecord(
+                content.ids[index],
+                content.names[index],
+                where,
+                width=width,
+                height=height,
+                boxes=corners.astype(np.float32),
+                labels=content.labels[own].astype(np.int32),
+                difficult=np.zeros(len(own), bool),
+                crowd=content.crowd[own],
+                masks=masks if masked and (any(masks) or not masks) else None,
+            )
         )
-    return TruthSplit("COCO", split, classes, category_ids=category_ids, records=tuple(records))
+    return TruthSplit(
+        "COCO",
+        content.split,
+        content.classes,
+        category_ids=content.category_ids,
+        records=tuple(records),
+    )
 
 
 def coco_truth_files(root: Path, split: str) -> list[Path]:
@@ -105,7 +150,7 @@ def coco_truth_files(root: Path, split: str) -> list[Path]:
 def _files(root: Path) -> dict[str, Path]:
     """Split name -> annotation file."""
     paths = sorted((root / "annotations").glob("*.json"))
-    paths = [path for path in paths if not path.name.startswith(_OTHER_TASKS)]
+    paths = [path for path in paths if not path.name.startswith((".", *_OTHER_TASKS))]
     return {path.stem.removeprefix("instances_"): path for path in paths}
 
 
@@ -119,115 +164,114 @@ def _find_split(root: Path, split: str) -> tuple[str, Path]:
     return names[0], files[names[0]]
 
 
-def _load(path: Path) -> tuple[dict[str, Any], tuple[str, ...], tuple[int, ...]]:
-    """The checked JSON, its class names and category ids in the order of the ids."""
-    data = read_json(path)
-    needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id")}
-    needed["categories"] = ("id", "name")
-    for key, fields in needed.items():
-        rows = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and all(field in row for field in fields) for row in rows
-        ):
-            problem = f"{key} is not a list of objects with {' and '.join(fields)}"
-            raise BadInput(path, problem, "give a COCO instances file")
-    if not data["images"] or not data["categories"]:
-        empty = "images" if not data["images"] else "categories"
-        raise BadInput(path, f"lists no {empty} (empty split)", f"add {empty}, or drop the file")
-    for key, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
-        twice = first_duplicate(row[field] for row in data[key])
-        if twice is not None:
-            raise BadInput(path, f"{field} {twice} is twice in {key}", "keep one of them")
-    for row in [*data["images"], *data["categories"]]:
-        if not isinstance(row["id"], int):
-            raise BadInput(path, f"id {row['id']!r} is no integer", "number images and categories")
-    categories = sorted(data["categories"], key=lambda row: row["id"])
-    return data, tuple(row["name"] for row in categories), tuple(row["id"] for row in categories)
-
-
-def _label(path: Path, annotation: dict, index: dict[int, int]) -> int:
-    category = annotation["category_id"]
-    if category not in index:
-        problem = f"category {category} of {_name(annotation)} is not in the class list"
-        raise BadInput(path, problem, "add it to categories or correct it")
-    return index[category]
-
-
-def _of_image(path: Path, annotation: dict, groups: dict) -> Any:
-    if annotation["image_id"] not in groups:
-        problem = f"{_name(annotation)} is of image {annotation['image_id']}, which is not listed"
-        raise BadInput(path, problem, "add the image or remove the annotation")
-    return groups[annotation["image_id"]]
-
-
-def _name(annotation: dict) -> str:
-    return f"annotation {annotation.get('id', '?')}"
-
-
-def _image_path(root: Path, split: str, name: str) -> Path:
-    candidates = [root / "images" / split / name, root / "images" / name]
-    candidates += [root / split / name, root / name]
-    existing = [path for path in candidates if path.exists()]
-    return existing[0] if existing else candidates[1]
-
-
-def _truth_record(
-    path: Path, where: Path, image: dict, annotations: list[dict], index: dict[int, int]
-) -> TruthRecord:
-    width, height = image_size(where)
-    stated = (image.get("width", width), image.get("height", height))
-    if stated != (width, height):
-        problem = f"image {image['id']} is said to be {stated[0]} x {stated[1]}"
-        hint = f"{where} is {width} x {height} upright; correct its size and annotations"
-        raise BadInput(path, problem, hint)
-    boxes = [_box(path, annotation, width, height=height) for annotation in annotations]
-    masks = tuple(_mask(path, annotation, width, height=height) for annotation in annotations)
-    return TruthRecord(
-        image["id"],
-        image["file_name"],
-        where,
-        width=width,
-        height=height,
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
-        labels=np.asarray([_label(path, a, index) for a in annotations], np.int32),
-        difficult=np.zeros(len(annotations), bool),
-        crowd=np.asarray([bool(a.get("iscrowd")) for a in annotations], bool),
-        masks=masks if any(mask is not None for mask in masks) else None,
+def _load(root: Path, split: str) -> _Content:
+    """The checked JSON of a split; classes in the order of their ids."""
+    split, path = _find_split(root, split)
+    data, bad = read_json(path), partial(BadFile, path)
+    images, annotations, categories = (
+        Rows(_list(path, data, key), key, bad) for key in ("images", "annotations", "categories")
+    )
+    for rows in (images, categories):
+        if not len(rows):
+            problem = f"lists no {rows.name} (empty split)"
+            raise BadInput(path, problem, f"add {rows.name}, or drop the file")
+    ids, names = _unique(images, "id", images.integers("id").tolist()), _file_names(images, path)
+    category_ids = _unique(categories, "id", categories.integers("id").tolist())
+    classes = [
+        clean_name(name, path, f"categories[{index}]")
+        for index, name in enumerate(categories.texts("name"))
+    ]
+    _unique(categories, "name", classes)
+    order = sorted(range(len(classes)), key=category_ids.__getitem__)
+    classes = tuple(classes[i] for i in order)
+    category_ids = tuple(category_ids[i] for i in order)
+    return _Content(
+        root,
+        split,
+        images,
+        ids=ids,
+        names=names,
+        classes=classes,
+        category_ids=category_ids,
+        annotations=annotations,
+        image=_places(annotations, "image_id", ids),
+        labels=_places(annotations, "category_id", category_ids),
+        crowd=annotations.flags("iscrowd"),
     )
 
 
-def _box(path: Path, annotation: dict, width: int, height: int) -> list[float]:
-    """`[x1, y1, x2, y2]` of `[x, y, w, h]`, checked. COCO itself has a few boxes of no width."""
-    hint = f"correct it ([x, y, width, height]; the image is {width} x {height})"
-    try:
-        x, y, w, h = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(path, f"bbox of {_name(annotation)} is incomplete", hint) from error
-    if not (w >= 0 and h >= 0):
-        raise BadInput(path, f"bbox of {_name(annotation)} is inverted", hint)
-    low, right, bottom = -_OVERHANG, width + _OVERHANG, height + _OVERHANG
-    if not (x >= low and y >= low and x + w <= right and y + h <= bottom):
-        raise BadInput(path, f"bbox of {_name(annotation)} lies outside the image", hint)
-    return [x, y, x + w, y + h]
+def _list(path: Path, data: Any, key: str) -> list:
+    rows = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(rows, list):
+        what = f"{key} is not a list of objects" if isinstance(data, dict) else "is no object"
+        raise BadInput(path, what, "give a COCO instances file")
+    return rows
 
 
-def _mask(path: Path, annotation: dict, width: int, height: int) -> dict | None:
-    """COCO RLE `{"size": [H, W], "counts": str}` of an annotation; None without segmentation."""
-    shape = annotation.get("segmentation")
-    if not shape:
-        return None
-    hint = f"correct it (polygons, or RLE of size [{height}, {width}])"
-    bad = BadInput(path, f"segmentation of {_name(annotation)} cannot be read", hint)
-    try:
-        if isinstance(shape, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
-        elif isinstance(shape["counts"], list):
-            rle = coco_mask.frPyObjects(shape, height, width)
-        else:
-            rle = shape
-        size, counts = [int(side) for side in rle["size"]], rle["counts"]
-    except Exception as error:  # pycocotools raises bare Exception on what it does not know
-        raise bad from error
-    if size != [height, width]:
-        raise bad
-    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+def _unique(rows: Rows, field: str, values: list) -> list:
+    """The values, of which each must stand once."""
+    first: dict[Any, int] = {}
+    for index, value in enumerate(values):
+        if first.setdefault(value, index) != index:
+            problem = f"{field} {shown(value)} is twice in {rows.name}"
+            hint = f"{rows.name}[{first[value]}] has it, too: give each its own"
+            raise rows[index].fail(problem, hint)
+    return values
+
+
+def _file_names(images: Rows, path: Path) -> list[str]:
+    """The names with "/" between folders; each lies in the data set and is another file."""
+    names = images.texts("file_name")
+    names = [check_inside(n, path, f"images[{i}].file_name") for i, n in enumerate(names)]
+    return _unique(images, "file_name", names)
+
+
+def _places(annotations: Rows, field: str, ids: Sequence[int]) -> np.ndarray:
+    """int64 `[N]`: where the id of each annotation stands in `ids`."""
+    places = {one: index for index, one in enumerate(ids)}
+    given = annotations.integers(field)
+    found = np.asarray([places.get(one, -1) for one in given.tolist()], np.int64)
+    if (found < 0).any():
+        index = int(np.argmax(found < 0))
+        listed = {"image_id": "images", "category_id": "categories"}[field]
+        problem = f"{field} {given[index]} is not in {listed}"
+        raise annotations[index].fail(problem, f"add it to {listed} or correct it")
+    return found
+
+
+def _photos(content: _Content) -> Any:
+    """(path, width, height) of each image, whose size in the file must be its own."""
+    bar = tqdm(content.names, desc=f"read {printable(content.split)}", unit="images", delay=3)
+    images = content.root / "images"
+    places = images / content.split, images, content.root / content.split, content.root
+    folders = [FileIndex(place) for place in places]
+    for index, name in enumerate(bar):
+        where = _image_path(folders, name)
+        width, height = image_size(where)
+        row = content.images[index]
+        stated = row.integer("width", default=width), row.integer("height", default=height)
+        if stated != (width, height):
+            problem = f"width and height are said to be {stated[0]} x {stated[1]}"
+            hint = f"{where} is {width} x {height} upright; correct its size and annotations"
+            raise row.fail(problem, hint)
+        yield where, width, height
+
+
+def _image_path(folders: Sequence[FileIndex], name: str) -> Path:
+    """The image in the first folder that has it; where it should be when none has."""
+    found = (folder.file(name) for folder in folders)
+    return next((path for path in found if path is not None), folders[1].root / name)
+
+
+def _mask(row: Row, width: int, height: int) -> dict | None:
+    return row.read("segmentation", partial(read_mask, height=height, width=width), default=None)
+
+
+def _check_inside(rows: Rows, own: np.ndarray, boxes: np.ndarray, width: int, height: int) -> None:
+    """Boxes `[n, 4]`, x y width height, lie in their image. COCO has a few of no width."""
+    far = boxes[:, :2] + boxes[:, 2:]
+    inside = (boxes[:, :2] >= -_OVERHANG) & (far <= np.asarray([width, height]) + _OVERHANG)
+    if not inside.all():
+        row = rows[int(own[np.argmin(inside.all(1))])]
+        hint = f"correct it ([x, y, width, height]; the image is {width} x {height})"
+        raise row.fail(f"bbox {shown(row.values.get('bbox'))} lies outside the image", hint)

@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from weaksam_jax.data.formats.checks import read_classes
@@ -26,6 +25,7 @@ from weaksam_jax.data.formats.voc_lists import (
 )
 from weaksam_jax.data.formats.voc_xml import box_of
 from weaksam_jax.data.images import image_size, opened_image
+from weaksam_jax.data.masks import encode_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.errors import BadInput
 
@@ -215,9 +215,3 @@ def _masks(path: Path, objects: int, width: int, height: int) -> tuple[dict | No
     return tuple(
         encode_mask(pixels == k) if (pixels == k).any() else None for k in range(1, objects + 1)
     )
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """COCO RLE `{"size": [H, W], "counts": str}` of a boolean mask `[H, W]`."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

@@ -1,42 +1,63 @@
 """Config of Faster R-CNN with RoI drop. The paper's are in
 `weaksam_jax.detectors.faster_rcnn.recipes`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from weaksam_jax.backbones import check_backbone
+from weaksam_jax.backbones import BACKBONES, unknown_backbone
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scale
+from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
 from weaksam_jax.engine.optimizer import OptimConfig
+from weaksam_jax.ranges import (
+    FILLED,
+    INTERVAL,
+    RISING,
+    Amount,
+    Batch,
+    Count,
+    Fault,
+    Filled,
+    Positive,
+    Power,
+    Scaling,
+    Settings,
+    Share,
+    Side,
+    StepsOrNone,
+    Width,
+    integers,
+    shown,
+)
 
 # Fields of `ModelConfig` that the arrays of a file do not tell and that its weights depend on.
 STATED = ("backbone", "aligned", "round_anchors")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The network (`FasterRcnnNetwork`)."""
 
     backbone: str = "mini_cnn"
     """mini_cnn, lite0, resnet50 (torchvision's weights and pixels) or resnet50_msra (Caffe's:
     detectron2's R-50.pkl)."""
-    backbone_width: int | None = None
+    backbone_width: Width | None = None
     """Channels of its first layer [the backbone's own]."""
-    strides: tuple[int, ...] = (8, 16, 32)
+    strides: Annotated[tuple[Side, ...], FILLED, RISING] = (8, 16, 32)
     """Of the pyramid's levels."""
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (56,), (96,))
+    anchor_sizes: Annotated[tuple[Filled[Positive], ...], FILLED] = ((32,), (56,), (96,))
     """Pixels, for each level the same number of sizes."""
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: Filled[Scaling] = (0.5, 1.0, 2.0)
     """Height / width."""
-    channels: int = 64
+    channels: Width = 64
     """Of the pyramid."""
-    extra_levels: int = 0
+    extra_levels: Annotated[int, integers(0, 4)] = 0
     """Levels beyond those of the backbone."""
-    fc_width: int = 256
+    fc_width: Width = 256
     """Of both fully connected layers."""
-    canonical_size: float = 96.0
+    canonical_size: Positive = 96.0
     """A RoI of so many pixels is pooled from `canonical_level` (FPN, equation 1)."""
-    canonical_level: int = 1
+    canonical_level: Annotated[int, integers(0, 16)] = 1
     """0 is the finest."""
     aligned: bool = True
     """RoIAlign with the half-pixel shift (torchvision's weights: without)."""
@@ -45,19 +66,30 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What a ResNet, the pyramid and the heads compute in."""
 
-    def __post_init__(self):
-        check_backbone(self.backbone, "pyramid")
+    def misfits(self) -> Iterator[Fault]:
+        if unknown := list(unknown_backbone(self.backbone, "pyramid")):
+            yield from unknown
+            return
+        own = BACKBONES[self.backbone].strides
+        levels = (*own, *(own[-1] * 2 ** (i + 1) for i in range(self.extra_levels)))
+        if tuple(self.strides) != levels:
+            hint = f"give {' '.join(map(str, levels))}, or other extra_levels"
+            yield Fault("strides", f"are not those of {self.backbone}", hint)
+        counts = {len(one) for one in self.anchor_sizes}
+        if len(counts) > 1 or len(self.anchor_sizes) != len(levels):
+            hint = f"give the same number of sizes for each of {len(levels)} levels"
+            yield Fault("anchor_sizes", f"are {shown(self.anchor_sizes)}", hint)
 
 
 @dataclass(frozen=True)
-class DropConfig:
+class DropConfig(Settings):
     """RoI drop (equations 1-2). Defaults: the paper."""
 
-    tau_cls: float = 4.0
+    tau_cls: Amount = 4.0
     """A RoI whose classification loss is above it is dropped."""
-    tau_reg: float = 1.0
+    tau_reg: Amount = 1.0
     """A foreground RoI whose box loss is above it is dropped."""
-    start: int = 2000
+    start: StepsOrNone = 2000
     """The step from which RoIs are dropped."""
     rule: Literal["either", "both"] = "either"
     """either loss above its threshold (the paper), or both (the official code)."""
@@ -68,67 +100,70 @@ class DropConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Settings):
     """Matching and sampling of Faster R-CNN. Defaults: detectron2's R50-FPN."""
 
-    rpn_batch: int = 256
+    rpn_batch: Count = 256
     """Anchors per image."""
-    rpn_foreground: float = 0.5
+    rpn_foreground: Share = 0.5
     """At most this share of them is foreground."""
-    rpn_iou: tuple[float, float] = (0.3, 0.7)
+    rpn_iou: Annotated[tuple[Share, Share], INTERVAL] = (0.3, 0.7)
     """Anchors below the first are background, from the second on (or best of an object)
     foreground."""
-    pre_nms: int = 2000
+    pre_nms: Count = 2000
     """Proposals per level before the NMS."""
-    post_nms: int = 1000
+    post_nms: Count = 1000
     """Proposals per image behind it."""
-    roi_batch: int = 512
+    roi_batch: Count = 512
     """RoIs per image."""
-    roi_foreground: float = 0.25
+    roi_foreground: Share = 0.25
     """At most this share of them is foreground."""
-    roi_iou: float = 0.5
+    roi_iou: Share = 0.5
     """Foreground RoIs have at least this IoU with an object."""
-    roi_top_k: int | None = None
+    roi_top_k: Count | None = None
     """Foreground RoIs must be among the k best of some object (the official WeakSAM code: 3)."""
-    smooth_l1_beta: float = 0.0
+    smooth_l1_beta: Amount = 0.0
     """0 is L1; torchvision has 1 / 9."""
     drop: DropConfig | None = field(default_factory=DropConfig)
     """null switches RoI drop off."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Training samples."""
 
-    scales: tuple[Scale, ...] = (((192, 192),),)
+    scales: Scales = (((192, 192),),)
     """Padded sizes (height, width) of each scale; one scale is drawn for each batch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 @dataclass(frozen=True)
-class TestConfig:
+class TestConfig(Settings):
     """Detection: every view gives `max_detections`; their union goes through one class-wise NMS."""
 
-    tta_scales: tuple[Scale, ...] = (((192, 192),),)
+    tta_scales: Scales = (((192, 192),),)
     """Padded sizes of the scales visited, the best fitting one per image."""
     tta_flip: bool = True
     """Every scale is visited mirrored too."""
-    batch_size: int = 8
-    pre_nms: int = 300
+    batch_size: Batch = 8
+    """Images detected on at a time."""
+    pre_nms: Count = 300
     """Proposals per level before the NMS."""
-    post_nms: int = 100
+    post_nms: Count = 100
     """Proposals per image behind it."""
-    score_threshold: float = 0.05
-    nms: float = 0.5
-    max_detections: int = 100
+    score_threshold: Share = 0.05
+    """Detections with less score go."""
+    nms: Share = 0.5
+    """Detections of a class with more IoU to a better one go."""
+    max_detections: Count = 100
     """Per image."""
-    tag_power: float = 0.0
+    tag_power: Power = 0.0
     """Scores are multiplied by the clue network's probability of the class in the image, to this
     power (0: off, the paper)."""
 
 
 @dataclass(frozen=True)
-class FasterRcnnConfig:
+class FasterRcnnConfig(Settings):
     """Everything that decides the weights and detections, but for the seed and the data."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -136,6 +171,18 @@ class FasterRcnnConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     test: TestConfig = field(default_factory=TestConfig)
+
+    def misfits(self) -> Iterator[Fault]:
+        """Among others losses that micro-batches would change: those divided by the RoIs kept in
+        one, of which one where most were dropped would weigh as much as the others."""
+        drop = self.loss.drop
+        if self.optim.micro_batches > 1 and drop is not None and drop.normaliser == "n_kept":
+            hint = "choose loss.drop.normaliser n_valid, or 1 on more devices"
+            yield Fault("optim.micro_batches", "do not go with n_kept", hint)
+        yield from misfit_scales("data.scales", self.data.scales)
+        yield from misfit_scales("test.tta_scales", self.test.tta_scales)
+        yield from misfit_memory("optim.batch_size", self.optim.batch_size, self.data.scales)
+        yield from misfit_memory("test.batch_size", self.test.batch_size, self.test.tta_scales)
 
 
 def mini() -> FasterRcnnConfig:

@@ -22,7 +22,6 @@ from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.predict import Detections, Predictor, union_of_views
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
-from weaksam_jax.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,6 @@ class FasterRcnn:
     presets = PRESETS
     learns_from = "boxes"
     on_proposals = False
-
-    def __post_init__(self):
-        """`BadInput` for losses that micro-batches would change: those divided by the RoIs kept in
-        one, of which one where most were dropped would weigh as much as the others."""
-        drop, optim = self.config.loss.drop, self.config.optim
-        if optim.micro_batches > 1 and drop is not None and drop.normaliser == "n_kept":
-            hint = "choose loss.drop.normaliser n_valid, or 1 on more devices"
-            raise BadInput("optim.micro_batches", "do not go with n_kept", hint)
 
     @property
     def class_count(self) -> int:

@@ -3,22 +3,39 @@
 The paper's are in `weaksam_jax.detectors.mil.recipes`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from weaksam_jax.backbones import check_backbone
+from weaksam_jax.backbones import BACKBONES, unknown_backbone
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scale
+from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
 from weaksam_jax.detectors.mil.loss import Method, Reduction
 from weaksam_jax.detectors.mil.mining import OicrRule
+from weaksam_jax.detectors.mil.model import MIN_FRAME
 from weaksam_jax.engine.optimizer import OptimConfig
+from weaksam_jax.ranges import (
+    Amount,
+    Batch,
+    Count,
+    Fault,
+    Pixels,
+    Positive,
+    Power,
+    Rate,
+    Settings,
+    Share,
+    StepsOrNone,
+    Width,
+    integers,
+)
 
 # Fields of `ModelConfig` that the arrays of a file do not tell and that its weights depend on.
 STATED = ("backbone", "pixels", "rectify_last", "background", "pooling")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The network."""
 
     method: Method = "mist"
@@ -27,7 +44,7 @@ class ModelConfig:
     backbone: str = "mini_cnn"
     """mini_cnn: from scratch, first as a classifier of tags; lite0, vgg16, resnet50, resnet50_msra
     start from optim.init."""
-    backbone_width: int | None = None
+    backbone_width: Width | None = None
     """Channels of its first layer [the backbone's own]."""
     pixels: Literal["mist", "oicr", "torchvision"] | None = None
     """Channel order, mean and deviation of the pixels that vgg16 is shown [the backbone's own]."""
@@ -35,46 +52,51 @@ class ModelConfig:
     """vgg16: a ReLU behind conv5_3 too (OICR's official code; MIST's has none)."""
     background: bool = True
     """WSDDN's two streams have a column for the background (MIST's official code)."""
-    neck: int | None = None
+    neck: Width | None = None
     """Channels of a trained 1x1 convolution on the maps."""
     pooling: Literal["align", "max", "max_exact"] = "align"
     """RoIAlign; RoIPool with Caffe's rounding (MIST's official code) or without (mmcv, OICR's)."""
-    pool_size: int = 5
+    pool_size: Annotated[int, integers(1, 64)] = 5
     """Output side of the pooling."""
-    fc_width: int = 256
+    fc_width: Width = 256
     """Of both fully connected layers."""
-    dropout: float = 0.3
+    dropout: Rate = 0.3
     """Behind each of them."""
     drop_block: bool = False
     """Concrete DropBlock on the pooled features in training."""
     class_maps: bool = True
     """Class maps, for image-level training and `evidence`; without them the published network."""
-    evidence: float = 16.0
+    evidence: Amount = 16.0
     """Weight in the detection stream of the contrast of the detector's own class maps and of the
     proposal's quality."""
-    fc_std: float | None = None
+    fc_std: Positive | None = None
     """Standard deviation of the fresh kernels of both fully connected layers [He et al. 2015]."""
-    score_std: float = 0.01
+    score_std: Amount = 0.01
     """The same of the layers that score."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the backbone's convolutions and of both fully connected layers; weights, scores and losses
     are float32."""
 
-    def __post_init__(self):
-        check_backbone(self.backbone, "single")
+    def misfits(self) -> Iterator[Fault]:
+        """Among others evidence from class maps that are not there, or that RoI features of so few
+        cells cannot tell from their surroundings."""
+        yield from unknown_backbone(self.backbone, "single")
+        if self.evidence and not (self.class_maps and self.pool_size >= MIN_FRAME):
+            problem = f"needs class_maps and a pool_size of at least {MIN_FRAME}"
+            yield Fault("evidence", problem, "set it to 0")
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Settings):
     """The losses; `model.method` says how pseudo boxes are mined."""
 
     oicr_rule: OicrRule = "paper"
     """paper: the best proposal of a class; official: all from 0.9 of the best score on."""
-    ignore_below: float = 0.0
+    ignore_below: Share = 0.0
     """Proposals with less IoU than this to every pseudo box take no part (PCL: 0.1)."""
     image_loss: Reduction = "mean"
     """Over the classes: mean (MIST's official code) or sum (OICR's)."""
-    tag_weight: float = 1.0
+    tag_weight: Amount = 1.0
     """Weight of the image-level loss on the class maps beside the MIL losses."""
 
 
@@ -84,61 +106,67 @@ class MilOptimConfig(OptimConfig):
 
     optimizer: Literal["sgd", "adamw", "adam_l2"] = "adamw"
     """adam_l2: the published one; biases learn twice as fast and do not decay."""
-    lr: float = 1e-3
-    weight_decay: float = 1e-3
-    clip: float | None = 5.0
-    warmup_from: float = 0.1
-    final_lr: float = 0.02
-    steps: int = 800
-    refine_lr: float = 1.0
+    lr: Positive = 1e-3
+    """Highest learning rate."""
+    weight_decay: Amount = 1e-3
+    """Of the weights."""
+    clip: Positive | None = 5.0
+    warmup_from: Share = 0.1
+    final_lr: Share = 0.02
+    steps: StepsOrNone = 800
+    """Optimizer steps of the whole training."""
+    refine_lr: Amount = 1.0
     """Factor of adam_l2's rate for the refinement branches (OICR's official code: 10)."""
-    pretrain_steps: int = 1200
+    pretrain_steps: StepsOrNone = 1200
     """First so many steps as a classifier of tags: the stand-in for ImageNet."""
-    pretrain_lr: float = 2e-3
+    pretrain_lr: Positive = 2e-3
+    """Highest rate of that training."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Training samples."""
 
-    scales: tuple[Scale, ...] = (((160, 192), (192, 160)),)
+    scales: Scales = (((160, 192), (192, 160)),)
     """Padded sizes (height, width) of each scale; one scale is drawn for each batch."""
     augment: AugmentConfig = field(
         default_factory=lambda: AugmentConfig(scale=(0.75, 1.0), channel_gain=0.1, hide=0.5)
     )
     """Without crops and `colour`; with `cache_maps` mirrored images alone."""
-    max_proposals: int = 104
+    max_proposals: Count = 104
     """Most proposals per image."""
-    min_side: float = 12.0
+    min_side: Pixels = 12.0
     """Least side of a proposal in pixels of the original image."""
-    clue_evidence: float = 0.0
+    clue_evidence: Amount = 0.0
     """Weight in the detection stream of what the clue network's stored maps say of a proposal."""
     cache_maps: bool = False
     """The maps of a backbone that is frozen as a whole are computed once and kept on disk."""
 
 
 @dataclass(frozen=True)
-class TestConfig:
+class TestConfig(Settings):
     """Detection."""
 
-    tta_scales: tuple[Scale, ...] | None = None
+    tta_scales: Scales | None = None
     """Padded sizes of the scales visited [those of training]."""
     tta_flip: bool = True
     """Every scale is visited mirrored too."""
-    batch_size: int = 10
-    nms: float = 0.3
-    max_detections: int = 100
+    batch_size: Batch = 10
+    """Images detected on at a time."""
+    nms: Share = 0.3
+    """Detections of a class with more IoU to a better one go."""
+    max_detections: Count = 100
     """Per image, over all classes."""
     every_class: bool = True
     """The best detection of every class is among them, however low: CorLoc and pseudo boxes ask for
     it. In the official code the 100 best are all there is, and AP with many classes wants that: of
     100 detections COCO's 80 classes would take 80."""
-    clue_power: float = 0.0
+    clue_power: Power = 0.0
     """What the clue network's stored maps say of a proposal multiplies its score, to this power."""
 
 
 @dataclass(frozen=True)
-class MilConfig:
+class MilConfig(Settings):
     """Everything that decides the detector's weights and detections, but for the seed and data."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -146,6 +174,18 @@ class MilConfig:
     optim: MilOptimConfig = field(default_factory=MilOptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     test: TestConfig = field(default_factory=TestConfig)
+
+    def misfits(self) -> Iterator[Fault]:
+        if self.data.cache_maps and "*" not in (self.optim.frozen or ()):
+            hint = 'set optim.frozen to ["*"], or data.cache_maps to false'
+            yield Fault("data.cache_maps", "is for a backbone that is not trained", hint)
+        row = BACKBONES[self.model.backbone]
+        stride = row.stride * 2 ** (row.maps - 1)  # of the coarsest map, which the neck enlarges
+        yield from misfit_scales("data.scales", self.data.scales, stride)
+        shown = self.test.tta_scales or self.data.scales
+        yield from misfit_scales("test.tta_scales", shown, stride)
+        yield from misfit_memory("optim.batch_size", self.optim.batch_size, self.data.scales)
+        yield from misfit_memory("test.batch_size", self.test.batch_size, shown)
 
 
 def mini() -> MilConfig:

@@ -17,14 +17,13 @@ from weaksam_jax.data.views import restore_boxes
 from weaksam_jax.detectors.mil.config import STATED, MilConfig
 from weaksam_jax.detectors.mil.drop_block import ConcreteDropBlock
 from weaksam_jax.detectors.mil.loss import mil_loss, wsddn_scores
-from weaksam_jax.detectors.mil.model import MIN_FRAME, MilNetwork, Pool
+from weaksam_jax.detectors.mil.model import MilNetwork, Pool
 from weaksam_jax.detectors.mil.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.predict import Detections, Found, Predictor
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
-from weaksam_jax.errors import BadInput
 from weaksam_jax.ops.nms import multiclass_nms
 from weaksam_jax.ops.padding import inside_mask
 from weaksam_jax.ops.roi import roi_align, roi_pool
@@ -47,14 +46,6 @@ class MilDetector:
     presets = PRESETS
     learns_from = "tags"
     on_proposals = True
-
-    def __post_init__(self):
-        """`BadInput` for evidence from class maps that are not there, or that RoI features of so
-        few cells cannot tell from their surroundings."""
-        model = self.config.model
-        if model.evidence and not (model.class_maps and model.pool_size >= MIN_FRAME):
-            problem = f"needs model.class_maps and a model.pool_size of at least {MIN_FRAME}"
-            raise BadInput("model.evidence", problem, "set model.evidence to 0")
 
     @property
     def class_count(self) -> int:

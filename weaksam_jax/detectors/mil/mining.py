@@ -111,7 +111,7 @@ def mine_oicr(
     """
     boxes, valid, scores, image_labels = map(jnp.asarray, (boxes, valid, scores, image_labels))
     find = {"paper": _oicr_boxes, "official": _official_boxes}[rule]
-    pseudo = find(boxes, valid, scores, image_labels)
+    pseudo = find(boxes, valid, scores, image_labels=image_labels)
     overlap, index = _closest(boxes, pseudo)
     foreground = overlap > foreground_iou if rule == "paper" else overlap >= foreground_iou
     return _targets(

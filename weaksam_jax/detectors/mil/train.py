@@ -14,7 +14,6 @@ from weaksam_jax.engine.mesh import check_batch
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights
-from weaksam_jax.errors import BadInput
 
 # Fields of the model config that a backbone's maps depend on beside its parameters.
 MAPS_DEPEND_ON = ("backbone", "pixels", "rectify_last", "dtype")
@@ -61,16 +60,10 @@ def train_mil(
 def frozen_maps(
     detector: MilDetector, params: Params, samples: MilSamples, folder: Path
 ) -> FeatureCache | None:
-    """The cached maps of all images of `samples`, filled; None where the config caches none.
-
-    Raises `BadInput` when the config caches maps of a backbone that it trains.
-    """
+    """The cached maps of all images of `samples`, filled; None where the config caches none."""
     config = detector.config
     if not config.data.cache_maps:
         return None
-    if "*" not in (config.optim.frozen or ()):
-        hint = 'set optim.frozen to ["*"], or data.cache_maps to false'
-        raise BadInput("data.cache_maps", "is for a backbone that is not trained", hint)
     backbone = jax.device_get(params["backbone"])
     weights, run = jax.device_put({"backbone": backbone}), jax.jit(detector.maps)
     return cache_maps(

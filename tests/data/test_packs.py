@@ -1,12 +1,13 @@
 """Packed stores: the same content, random access, damage that is named."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from weaksam_jax.data.packs import open_pack, write_pack
+from weaksam_jax.data.sealed import read_sealed_json, write_sealed_json
 from weaksam_jax.data.store import (
     Proposals,
     is_stored,
@@ -25,7 +26,8 @@ def proposals_of(image_id: int, count: int) -> Proposals:
     rng = np.random.default_rng(image_id)
     low = rng.integers(0, 20, (count, 2))
     boxes = np.concatenate([low, low + rng.integers(1, 20, (count, 2))], 1).astype(np.float32)
-    masks = tuple(rng.bytes(int(n)) for n in rng.integers(1, 9, count))
+    drawn = np.asfortranarray(rng.random((40, 50, count)) < 0.5, np.uint8)
+    masks = tuple(one["counts"] for one in coco_mask.encode(drawn))
     return Proposals(
         image_id,
         40,
@@ -106,7 +108,7 @@ def test_a_pack_that_was_written_anew_is_opened_anew(stores):
 def test_damage_is_named(stores):
     _, packed = stores
     shard, index = packed / "train" / "00001.array_record", packed / "train" / "pack.json"
-    whole = shard.read_bytes()
+    known, whole = read_sealed_json(index), shard.read_bytes()
     spoilt = bytearray(whole)
     place = whole.index(b"predicted_iou") if b"predicted_iou" in whole else len(whole) // 2
     spoilt[place] ^= 0xFF
@@ -121,9 +123,10 @@ def test_damage_is_named(stores):
     shard.unlink()
     with pytest.raises(BadInput, match=r"00001\.array_record: does not exist"):
         open_pack(packed / "train")
-    index.write_text(json.dumps({"format": 99}))
-    with pytest.raises(BadInput, match=r"pack\.json: is no index"):
-        open_pack(packed / "train")
+    for content in ({"format": 99}, {**known, "images": "all"}, {**known, "per_shard": 0}):
+        write_sealed_json(index, content)
+        with pytest.raises(BadInput, match=r"pack\.json: is no index"):
+            open_pack(packed / "train")
 
 
 def test_a_record_that_is_no_file_is_named(tmp_path):

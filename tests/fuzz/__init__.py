@@ -1,0 +1,1 @@
+"""Mutated inputs through the real entry points; see `python -m tests.fuzz --help`."""

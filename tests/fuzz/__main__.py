@@ -1,0 +1,142 @@
+"""Mutated inputs through the real entry points.
+
+    python -m tests.fuzz --count 2000            a table of what was tried and how it ended
+    python -m tests.fuzz --seed 7 --only 123 --keep kept        one mutant again, its files kept
+
+Mutates small valid data sets (VOC, COCO, tags.csv), results, stores, checkpoints, pickles and
+settings, and runs the command that reads them in a process of its own. Each must end in 0, with
+right values where pycocotools, Pillow or NumPy can tell, or in 2 with one line on stderr: no trace,
+nothing that takes over a minute or 4 GB, nothing written outside of the output. A mutant depends on
+(seed, number) alone. Exit status 1 when one of them did not.
+"""
+
+import argparse
+import collections
+import json
+import multiprocessing
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers")]
+
+# What the commands import, so that a fork has it.
+PRELOADED = (
+    *("bridge.clues.networks", "bridge.convert", "bridge.export", "bridge.proposals.export"),
+    *(
+        "bridge.released_pickles",
+        "bridge.sam.networks",
+        "experiments.custom",
+        "experiments.evaluate",
+    ),
+    *(
+        "experiments.pgt",
+        "experiments.pipeline.stages",
+        "pycocotools.cocoeval",
+        "small_torchvision",
+    ),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _options(argv)
+    numbers = range(options.count) if options.only is None else [options.only]
+    parts = [numbers[i :: options.workers] for i in range(options.workers)]
+    jobs = [(options.seed, list(part), options.keep) for part in parts]
+    if options.workers == 1:
+        rows = work(*jobs[0])
+    else:
+        with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+            rows = [row for part in pool.starmap(work, jobs) for row in part]
+    rows.sort(key=lambda row: row["number"])
+    print(table(rows))
+    faults = [row for row in rows if row["fault"]]
+    for row in faults[:50]:
+        print(f"{row['number']} {row['target']}: {row['fault']}\n    {row['said']}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=0))
+    return int(bool(faults))
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m tests.fuzz", description=__doc__, formatter_class=form
+    )
+    parser.add_argument("--count", type=int, default=2000, help="mutants [2000]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="this mutant alone")
+    parser.add_argument("--workers", type=int, default=1, help="processes [1]")
+    parser.add_argument("--keep", type=Path, help="folder for the files of mutants with a fault")
+    parser.add_argument("--json", type=Path, help="where every mutant's ending is written")
+    return parser.parse_args(argv)
+
+
+def work(seed: int, numbers: list[int], keep: Path | None) -> list[dict]:
+    """The endings of some mutants."""
+    import importlib
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from tests.fuzz.targets import TARGETS
+
+    targets = [target for target, share in TARGETS.items() for _ in range(share)]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+        for number in numbers:
+            rng = random.Random(f"{seed} {number}")
+            rows.append(one(rng, targets, number, room=Path(scratch) / f"room{number}", keep=keep))
+    return rows
+
+
+def one(rng: random.Random, targets: list, number: int, room: Path, keep: Path | None) -> dict:
+    """Makes a mutant, runs it and judges how it ended."""
+    from tests.fuzz import sandbox
+
+    room.mkdir()
+    target = rng.choice(targets)
+    job = target(room, rng)
+    ending = sandbox.run(job.command, job.argv, room, out=room / "out")
+    fault, judged = ending.fault, None
+    if fault is None and ending.status == 0:
+        said = job.check(room / "out")
+        judged = said != "?"
+        fault = None if said in (None, "?") else f"wrong: {said}"
+    if fault and keep:
+        shutil.copytree(room, keep / room.name, dirs_exist_ok=True)
+    shutil.rmtree(room)
+    last = ending.stderr.strip().splitlines()[-1:] or [""]
+    return {
+        "number": number,
+        "target": target.__name__,
+        "status": ending.status,
+        "judged": judged,
+        "fault": fault,
+        "seconds": round(ending.seconds, 2),
+        "said": ascii(last[0])[:300],
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: how many of each target ended how."""
+    lines = ["| input | mutants | refused | taken | of these judged right | faults | longest |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["target"]].append(row)
+    for name, own in [*sorted(groups.items()), ("all", rows)]:
+        counts = (
+            sum(row["status"] == 2 and not row["fault"] for row in own),
+            sum(row["status"] == 0 and not row["fault"] for row in own),
+            sum(bool(row["judged"]) and not row["fault"] for row in own),
+            sum(bool(row["fault"]) for row in own),
+        )
+        longest = max((row["seconds"] for row in own), default=0)
+        lines.append(f"| {name} | {len(own)} | {' | '.join(map(str, counts))} | {longest:.1f} s |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
