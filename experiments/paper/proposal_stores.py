@@ -110,9 +110,7 @@ def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None
     """
     from bridge.proposals.export import export_split
 
-    report = export_split(
-        split, network, sam, settings=settings, root=root, clue_root=root / "clues"
-    )
+    report = export_split(split, network, sam, config=settings, root=root, clue_root=root / "clues")
     path = root / f"seconds-{split.split}.json"
     job = read_manifest(root, split.split)["fingerprint"]
     known = read_json(path) if path.exists() else {}
