@@ -21,6 +21,7 @@ from weaksam_jax.files import read_json, write_json
 from weaksam_jax.locks import locked
 
 ROOT = Path(__file__).parents[2]
+SMALL = ["--preset", "mini", "--weaktr.batch-size", "2"]
 ROWS = ["a.jpg,dog,train", "b.jpg,cat,train", "c.jpg,dog,test"]
 
 
@@ -30,7 +31,7 @@ def photos(tmp_path) -> Path:
 
 
 def call(data, out, *more: str, stages: str = "data") -> int:
-    argv = ["--data", str(data), "--out", str(out), "--preset", "mini", "--stages", stages, *more]
+    argv = ["--data", str(data), "--out", str(out), *SMALL, "--stages", stages, *more]
     return entry_point(main, argv)
 
 
@@ -78,7 +79,7 @@ def test_a_store_in_the_run_itself_is_no_store_made_elsewhere(photos, tmp_path, 
 
 def test_two_processes_in_one_folder_are_told(photos, tmp_path):
     command = [sys.executable, "-m", "experiments.custom", "--data", str(photos), "--out"]
-    command += [str(tmp_path / "run"), "--preset", "mini", "--stages", "data"]
+    command += [str(tmp_path / "run"), *SMALL, "--stages", "data"]
     with locked(tmp_path / "run", "run"):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2
