@@ -112,8 +112,8 @@ def test_kernel_scales_with_the_image():
     tiny = bumps(20, 20, [(5, 5)])[None]
     config = dataclasses.replace(PromptConfig.mini(), sources=("coarse", "fine"))
     assert len(prompt_points(clues_of(tiny, tiny, classes=(1,)), config).points) == 2
-    with pytest.raises(BadInput, match="odd"):
-        prompt_points(clues_of(one, one, classes=(1,)), PromptConfig(kernel_fine=128))
+    with pytest.raises(BadInput, match="kernel_fine is 128; give an odd number"):
+        PromptConfig(kernel_fine=128)
 
 
 def test_maps_at_half_resolution_give_points_of_the_image():
