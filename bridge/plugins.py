@@ -8,7 +8,6 @@ import numpy as np
 
 from bridge.clues.networks import ClueConfig, load_clues
 from bridge.sam.networks import MINI, load_sam
-from bridge.sam.packed_masks import unpack
 from bridge.sam.pseudo_masks import MaskConfig, box_masks
 from weaksam_jax.data.detections import category_ids
 from weaksam_jax.errors import BadFile, BadSetting
@@ -33,14 +32,15 @@ def masks(
     folder: RunFolder, given: str | Path | None = None
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """SAM, `given` or as settings.json of the run names it: (image uint8 `[H, W, 3]`, boxes float32
-    `[n, 4]`) -> masks bool `[n, H, W]`; a box that SAM leaves empty is its own mask."""
+    `[n, 4]`) -> packed masks uint8 `[n, H, ceil(W / 8)]`; a box that SAM leaves empty is its own
+    mask."""
     named = given or _named(folder).sam
     own = given is not None or named in MINI
     sam, how = load_sam(named if own else _inside(folder, "sam", named)), MaskConfig(empty="box")
 
     def prompt(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         packed, _, _ = box_masks(sam, image, boxes, config=how)
-        return unpack(packed, image.shape[1]).astype(bool)
+        return packed
 
     return prompt
 

@@ -4,9 +4,11 @@
     python -m experiments.predict --run runs/mine holiday/ 'more/**/*.jpg' --out predictions
 
 Takes photos, folders (with all that is in them) and globs, any number of photos: they are worked
-off a few at a time. Writes a picture of each photo, named after it (beach.jpg: beach.png; photos of
-one name in several folders: a/beach.png, b/beach.png), and at the end predictions.json: COCO
-results (file_name, category_id, bbox, score, segmentation), one object per line.
+off a few at a time. Files of a folder that are no images by their suffix are counted on stderr; a
+name that begins with "-" is given as ./-name. Writes a picture of each photo, named after it
+(beach.jpg: beach.png; photos of one name in several folders: a/beach.png, b/beach.png), and at the
+end predictions.json: COCO results (file_name, category_id, bbox, score, segmentation), one object
+per line.
 
 The run may be a stranger's: files of weights that it names outside of its own folder are not read
 unless --sam or --clues names them.
@@ -22,6 +24,7 @@ from typing import Annotated
 import tyro
 
 from experiments.pipeline.commands import run
+from weaksam_jax.errors import printable
 from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Predict, argv, __doc__, name="predict")
     enable_compilation_cache()
     objects, photos = predict(options)
-    print(f"{objects} objects on {photos} photos: {options.out}")
+    print(f"{objects} objects on {photos} photos: {printable(options.out)}")
 
 
 def predict(options: Predict) -> tuple[int, int]:
@@ -65,12 +68,15 @@ def predict(options: Predict) -> tuple[int, int]:
     """
     from tqdm import tqdm
 
-    from experiments.pipeline.photos import find_photos
+    from experiments.pipeline.photos import find_photos, passed_over
     from experiments.pipeline.predictor import open_predictor
 
     networks = {"sam": options.sam, "clues": options.clues}
     predictor = open_predictor(options.run, options.threshold, options.masks, **networks)
     photos = find_photos(options.photos, options.out)
+    if others := passed_over(options.photos, options.out):
+        kinds = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in others.items())
+        print(f"no photos by their suffix: {printable(kinds)}", file=sys.stderr)
     results = predictor.results(photos, options.out)
     written = ("predictions.json", *(str(one.picture) for one in photos))
     with (

@@ -3,7 +3,7 @@
 import numpy as np
 import safetensors.numpy
 
-from weaksam_jax.files import read_arrays, write_arrays
+from weaksam_jax.files import read_arrays, write_arrays, write_text
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -29,3 +29,10 @@ def test_equal_content_gives_equal_bytes(tmp_path):
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
     plain = safetensors.numpy.load_file(tmp_path / "0.safetensors")
     np.testing.assert_array_equal(plain["b"], arrays["b"])
+
+
+def test_names_as_long_as_a_disk_allows(tmp_path):
+    for name in ("a" * 255, "猫" * 85, "é" * 125 + ".json"):
+        write_text(tmp_path / name, "whole")
+        assert (tmp_path / name).read_text() == "whole"
+    assert len([*tmp_path.iterdir()]) == 3

@@ -36,7 +36,7 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    temporary = path.parent / f".{_shortened(path.name)}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     interrupts.unfinished.add(temporary)
     try:
         yield temporary
@@ -56,6 +56,13 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         interrupts.unfinished.discard(temporary)
+
+
+def _shortened(name: str, most: int = 200) -> str:
+    """The first bytes of a file's name, so that more may be put behind it (255 are a disk's
+    limit)."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= most else encoded[:most].decode(errors="ignore")
 
 
 def make_folder(path: Path) -> None:

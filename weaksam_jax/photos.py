@@ -25,7 +25,8 @@ from weaksam_jax.ranges import Share, first_fault
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
 
-# (image uint8 `[H, W, 3]`, boxes float32 `[n, 4]`) -> masks bool `[n, H, W]`
+# (image uint8 `[H, W, 3]`, boxes float32 `[n, 4]`) -> masks as bits, uint8 `[n, H, ceil(W / 8)]`
+# (`numpy.packbits` of each row): a hundred masks of a large photo would fill the memory otherwise
 MaskNetwork = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # image uint8 `[H, W, 3]` -> logits float32 `[C]` of the classes in it
 TagNetwork = Callable[[np.ndarray], np.ndarray]
@@ -37,8 +38,8 @@ class PhotoDetections:
     """What was found in a photo, best first.
 
     image: the photo, uint8 RGB `[H, W, 3]`, upright. boxes: float32 `[n, 4]` (x1, y1, x2, y2 in its
-    pixels); scores: float32 `[n]`; labels: int `[n]`, class indices; names: their names; masks:
-    bool `[n, H, W]`, or None without a mask network.
+    pixels); scores: float32 `[n]`; labels: int `[n]`, class indices; names: their names; packed:
+    the masks as bits, uint8 `[n, H, ceil(W / 8)]`, or None without a mask network.
     """
 
     image: np.ndarray
@@ -46,10 +47,17 @@ class PhotoDetections:
     scores: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
-    masks: np.ndarray | None = None
+    packed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """bool `[n, H, W]`, or None without a mask network."""
+        if self.packed is None:
+            return None
+        return np.unpackbits(self.packed, axis=-1, count=self.image.shape[1]).view(bool)
 
 
 @dataclass(frozen=True)
@@ -129,13 +137,13 @@ class PhotoDetector:
     def _result(self, image: np.ndarray, found: Found) -> PhotoDetections:
         keep = found.scores >= self.threshold
         boxes, labels = found.boxes[keep].astype(np.float32), found.labels[keep]
-        masks = None
+        packed = None
         if self.masks is not None:
-            none = np.zeros((0, *image.shape[:2]), bool)
-            masks = self.masks(image, boxes) if len(boxes) else none
+            none = np.zeros((0, image.shape[0], -(-image.shape[1] // 8)), np.uint8)
+            packed = self.masks(image, boxes) if len(boxes) else none
         names = tuple(self.classes[label] for label in labels)
         return PhotoDetections(
-            image, boxes, found.scores[keep], labels=labels, names=names, masks=masks
+            image, boxes, found.scores[keep], labels=labels, names=names, packed=packed
         )
 
 

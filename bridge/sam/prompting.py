@@ -12,10 +12,20 @@ import bridge.runtime.torchvision_ops  # noqa: F401  (before segment_anything: s
 # isort: split
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from bridge.sam.decoder import ImageDecoder, can_share, numbers_at_once
 
 EncoderType = Literal["float32", "bfloat16", "float16"]
+
+
+class _Resize(ResizeLongestSide):
+    """SAM's resizing, which leaves the short side of an image of 1 x 3000 without a pixel."""
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(height, 1), max(width, 1)
 
 
 class PromptedImage:
@@ -33,6 +43,7 @@ class PromptedImage:
         self.sam = sam
         self.size = image.shape[:2]
         self.predictor = SamPredictor(sam)
+        self.predictor.transform = _Resize(sam.image_encoder.img_size)
         dtype = getattr(torch, encoder_dtype)
         with torch.autocast(sam.device.type, dtype, enabled=dtype != torch.float32):
             self.predictor.set_image(np.ascontiguousarray(image))

@@ -173,4 +173,4 @@ def _rectangles(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     x, y = np.arange(width), np.arange(height)
     columns = (x + 1 > boxes[:, :1]) & (x < boxes[:, 2:3])
     rows = (y + 1 > boxes[:, 1:2]) & (y < boxes[:, 3:])
-    return np.packbits(rows[:, :, None] & columns[:, None, :], axis=-1)
+    return rows[:, :, None] * np.packbits(columns, axis=-1)[:, None, :]

@@ -35,15 +35,16 @@ class RunPredictor:
         rows = to_coco(
             photo.record, self.photos, found.boxes, scores=found.scores, labels=found.labels
         )
-        if found.masks is None:
+        if found.packed is None:
             return rows
-        pairs = zip(rows, found.masks, strict=True)
-        return [{**row, "segmentation": _rle(mask)} for row, mask in pairs]
+        pairs, width = zip(rows, found.packed, strict=True), found.image.shape[1]
+        return [{**row, "segmentation": _rle(packed, width)} for row, packed in pairs]
 
 
-def _rle(mask: np.ndarray) -> dict:
-    """COCO's RLE of a mask bool `[H, W]`, as JSON."""
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+def _rle(packed: np.ndarray, width: int) -> dict:
+    """COCO's RLE of a mask uint8 `[H, ceil(W / 8)]` of bits, as JSON."""
+    mask = np.unpackbits(packed, axis=-1, count=width)
+    encoded = coco_mask.encode(np.asfortranarray(mask))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
 
 

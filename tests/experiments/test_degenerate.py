@@ -18,6 +18,7 @@ PAIR = [(96, 96, "cat", "train"), (80, 96, "dog", "train"), (96, 96, "cat", "tes
 ONE = [(96, 96, "cat", "train"), (96, 96, "cat", "test")]
 NARROW = [(1, 64, "cat", "train"), (64, 1, "cat", "train"), (2000, 40, "dog", "train")]
 NARROW += [(1, 1, "dog", "train"), (1, 64, "cat", "test"), (3, 2, "cat", "test")]
+NARROW += [(1, 3000, "cat", "train"), (3000, 1, "cat", "test")]
 NEGATIVES = [(96, 96, "", "train"), (96, 96, "cat", "train"), (96, 96, "", "test")]
 CLASSES = [(96, 96, "a b c", "train"), (96, 96, "d", "train"), (96, 96, "e", "test")]
 SINGLE = ("--weaktr.batch-size", "1")

@@ -1,9 +1,11 @@
 """Which photos are meant, and how their pictures are called."""
 
+import os
+
 import pytest
 from PIL import Image
 
-from experiments.pipeline.photos import find_photos
+from experiments.pipeline.photos import find_photos, passed_over
 from weaksam_jax.errors import BadInput
 
 
@@ -68,6 +70,56 @@ def test_a_folder_name_with_brackets_is_no_glob(tmp_path):
     folder.mkdir()
     Image.new("RGB", (8, 6)).save(folder / "x.png")
     assert names(find_photos([folder / "x.png"], tmp_path)) == [("x.png", "x.png")]
+
+
+def test_every_suffix_of_an_image_is_a_photo_and_others_are_counted(album, tmp_path):
+    for name, kind in {"x.jfif": "JPEG", "y.PPM": "PPM", "z.avif": "AVIF", "w.tga": "TGA"}.items():
+        Image.new("RGB", (8, 6)).save(album / name, kind)
+    for name in ("._beach.jpg", "x.heic", "y.HEIC", "none"):
+        (album / name).write_text("none")
+    found = names(find_photos([album], tmp_path / "out"))
+    assert {"x.jfif", "y.PPM", "z.avif", "w.tga", "beach.jpg"} < {name for name, _ in found}
+    assert passed_over([album, album / "beach.jpg"], tmp_path / "out") == {
+        ".heic": 2,
+        ".txt": 1,
+        "": 1,
+    }
+    assert passed_over([album / "a"], tmp_path / "out") == {}
+
+
+def test_no_two_pictures_have_one_name(tmp_path):
+    for name in ("a.jpg", "a.png", "a.png.jpg"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    assert dict(names(find_photos([tmp_path], tmp_path / "out"))) == {
+        "a.jpg": "a.jpg.png",
+        "a.png": "a.png.png",
+        "a.png.jpg": "a.png.jpg.png",
+    }
+
+
+def test_links_to_folders_are_followed_once(album, tmp_path):
+    (album / "b" / "loop").symlink_to(album)
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "elsewhere" / "sun.jpg")
+    (album / "link").symlink_to(tmp_path / "elsewhere")
+    paths = [one.record.path.name for one in find_photos([album], tmp_path / "out")]
+    assert sorted(paths) == sorted(
+        ["beach.jpg", "park.JPG", "park.jpg", "sun.jpg", "tree.png", "tree.webp"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "name"])
+def test_what_cannot_be_read_is_not_skipped(album, tmp_path, kind):
+    path = os.fsencode(album) + (b"/\xff.jpg" if kind == "name" else b"/gone.jpg")
+    if kind == "link":
+        os.symlink("nowhere", path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        os.link(album / "beach.jpg", path)
+    said = {"link": "does not exist", "pipe": "is a pipe", "name": "is no UTF-8"}[kind]
+    with pytest.raises(BadInput, match=said):
+        find_photos([album], tmp_path / "out")
 
 
 @pytest.mark.parametrize(

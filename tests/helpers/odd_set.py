@@ -48,6 +48,7 @@ def _kinds() -> dict[str, tuple[Image.Image, dict]]:
         "Hündin 猫.JPEG": (_photo(), {}),
         unicodedata.normalize("NFD", "Zoë.png"): (_photo(), {}),
         "😀.jpg": (_photo(), {}),
+        "a&b <i>'x'.png": (_photo(), {}),
     }
     for i in range(1, 9):
         kinds[f"turned{i}.{'tif' if i in (5, 7) else 'jpg'}"] = (_photo(), _turned(i))
@@ -102,9 +103,14 @@ def write_odd_coco(root: Path) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def write_odd_csv(root: Path) -> dict[str, tuple[int, int]]:
+def write_odd_csv(root: Path, test: bool = False) -> dict[str, tuple[int, int]]:
+    """All images for training; test: and once more in a folder of their own for test."""
     sizes = write_images(root / "images")
-    rows = "".join(f"{unicodedata.normalize('NFC', name)};dog;train\r\n" for name in sizes)
+    names = [unicodedata.normalize("NFC", name) for name in sizes]
+    rows = "".join(f"{name};dog;train\r\n" for name in names)
+    if test:
+        write_images(root / "images" / "again")
+        rows += "".join(f"again/{name};dog;test\r\n" for name in names)
     (root / "tags.csv").write_bytes(f"File;Tags;Split\r\n{rows}".encode("utf-16"))
     return sizes
 

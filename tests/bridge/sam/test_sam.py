@@ -114,6 +114,15 @@ def test_batched_prompts_are_the_predictors(multimask):
             np.testing.assert_allclose(prompted.upsample(logits[i]), full, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (1, 1)])
+def test_images_of_which_nothing_would_be_left(shape):
+    prompted = PromptedImage(small_sam(), blocky_image(1, *shape))
+    height, width = shape
+    logits, _ = prompted.decode(boxes=np.asarray([[0, 0, width - 1, height - 1]]), tokens=(0,))
+    full = prompted.upsample(logits[:, 0])
+    assert full.shape == (1, *shape) and torch.isfinite(full).all()
+
+
 LOGITS = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 19)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=st.sampled_from([-3.0, -0.5, 0.0, 0.5, 3.0]))
 )
