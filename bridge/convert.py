@@ -14,7 +14,7 @@ from bridge.runtime.command import run_command
 from bridge.weights.kinds import KINDS, convert, convert_back
 from weaksam_jax.errors import BadInput
 from weaksam_jax.outputs import check_files
-from weaksam_jax.ranges import Positive
+from weaksam_jax.ranges import Amount
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         kind: Annotated[Literal[tuple(KINDS)], tyro.conf.Positional],
         to: Path,
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
-        epsilon: Positive | None = None,
+        epsilon: Amount | None = None,
         classes: str | None = None,
     ) -> None:
         """Converts a file.

@@ -188,9 +188,10 @@ def of_run(
     networks: gives what makes them by name, see `plugin`; asked for those that are needed alone.
     sam, clues: as in `load`. Raises `BadInput` when the run has no finished stage retrain.
     """
-    if not (folder.done("retrain") and folder.weights("retrain").exists()):
-        hint = "finish it with the command that began it"
-        raise BadInput(folder.root, "has no finished stage retrain", hint)
+    for path in (folder.mark("retrain"), folder.weights("retrain")):
+        if not path.exists():
+            problem = f"has no finished stage retrain ({path.relative_to(folder.root)} is missing)"
+            raise BadInput(folder.root, problem, "finish it with the command that began it")
     detector, params = load_detector(folder.weights("retrain"))
     prompted = networks("masks")(folder, sam) if masks else None
     tags = None

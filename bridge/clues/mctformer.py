@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bridge.clues.weaktr import MISFITS, WeakTr, read_config
 from bridge.weights.checkpoints import fitted, read_tensors
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, BadSetting
 
 LAST_LAYERS = 3  # our choice; the paper fuses the class-to-patch attention of a few last layers
 HINT = "give an MCTformer-V2 checkpoint (DeiT-S with class tokens and a 3 x 3 convolution head)"
@@ -36,7 +36,7 @@ def load_mctformer(path: str | Path, last_layers: int = LAST_LAYERS) -> WeakTr:
     state, metadata = read_tensors(path)
     try:
         config = read_config(state, metadata, "uniform")
-    except MISFITS as error:
+    except (*MISFITS, BadSetting) as error:
         raise BadInput(path, f"is no MCTformer-V2 checkpoint ({error})", HINT) from error
     config = replace(config, last_layers=min(last_layers, config.depth))
     return fitted(lambda: WeakTr(config), state, path, hint=HINT)

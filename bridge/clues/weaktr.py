@@ -14,7 +14,7 @@ from bridge.clues.interface import Clues, map_size, minmax, predicted_classes
 from bridge.clues.weaktr_net import FUSIONS, View, WeakTr, WeakTrConfig
 from bridge.weights.checkpoints import fitted, read_tensors
 from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN, IMAGENET_STD
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, BadSetting
 
 __all__ = ["View", "WeakTr", "WeakTrClues", "WeakTrConfig", "load_weaktr", "to_tensor"]
 
@@ -43,7 +43,7 @@ def load_weaktr(path: str | Path, fusion: str = "auto") -> WeakTr:
     state, metadata = read_tensors(path)
     try:
         config = read_config(state, metadata, fusion)
-    except MISFITS as error:
+    except (*MISFITS, BadSetting) as error:
         hint = "give a WeakTr checkpoint (keys cls_token, pos_embed, patch_embed.proj, blocks, ...)"
         raise BadInput(path, f"is no WeakTr checkpoint ({error})", hint) from error
     if config.fusion == "uniform":

@@ -131,7 +131,7 @@ def test_a_run_that_is_not_finished_is_refused(finished, album, tmp_path, capsys
     (run / gone).unlink()
     assert entry_point(predict.main, flags(run, tmp_path / "out", album)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {run}: ") and gone in line
+    assert line.startswith(f"error: {run}") and gone in line
     assert not (tmp_path / "out").exists()
 
 

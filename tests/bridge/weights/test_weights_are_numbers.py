@@ -246,7 +246,7 @@ CLUES = {
     "keys with NaN or infinity: norm.bias": {"norm.bias": torch.full((8,), torch.nan)},
     "3 layers numbered up to 999999999": {"blocks.999999999.a": torch.zeros(1)},
     # 4 million channels, of which a layer would have 50 million million weights.
-    "keys of another shape": {"cls_token": torch.zeros(1, 1).expand(1, 3, 1 << 22)},
+    "dim is 4194304": {"cls_token": torch.zeros(1, 1).expand(1, 3, 1 << 22)},
     "is no WeakTr checkpoint": {"cls_token": torch.tensor(1.0)},
 }
 

@@ -46,6 +46,7 @@ def test_results_files_and_figures(drawn, trained, flags, tmp_path, capsys):
     assert told["split"] == "test" and told["test"]["nms"] == told["config"]["test"]["nms"] == 0.4
     assert told["config"]["model"]["fc_width"] == TINY.model.fc_width
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".weaksam.lock",
         "detections.json",
         "metrics.json",
         "settings.json",

@@ -22,6 +22,7 @@ from experiments.paper.proposals import chosen, groups_of, main, named, text, tr
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.images import load_image
+from weaksam_jax.data.sealed import read_sealed_json, write_sealed_json
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
@@ -120,9 +121,9 @@ def test_a_store_that_does_not_say_its_settings_is_refused(split, tmp_path):
     folders = tmp_path, tmp_path / "c"
     export_split(split, None, load_sam("sam_mini"), settings, *folders, progress=False)
     path = tmp_path / split.split / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_sealed_json(path)
     del manifest["settings"]
-    path.write_text(json.dumps(manifest))
+    write_sealed_json(path, manifest)
     with pytest.raises(BadInput, match=r"manifest\.json: does not say with which settings"):
         given("x", tmp_path, split)
 
