@@ -138,8 +138,7 @@ def test_every_dependency_is_bounded_on_both_sides():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bounded = re.compile(r"[\w-]+(\[\w+\])?(==[\d.]+|>=[\d.]+,<[\d.]+)(;.*)?")
     extras = project["optional-dependencies"]
-    # jax[...] is bounded by jax itself; a backport and a build tool follow what needs them.
-    free = {"jax[cuda12]", "jax[tpu]", "importlib-resources", "setuptools>=77"}
+    free = {"jax[cuda12]", "jax[tpu]"}  # bounded by jax itself
     every = [*project["dependencies"], *(one for name in extras for one in extras[name])]
     assert {one for one in every if not bounded.fullmatch(one)} == free
 
