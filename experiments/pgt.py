@@ -10,11 +10,11 @@ without ("000005", "2008_000008", as in wetectron's bbox.json, whose widths coun
 (+1) and so are widths as they are here). Boxes of classes that an image has no tag of are dropped;
 nothing but tags is read from the data set to make pseudo boxes.
 
---rule: paper (Algorithm 2), best_kept (the same, but the best box of a class stays and
-boxes around it go; docs/results.md compares the two), official and official_voc (what the official
-script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its list of classes
-whose boxes may lie in one another, unless flags say otherwise), top_k. --format: coco (an
-annotation file that pycocotools loads) or voc-dict, which the official VOC loaders read:
+--rule (its thresholds: --help-all): paper (Algorithm 2), best_kept (the same, but the best box of a
+class stays and boxes around it go; docs/results.md compares the two), official and official_voc
+(what the official script does on COCO and on VOC), pgf (SoS-WSOD, with its threshold of 0.2 and its
+list of classes whose boxes may lie in one another, unless flags say otherwise), top_k. --format:
+coco (an annotation file that pycocotools loads) or voc-dict, which the official VOC loaders read:
 {"<id>": [{image_id, category_id from 0, bbox [x1, y1, x2, y2], score}]} with an entry for every
 image.
 

@@ -67,7 +67,8 @@ def test_every_number_of_every_config(value):
         except BadSetting as error:
             assert str(error).startswith(f"a/settings.json: {name}"), (name, str(error))
             assert error.hint and len(str(error).splitlines()) == 1
-    assert sorted(accepted) == sorted(ZERO.split() if value == 0 else [])
+    fine = {0: ZERO.split(), -1: ["export.proposals.t_iou"]}  # what SAM estimates may be below 0
+    assert sorted(accepted) == sorted(fine.get(value, []))
 
 
 WRONG = {

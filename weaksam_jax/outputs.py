@@ -24,7 +24,7 @@ def check_folder(flag: str, out: Path, data: str | Path) -> None:
     """
     if str(data).startswith("tfds:"):
         return
-    out, given, root = out.resolve(), Path(data).resolve(), find_dataset(data)[0].resolve()
+    out, given, root = real(out), real(data), real(find_dataset(data)[0])
     if out in (given, root):
         raise BadInput(flag, f"{out} is the data set", _HINT)
     if out in root.parents:
@@ -44,8 +44,8 @@ def check_files(flag: str, out: Path, inputs: Mapping[str, str | Path | None]) -
             continue
         if _same(out, Path(path)):
             raise BadInput(flag, f"{out} is the file of {name}", "give another name")
-        if name == "--data" and Path(path).resolve() in out.resolve().parents:
-            _check_in_data(flag, out.resolve(), find_dataset(path)[0].resolve())
+        if name == "--data" and real(path) in real(out).parents:
+            _check_in_data(flag, real(out), real(find_dataset(path)[0]))
 
 
 def _check_in_data(flag: str, out: Path, root: Path) -> None:
@@ -60,16 +60,21 @@ def check_apart(flag: str, out: Path, inputs: Mapping[str, str | Path | None]) -
     for name, path in inputs.items():
         if path is None or not os.path.lexists(path):
             continue
-        if out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+        if real(out) in (real(path), *real(path).parents):
             hint = f"copy it elsewhere, or give another {flag}"
             raise BadInput(name, f"{path} lies in {flag}, which may make it anew", hint)
+
+
+def real(path: str | Path) -> Path:
+    """A path without relative parts and links; one of links in a circle stays as it is."""
+    return Path(os.path.realpath(path))
 
 
 def _same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
     except OSError:
-        return one.resolve() == other.resolve()
+        return real(one) == real(other)
 
 
 def _has_images(folder: Path) -> bool:

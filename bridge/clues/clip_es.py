@@ -58,21 +58,22 @@ PROMPT = Rule(lambda text: [text.count(one) for one in ("{", "}", "{}")] == [1] 
 
 @dataclass(frozen=True)
 class ClipConfig(Settings):
-    """Settings of CLIP-ES; the defaults are the published ones.
-
-    activation: "quick_gelu" for OpenAI's weights (CLIP-ES), "gelu" for most others of open_clip;
-    the file does not say which. prompt: with {} for the name. last_layers: whose attention between
-    patches is averaged. box_threshold: share of a CAM's maximum around whose parts boxes are drawn.
-    resize_long: long side in pixels to which the image is brought (None: its own size, but at most
-    640); both sides are then stretched up to whole patches.
-    """
+    """CLIP-ES; the defaults are the published ones."""
 
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """quick_gelu for OpenAI's weights (CLIP-ES), gelu for most others of open_clip; the file
+    does not say which."""
     prompt: Annotated[str, PROMPT] = "a clean origami {}."
+    """With {} for the name of the class."""
     backgrounds: tuple[str, ...] = BACKGROUNDS
+    """Names that stand for what is no class."""
     last_layers: Layers = 8
+    """Layers whose attention between patches is averaged."""
     box_threshold: Share = 0.4
+    """Share of a CAM's maximum around whose parts boxes are drawn."""
     resize_long: Side | None = None
+    """Long side in pixels to which the image is brought, then stretched to whole patches [its
+    own, at most 640]."""
 
 
 def load_clip_es(

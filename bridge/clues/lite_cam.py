@@ -32,19 +32,20 @@ AFFINITY_BLOCK = 14  # its 192 channels say which places belong together
 
 @dataclass(frozen=True)
 class LiteConfig(Settings):
-    """Settings of the features, the head and the maps.
-
-    long_side: of the network's input in pixels, at scale 1. tta_scales: scales of that, each with
-    its mirrored twin when tta_flip is set. penalty: L2 on the head's weights, for standardised
-    features. temperature, steps: of the affinity that refines the maps (see `refine`).
-    """
+    """The features, the head and the maps."""
 
     long_side: Side = 512
+    """Of the network's input in pixels, at scale 1."""
     tta_scales: Filled[Scaling] = (1.0,)
+    """Scales of that whose maps are averaged."""
     tta_flip: bool = True
+    """Each scale also mirrored."""
     penalty: Positive = 5e-2
+    """L2 on the head's weights, for standardised features."""
     temperature: Positive = 0.15
+    """Of the affinity that refines the maps (`refine`)."""
     steps: Annotated[int, integers(0, 1000)] = 2
+    """How often it is applied."""
 
 
 class LiteBackbone(nn.Module):

@@ -28,20 +28,22 @@ COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of th
 
 @dataclass(frozen=True)
 class ClueConfig(Settings):
-    """How a trained clue network is used; what does not belong to it is not looked at.
-
-    fusion: of WeakTr (`load_weaktr`; "uniform" is what the official code computes). views,
-    resize_long: of WeakTr and MCTformer (`WeakTrClues`). cross_layers: theirs too, 0-based in a
-    network of 12 layers; another one takes those at the same relative depth. last_layers: of
-    MCTformer. clip: of CLIP-ES.
-    """
+    """How a trained clue network is used; what does not belong to it is not looked at."""
 
     fusion: Literal["auto", "v3", "v1", "uniform"] = "auto"
+    """Of WeakTr: as the file says (auto), or another; uniform is what the official code
+    computes."""
     tta_scales: Filled[Scaling] = (1.0, 0.8, 1.2)
+    """Of WeakTr and MCTformer: scales whose maps are averaged."""
     cross_layers: Filled[OfTwelve] = OFFICIAL_LAYERS
+    """Theirs too: layers of the cross maps, 0-based in a network of 12; another network takes
+    those at the same relative depth."""
     resize_long: Side | None = None
+    """Long side in pixels to which their input is brought [its own size]."""
     last_layers: Layers = LAST_LAYERS
+    """Of MCTformer: layers whose attention is averaged."""
     clip: ClipConfig = field(default_factory=ClipConfig)
+    """Of CLIP-ES."""
 
 
 def load_clues(

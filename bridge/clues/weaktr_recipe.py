@@ -27,36 +27,50 @@ from weaksam_jax.ranges import (
 
 @dataclass(frozen=True)
 class WeakTrRecipe(Settings):
-    """Network sizes as in `WeakTrConfig`, and the recipe.
-
-    crop: side in pixels of the training crops, a multiple of patch. min_scale: least share of the
-    image's area in a crop. augment: "light" (crop, mirror, colour jitter) or "timm" (crop, mirror,
-    RandAugment, random erasing); jitter: strength of the light colour jitter. lr: peak rate, used
-    as it is: warmup_epochs from warmup_lr, then a cosine to min_lr. init: file with published DeiT
-    weights to start from (None: random). workers: processes that decode and augment.
-    """
+    """Network sizes as in `WeakTrConfig`, and how the network is trained."""
 
     dim: Width = 384
+    """Channels of the transformer."""
     heads: Layers = 6
+    """Attention heads per layer."""
     depth: Layers = 12
+    """Layers."""
     patch: Side = 16
+    """Side of a patch in pixels."""
     fusion: Fusion = "v3"
+    """How attention weights are fused: v3 (published), v1, uniform."""
     stem: Stem = "patch"
+    """patch: one strided convolution; conv: several, for training from scratch."""
     drop_path: Rate = 0.1
+    """Chance with which the last layer is left out in training; earlier ones less."""
     reach: Reach | None = None
+    """Patches attend to those so many patches away [all]."""
     crop: Side = 224
+    """Side of the training crops in pixels, a multiple of `patch`."""
     min_scale: Annotated[float, above(0, 1)] = 0.08
+    """Least share of the image's area in a crop."""
     augment: Literal["light", "timm"] = "timm"
+    """light: crop, mirror, colour jitter; timm: crop, mirror, RandAugment, random erasing."""
     jitter: Share = 0.4
+    """Strength of the light colour jitter."""
     epochs: Count = 60
+    """Passes over the images."""
     warmup_epochs: Annotated[int, integers(0, 1_000_000)] = 5
+    """Of them, with a rate that rises from `warmup_lr` to `lr`."""
     batch_size: Batch = 64
+    """Images per step."""
     lr: Positive = 6e-4 * 64 / 512
+    """Highest rate, used as it is; a cosine falls from it to `min_lr`."""
     warmup_lr: Amount = 1e-6
+    """First rate."""
     min_lr: Amount = 1e-5
+    """Last rate."""
     weight_decay: Amount = 0.03
+    """Of AdamW."""
     init: Path | None = None
+    """File of published DeiT weights to start from [random weights]."""
     workers: Workers = 2
+    """Processes that decode and augment."""
 
     def misfits(self) -> Iterator[Fault]:
         if self.dim % self.heads:

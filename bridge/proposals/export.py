@@ -40,6 +40,7 @@ from weaksam_jax.data.sealed import open_arrays
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    manifest_path,
     proposal_path,
     write_manifest,
     write_proposals,
@@ -64,22 +65,23 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class ExportConfig(Settings):
-    """What is written.
-
-    source: where boxes come from. labels: which classes the clue network is asked for. "tags": the
-    image's tags, for training splits. "predicted": those that it predicts itself, for all others;
-    tags are not looked at. "tags_at_test_time": the tags of a test split, as the official
-    proposals of COCO's validation images were made; detectors that use them know at test time what
-    is in the image. prompts, proposals: for SAM. search: for selective search. clue_side: long side
-    of the stored maps.
-    """
+    """What is written."""
 
     source: Literal["sam", "selective_search"] = "sam"
+    """Where boxes come from."""
     labels: Literal["tags", "predicted", "tags_at_test_time"] = "tags"
+    """Classes that the clue network is asked for. tags: the image's, for training splits;
+    predicted: those that it predicts itself, for all others; tags_at_test_time: a test split's
+    tags, as the official proposals of COCO's validation images were made (detectors that use
+    them know at test time what is in the image)."""
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    """Points for SAM."""
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    """From masks to proposals."""
     search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
+    """For selective search."""
     clue_side: Side = 96
+    """Long side of the stored maps."""
 
     @classmethod
     def preset(cls, name: PresetName, **changes) -> "ExportConfig":
@@ -141,7 +143,7 @@ def export_split(
     mine = split.records[shard[0] :: shard[1]]
     todo = [record for record in mine if not job.is_done(record, whole=True)]
     if todo:
-        (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+        manifest_path(root, split.split).unlink(missing_ok=True)
     start = time.monotonic()
     for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
     complete = _finish(job, split)

@@ -22,6 +22,7 @@ from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    manifest_path,
     read_proposals,
     write_manifest,
     write_proposals,
@@ -172,7 +173,7 @@ def import_official(
     manifest comes last.
     """
     boxes = read_official(path, split)
-    (Path(root) / split.split / "manifest.json").unlink(missing_ok=True)
+    manifest_path(root, split.split).unlink(missing_ok=True)
     key = {"imported": file_fingerprint(path), "source": source}
     job = fingerprint(key)
     for record, own in zip(split.records, boxes, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bridge.proposals.verify import verify_split
 from weaksam_jax.data.packs import INDEX, open_pack, write_pack
-from weaksam_jax.data.store import proposal_path, read_manifest, write_manifest
+from weaksam_jax.data.store import manifest_path, proposal_path, read_manifest, write_manifest
 from weaksam_jax.errors import BadInput
 
 
@@ -39,7 +39,7 @@ def pack_split(
     verify_split(root, split, clue_root if has_clues else None)
     manifest = read_manifest(root, split)
     images = manifest.pop("images")
-    (to / split / "manifest.json").unlink(missing_ok=True)
+    manifest_path(to, split).unlink(missing_ok=True)
     folders = [(root, to)]
     if has_clues:
         folders.insert(0, (clue_root, to / "clues"))

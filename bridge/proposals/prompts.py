@@ -20,24 +20,26 @@ Kernel = Annotated[int, integers(1, 9999), Rule(lambda side: side % 2 == 1, "an 
 
 @dataclass(frozen=True)
 class PromptConfig(Settings):
-    """How points are found.
-
-    sources: which kinds of prompts, out of "grid", "coarse", "fine", "cross". kernel_*: side of
-    the peak window in image pixels, odd. threshold: least peak value on a min-max normalised map.
-    max_peaks: most peaks of a map. cross_divisor: n cross points become max(1, n // divisor)
-    cluster centres; None keeps the points. grid_side: points per row and column of the dense grid.
-    relative_kernel: kernels are meant for a long side of 500 pixels and scale with the image.
-    """
+    """How points are found."""
 
     sources: Filled[PromptSource] = ("grid", "coarse", "fine", "cross")
+    """Kinds of prompts, out of grid, coarse, fine, cross."""
     kernel_coarse: Kernel = 17
+    """Side of the window of a peak in the coarse maps, in image pixels, odd."""
     kernel_fine: Kernel = 17
+    """The same for the fine maps."""
     kernel_cross: Kernel = 129
+    """The same for the cross maps."""
     threshold: Share = 0.9
+    """Least value of a peak on a map from 0 to 1."""
     max_peaks: Count = 25
+    """Most peaks of a map."""
     cross_divisor: Count | None = 5
+    """n cross points become max(1, n // divisor) cluster centres; none keeps the points."""
     grid_side: Annotated[int, integers(0, 512)] = 32
+    """Points per row and column of the dense grid."""
     relative_kernel: bool = False
+    """Windows are meant for a long side of 500 pixels and scale with the image."""
 
     @classmethod
     def paper(cls) -> "PromptConfig":

@@ -33,36 +33,37 @@ Table = dict[str, np.ndarray]  # one row per decoded mask
 
 @dataclass(frozen=True)
 class ProposalConfig(Settings):
-    """How masks become proposals (the defaults are the paper's and the official code's).
+    """How masks become proposals; the defaults are the paper's and the official code's."""
 
-    t_iou, t_stab: a grid mask stays with predicted IoU > t_iou and stability >= t_stab at a logit
-    offset of stability_offset. grid_nms: NMS of grid boxes by predicted IoU. peak_tokens: which of
-    SAM's three masks of a clue prompt stay. cross_nms: greedy NMS of cross boxes in prompt order.
-    chunk: prompts per decoder pass.
-
-    Not in the paper (None: off). dedupe_nms: NMS over all sources together, by predicted IoU, for
-    near duplicates.
-    max_boxes: most boxes per image, see `cap`. clue_share: part of them that clue boxes may take.
-    min_side: least width and height in pixels. with_masks: store the RLE masks.
-
-    keep_decoded: store every decoded mask's box and scores too, so that `rederive` makes the
-    proposals of other settings without SAM (22 bytes per mask). encoder_dtype: see `PromptedImage`.
-    """
-
-    t_iou: Annotated[float, between(0, 10)] = 0.3  # an estimate of SAM, which may pass 1
+    t_iou: Annotated[float, between(-1000, 1000)] = 0.3
+    """A grid mask stays with a predicted IoU above this (SAM estimates it, and not in 0..1)."""
     t_stab: Share = 0.3
+    """A grid mask stays with at least this stability."""
     stability_offset: Amount = 1.0
+    """Offset of the logits with which stability is measured."""
     grid_nms: Share = 0.3
+    """NMS of grid boxes by predicted IoU."""
     peak_tokens: Filled[Annotated[int, integers(0, 2)]] = (1, 2)
+    """Which of SAM's three masks of a clue prompt stay."""
     cross_nms: Share | None = 0.9
+    """NMS of cross boxes in the order of their prompts."""
     chunk: Batch = 64
+    """Prompts per pass of the decoder."""
     dedupe_nms: Share | None = None
+    """NMS over all sources together by predicted IoU, for near duplicates; not in the paper."""
     max_boxes: Count | None = None
+    """Most boxes per image (`cap`); not in the paper."""
     clue_share: Share = 0.5
+    """Part of them that boxes of clues may take."""
     min_side: Pixels = 0.0
+    """Least width and height in pixels; not in the paper."""
     with_masks: bool = True
+    """Store the masks (RLE)."""
     keep_decoded: bool = False
+    """Store every decoded mask's box and scores too, so that `rederive` makes the proposals of
+    other thresholds without SAM (22 bytes per mask)."""
     encoder_dtype: EncoderType = "float32"
+    """Of SAM's image encoder; the others are faster on a GPU and move some boxes."""
 
     @classmethod
     def paper(cls) -> "ProposalConfig":

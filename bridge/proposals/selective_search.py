@@ -17,20 +17,20 @@ from weaksam_jax.ranges import Count, Pixels, Seed, Settings, Share, Side
 
 @dataclass(frozen=True)
 class SelectiveSearchConfig(Settings):
-    """How OpenCV's selective search is run.
-
-    mode: "fast" (8 hierarchies) or "quality" (80). long_side: larger images are made smaller first
-    (None: never). max_boxes: most boxes (None: all). min_side: least width and height in pixels of
-    the image (20: what MIST asks of VOC boxes). nms: near duplicates above this IoU are dropped,
-    best rank first (None: off). seed: of the ranking.
-    """
+    """How OpenCV's selective search is run."""
 
     mode: Literal["fast", "quality"] = "fast"
+    """fast (8 hierarchies) or quality (80)."""
     long_side: Side | None = None
+    """Larger images are made smaller first [never]."""
     max_boxes: Count | None = 2000
+    """Most boxes [all]."""
     min_side: Pixels = 20.0
+    """Least width and height in pixels of the image (20: what MIST asks of VOC boxes)."""
     nms: Share | None = 0.95
+    """Near duplicates above this IoU are dropped, best rank first [none is]."""
     seed: Seed = 0
+    """Of the ranking."""
 
 
 def selective_search(

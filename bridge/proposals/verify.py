@@ -10,6 +10,7 @@ from weaksam_jax.data.packs import INDEX, open_pack
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    manifest_path,
     parse_proposals,
     proposal_path,
     read_manifest,
@@ -36,7 +37,7 @@ def verify_split(
     image's proposals. images: the ids of the data set's split, which must be the manifest's.
     """
     root = Path(root)
-    where = root / split / "manifest.json"
+    where = manifest_path(root, split)
     manifest = read_manifest(root, split)
     if manifest is None:
         raise BadInput(where, "does not exist", "finish the export; the manifest comes last")

@@ -25,18 +25,17 @@ from weaksam_jax.settings import to_plain
 
 @dataclass(frozen=True)
 class MaskConfig(Settings):
-    """How a box becomes a mask (neither the paper nor the official code says).
-
-    best_of_three: of SAM's three masks the one of highest predicted IoU; else the single mask,
-    which SAM advises for prompts that are not ambiguous. clip_to_box: pixels outside of the box are
-    cleared. empty: what becomes of a box whose mask is empty: "drop" it (and count), or fill the
-    "box". chunk: prompts per decoder pass.
-    """
+    """How a box becomes a mask (neither the paper nor the official code says)."""
 
     best_of_three: bool = False
+    """Of SAM's three masks the one of highest predicted IoU; else the single mask, which SAM
+    advises for prompts that are not ambiguous."""
     clip_to_box: bool = False
+    """Pixels outside of the box are cleared."""
     empty: Literal["drop", "box"] = "drop"
+    """What becomes of a box whose mask is empty: drop it (and count), or fill the box."""
     chunk: Batch = 64
+    """Prompts per pass of the decoder."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from bridge.proposals.presets import PresetName
 from bridge.proposals.selection import ProposalConfig, rederive
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import SOURCES, Proposals, read_manifest, read_proposals
+from weaksam_jax.data.store import SOURCES, Proposals, manifest_path, read_manifest, read_proposals
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json, write_json
 
@@ -56,7 +56,7 @@ def given(name: str, root: Path, split: TagSplit) -> Stored:
     """A finished store; `BadInput` when it is not finished or lacks an image."""
     manifest = read_manifest(root, split.split)
     if manifest is None:
-        path = root / split.split / "manifest.json"
+        path = manifest_path(root, split.split)
         hint = f"finish python -m bridge.export --split {split.split} --out {root}"
         raise BadInput(path, "does not exist", hint)
     return _read(name, root, split, seconds=None, made_with={"store": str(root)})
@@ -110,9 +110,7 @@ def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None
     """
     from bridge.proposals.export import export_split
 
-    report = export_split(
-        split, network, sam, settings=settings, root=root, clue_root=root / "clues"
-    )
+    report = export_split(split, network, sam, config=settings, root=root, clue_root=root / "clues")
     path = root / f"seconds-{split.split}.json"
     job = read_manifest(root, split.split)["fingerprint"]
     known = read_json(path) if path.exists() else {}
@@ -144,6 +142,6 @@ def export_settings(root: Path, split: TagSplit) -> ProposalConfig:
         values = read_manifest(root, split.split)["settings"]["proposals"]
         return ProposalConfig(**{**values, "peak_tokens": tuple(values["peak_tokens"])})
     except (KeyError, TypeError) as error:
-        path = root / split.split / "manifest.json"
+        path = manifest_path(root, split.split)
         problem = f"does not say with which settings its masks were chosen ({error})"
         raise BadInput(path, problem, "export the store again") from error

@@ -97,11 +97,13 @@ class Runner:
         self._require(stage)
         if not self.done(stage.name):
             self._open(stage)
+            self.write_metrics()  # without the old figures, should this stop
             say(f"{stage.name}: running")
             return "run"
         if self._figures_hold(stage):
             say(f"{stage.name}: done before, skipped")
             return None
+        self.write_metrics()
         say(f"{stage.name}: done before, measured again by another truth or rule")
         return "measure"
 

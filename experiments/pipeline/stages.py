@@ -21,14 +21,14 @@ from experiments.pipeline.work_folder import key_of
 from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.data.store import read_manifest
+from weaksam_jax.data.store import manifest_path, read_manifest
 from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.locks import Lock, holder, locked
-from weaksam_jax.outputs import check_apart, check_folder
+from weaksam_jax.outputs import check_apart, check_folder, real
 from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.settings import change, to_plain
 
@@ -68,9 +68,7 @@ def hold(run: Run) -> AbstractContextManager[Lock]:
     folder, own = run.folder, list(run.folder.own_files)
     if run.options.data == "mini":
         own.append("data")
-    elif not (
-        Path(run.options.data).resolve() == folder.mini_set.resolve() and holder(folder.root)
-    ):
+    elif real(run.options.data) != real(folder.mini_set) or not holder(folder.root):
         check_folder("--out", folder.root, run.options.data)
     given = {"--proposals": None if run.exports else run.proposals, "--sam": run.config.sam}
     given |= {"--clues": run.config.clues, "--weaktr.init": run.config.weaktr.init}
@@ -197,7 +195,7 @@ def _stored_elsewhere(run: Run) -> list:
     for name in run.data.names.values():
         manifest = read_manifest(run.proposals, name)
         if manifest is None:
-            path = run.proposals / name / "manifest.json"
+            path = manifest_path(run.proposals, name)
             hint = f"finish python -m bridge.export --split {name} into that folder"
             raise BadFile(path, "does not exist", hint)
         found.append(fingerprint(manifest))

@@ -170,7 +170,11 @@ STRANGE = {
         other("prompt", np.zeros(3, np.float32)),
         other("decoded_source", np.zeros(9, np.uint8)),
     ],
-    "NaN": [changed("predicted_iou", 0, np.nan), changed("stability", 1, -np.inf)],
+    "infinity": [
+        changed("predicted_iou", 0, np.nan),
+        changed("stability", 1, -np.inf),
+        changed("decoded_stability", 1, np.inf),
+    ],
     "source": [changed("source", 0, 200)],
     "prompt": [
         changed("prompt", 0, -2),
@@ -211,6 +215,13 @@ def test_codes_that_are_no_mask_never_reach_pycocotools(store, code):
         read_proposals(store, "train", 7).rles()
     with pytest.raises(BadInput, match=r"7\.safetensors: mask 2 is none of"):
         verify_split(store, "train", progress=False)
+
+
+def test_decoded_masks_that_are_empty_have_no_stability(store):
+    arrays, metadata = read_stored(store, "train", 7)
+    changed("decoded_stability", 1, np.nan)(arrays)
+    write_stored(store, "train", 7, arrays=arrays, metadata=metadata)
+    assert np.isnan(read_proposals(store, "train", 7).decoded.stability[1])
 
 
 def test_masks_come_back(store):

@@ -17,6 +17,7 @@ from tiny_pipeline import ROOT, STAGES, environment, run_pipeline, stages_run
 from experiments import evaluate
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.store import read_manifest
+from weaksam_jax.locks import LOCK
 
 pytestmark = pytest.mark.slow  # the first test to come makes the undisturbed run
 
@@ -104,7 +105,7 @@ def test_second_call_is_quick_and_changes_nothing(undisturbed, cache):
     def times():
         return {path: path.stat().st_mtime_ns for path in undisturbed.out.rglob("*")}
 
-    rewritten = {undisturbed.out / name for name in ("metrics.json", "settings.json")}
+    rewritten = {undisturbed.out / name for name in ("metrics.json", "settings.json", LOCK)}
     before, metrics = times(), metrics_of(undisturbed.out)
     began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     said = run_pipeline(cache, undisturbed.data, undisturbed.out)

@@ -12,7 +12,8 @@ from experiments.pipeline.run import new_run
 from experiments.pipeline.runner import Runner, Stage
 from experiments.pipeline.work_folder import MARK
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.files import read_json, write_json
+from weaksam_jax.data.store import write_manifest
+from weaksam_jax.files import read_json
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
 
@@ -105,7 +106,7 @@ def test_a_store_made_elsewhere_needs_no_clue_network(tmp_path, proposals, tag_p
     """But for the weights that new photos get from its tags."""
     data = write_mini(tmp_path, 0, train_images=2, test_images=1, progress=False)
     for split in ("trainval", "test"):
-        write_json(tmp_path / "store" / split / "manifest.json", {"images": []})
+        write_manifest(tmp_path / "store", split, [], {})
     settings = change(mini(), {"retrain.test.tag_power": tag_power})
     where = "sam" if proposals == "sam" else str(tmp_path / "store")
     asked = PipelineOptions(str(data), tmp_path / "run", proposals=where, settings=settings)

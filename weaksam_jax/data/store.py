@@ -206,9 +206,14 @@ def is_stored(root: str | Path, split: str, image_id: int) -> bool:
     return pack is not None and image_id in pack.images
 
 
+def manifest_path(root: str | Path, split: str) -> Path:
+    """The file that says that a split is complete, and what it holds."""
+    return Path(root) / split / "manifest.json"
+
+
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:
     """Marks a split as complete. Call it when every image of the split has its file."""
-    path = Path(root) / split / "manifest.json"
+    path = manifest_path(root, split)
     make_folder(path.parent)
     sync_disk(path.parent)  # the images' files, which are not synced one by one
     write_sealed_json(path, {**metadata, "images": sorted(image_ids)})
@@ -216,7 +221,7 @@ def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metad
 
 def read_manifest(root: str | Path, split: str) -> dict | None:
     """The manifest, or None while the split is not complete."""
-    path = Path(root) / split / "manifest.json"
+    path = manifest_path(root, split)
     if not path.exists():
         return None
     found = read_sealed_json(path)

@@ -57,7 +57,9 @@ def _table_fault(arrays: Mapping[str, np.ndarray], prefix: str, count: int) -> s
     for name, dtype in _DTYPES.items():
         if _shape(arrays, f"{prefix}{name}", dtype) != (count,):
             return f"has {count} boxes and no column {prefix}{name} for them"
-        if not np.isfinite(arrays[f"{prefix}{name}"]).all():
+        values = arrays[f"{prefix}{name}"]
+        strange = np.isinf(values) if prefix else ~np.isfinite(values)  # empty masks have NaN
+        if strange.any():
             return f"has NaN or infinity in {prefix}{name}"
     if (arrays[f"{prefix}source"] >= len(SOURCES)).any():
         return "has a box of an unknown source"

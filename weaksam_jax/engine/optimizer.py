@@ -38,7 +38,9 @@ class OptimConfig(Settings):
     optimizer: Literal["sgd", "adamw", "adam_l2"] = "sgd"
     """sgd: momentum 0.9; adam_l2: Adam whose decay is part of the gradient (PyTorch's Adam)."""
     lr: Positive = 0.02
+    """Highest learning rate."""
     weight_decay: Amount = 1e-4
+    """Of the weights."""
     clip: Positive | None = None
     """Largest norm of the gradient."""
     warmup: StepsOrNone = 100
@@ -52,11 +54,13 @@ class OptimConfig(Settings):
     milestones: Annotated[tuple[Steps, ...], RISING] = ()
     """Steps, counted from the start of training."""
     steps: Steps = 1000
+    """Optimizer steps of the whole training."""
     batch_size: Batch = 8
     """Images per step, over all devices."""
     micro_batches: Batch = 1
     """A device takes its share of a batch in so many parts, to need less memory."""
     checkpoint_every: Steps = 200
+    """Steps between two checkpoints."""
 
     def misfits(self) -> Iterator[Fault]:
         if self.batch_size % self.micro_batches:

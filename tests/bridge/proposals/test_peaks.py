@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import config, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.proposals.peaks import peak_points
@@ -35,7 +35,7 @@ def loop_peaks(one, kernel, threshold, max_peaks):
     return np.array([p for i, p in enumerate(peaks) if i not in deleted]).reshape(-1, 3)
 
 
-@config(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.tuples(st.integers(2, 24), st.integers(2, 24)),

@@ -9,6 +9,7 @@ from bridge.clues.cam_boxes import cam_boxes
 from bridge.clues.interface import Clues, minmax, predicted_classes
 from bridge.proposals.prompts import PromptConfig, dense_grid, prompt_points
 from weaksam_jax.data.store import SOURCES
+from weaksam_jax.errors import BadInput
 
 GRID, COARSE, FINE, CROSS = (SOURCES.index(s) for s in ("grid", "coarse", "fine", "cross"))
 
@@ -111,8 +112,8 @@ def test_kernel_scales_with_the_image():
     tiny = bumps(20, 20, [(5, 5)])[None]
     config = dataclasses.replace(PromptConfig.mini(), sources=("coarse", "fine"))
     assert len(prompt_points(clues_of(tiny, tiny, classes=(1,)), config).points) == 2
-    with pytest.raises(ValueError, match="odd"):
-        prompt_points(clues_of(one, one, classes=(1,)), PromptConfig(kernel_fine=128))
+    with pytest.raises(BadInput, match="kernel_fine is 128; give an odd number"):
+        PromptConfig(kernel_fine=128)
 
 
 def test_maps_at_half_resolution_give_points_of_the_image():

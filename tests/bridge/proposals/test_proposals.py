@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import config, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_sam import HEIGHT, WIDTH, blocky_image
@@ -164,7 +164,7 @@ def test_further_measures_bound_boxes_and_overlap(sam, image):
     assert (np.diff(found.source.astype(int)) >= 0).all()
 
 
-@config(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40),
     st.integers(0, 45),

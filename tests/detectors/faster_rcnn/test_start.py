@@ -16,6 +16,7 @@ from weaksam_jax.detectors.faster_rcnn.recipes import light, voc07
 from weaksam_jax.detectors.mil import MilConfig, MilDetector
 from weaksam_jax.engine.weights import flatten, save_params, unflatten
 from weaksam_jax.errors import BadInput
+from weaksam_jax.files import write_json
 
 WIDTH = 2
 NARROW = {"backbone_width": WIDTH, "channels": 4, "fc_width": 6}
@@ -23,8 +24,16 @@ CLASSES = ("cat", "dog")
 BATCH = {"image": np.zeros((1, 64, 64, 3), np.uint8)}
 
 
+def levels_of(backbone):
+    """The model's levels over a backbone, one more than it gives."""
+    own = BACKBONES[backbone].strides
+    strides = (*own, 2 * own[-1])
+    return {"strides": strides, "anchor_sizes": tuple((8 * side,) for side in strides)}
+
+
 def detector_over(backbone, **parts):
-    parts["model"] = {"backbone": backbone, **NARROW, **parts.get("model", {})}
+    own = {"backbone": backbone, **NARROW, **levels_of(backbone)}
+    parts["model"] = own | parts.get("model", {})
     return FasterRcnn(vary(voc07(), **parts), CLASSES)
 
 
@@ -90,8 +99,12 @@ def test_weights_of_another_backbone_are_refused(files, backbone, other):
 
 def test_another_backbone_is_noticed_before_the_first_stage(files, tmp_path):
     named = {"data": "mini", "out": tmp_path / "run", "preset": "mini"}
-    named |= {"retrain.model.backbone": "resnet50_msra", "retrain.optim.init": files["resnet50"]}
+    named |= {"retrain.optim.init": files["resnet50"]}
     flags = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    model = {"backbone": "resnet50_msra", "extra_levels": 1, **levels_of("resnet50_msra")}
+    path = tmp_path / "c.json"
+    write_json(path, {"settings": {"retrain": {"model": model}}})
+    flags += ["--config", str(path)]
     with pytest.raises(BadInput, match="holds weights of resnet50, not of resnet50_msra"):
         run_pipeline(options(*flags))
     assert not (tmp_path / "run").exists()

@@ -146,12 +146,15 @@ class TestConfig(Settings):
     tta_flip: bool = True
     """Every scale is visited mirrored too."""
     batch_size: Batch = 8
+    """Images detected on at a time."""
     pre_nms: Count = 300
     """Proposals per level before the NMS."""
     post_nms: Count = 100
     """Proposals per image behind it."""
     score_threshold: Share = 0.05
+    """Detections with less score go."""
     nms: Share = 0.5
+    """Detections of a class with more IoU to a better one go."""
     max_detections: Count = 100
     """Per image."""
     tag_power: Power = 0.0

@@ -107,16 +107,20 @@ class MilOptimConfig(OptimConfig):
     optimizer: Literal["sgd", "adamw", "adam_l2"] = "adamw"
     """adam_l2: the published one; biases learn twice as fast and do not decay."""
     lr: Positive = 1e-3
+    """Highest learning rate."""
     weight_decay: Amount = 1e-3
+    """Of the weights."""
     clip: Positive | None = 5.0
     warmup_from: Share = 0.1
     final_lr: Share = 0.02
     steps: StepsOrNone = 800
+    """Optimizer steps of the whole training."""
     refine_lr: Amount = 1.0
     """Factor of adam_l2's rate for the refinement branches (OICR's official code: 10)."""
     pretrain_steps: StepsOrNone = 1200
     """First so many steps as a classifier of tags: the stand-in for ImageNet."""
     pretrain_lr: Positive = 2e-3
+    """Highest rate of that training."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,9 @@ class TestConfig(Settings):
     tta_flip: bool = True
     """Every scale is visited mirrored too."""
     batch_size: Batch = 10
+    """Images detected on at a time."""
     nms: Share = 0.3
+    """Detections of a class with more IoU to a better one go."""
     max_detections: Count = 100
     """Per image, over all classes."""
     every_class: bool = True
