@@ -39,6 +39,7 @@ def trained(tmp_path_factory, compile_once):
 def voc(tmp_path_factory):
     root = tmp_path_factory.mktemp("voc")
     write_odd_voc(root)
+    (root / "classes.txt").write_text("dog\n")
     return root
 
 
@@ -180,16 +181,37 @@ def test_comp4_files_of_names_without_blanks(trained, voc, tmp_path):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_stages_data_and_proposals_of_voc_and_coco(voc, tmp_path):
-    write_odd_coco(tmp_path / "coco")
-    own = tmp_path / "tfds" / "VOC2007"
-    source, _ = odd_tfds()
-    tfds.export_voc({**source, "test": source["train"][:3], "train": source["train"][3:]}, own)
-    for data, split in ((voc, "trainval"), (tmp_path / "coco", "train"), (own, "trainval")):
-        out = tmp_path / f"run_{data.name}"
-        given = ("--stages", "data,proposals", "--proposals", "selective_search")
-        assert entry_point(custom.main, flags(data, out, *given)) == 0
-        records = open_tags(data, split).records
-        stored = {int(path.stem) for path in (out / "proposals" / split).glob("*/*.safetensors")}
-        assert stored == {one.image_id for one in records}
-        assert len(stored) == (COUNT - 3 if data == own else COUNT)
+def run_stages(data, out, stages):
+    given = ("--stages", stages, "--proposals", "selective_search")
+    assert entry_point(custom.main, flags(data, out, *given)) == 0
+    return read_json(out / "metrics.json")
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_clues_and_proposals_of_other_layouts(voc, tmp_path, layout):
+    data, split = (voc, "trainval") if layout == "voc" else (tmp_path / "coco", "train")
+    if layout == "coco":
+        write_odd_coco(data)
+    metrics = run_stages(data, tmp_path / "run", "data,clues,proposals")
+    assert metrics["dataset"]["train_images"] == COUNT
+    stored = (tmp_path / "run" / "proposals" / split).glob("*/*.safetensors")
+    records = open_tags(data, split).records
+    assert {int(path.stem) for path in stored} == {one.image_id for one in records}
+    assert len(records) == COUNT
+    for one in records:
+        assert (one.width, one.height) == upright(one.path)
+        if layout == "coco":
+            assert 1 <= one.image_id <= COUNT
+        else:
+            assert one.image_id >> 52 == 1, "names that are no number have ids of their hash"
+
+
+def test_data_of_an_export_of_tfds(tmp_path):
+    root, (source, sizes) = tmp_path / "VOC2007", odd_tfds()
+    tfds.export_voc({**source, "test": source["train"][:3], "train": source["train"][3:]}, root)
+    (root / "classes.txt").write_text("dog\n")
+    dataset = run_stages(root, tmp_path / "run", "data")["dataset"]
+    assert (dataset["train_images"], dataset["test_images"]) == (COUNT - 3, 3)
+    paths = files_of(root, "trainval") | files_of(root, "test")
+    plain = {unicodedata.normalize("NFC", name): size for name, size in sizes.items()}
+    assert {unicodedata.normalize("NFC", name): upright(paths[name]) for name in paths} == plain
