@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from odd_set import odd_tfds, write_images, write_odd_coco, write_odd_csv, write_odd_voc
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
@@ -38,6 +39,7 @@ def trained(tmp_path_factory, compile_once):
 def voc(tmp_path_factory):
     root = tmp_path_factory.mktemp("voc")
     write_odd_voc(root)
+    (root / "classes.txt").write_text("dog\n")
     return root
 
 
@@ -111,7 +113,7 @@ def test_every_name_is_escaped_in_the_report(trained, tmp_path, monkeypatch):
     path = page.write_report(report_files(run), splits, {"train": None, "test": None})
     text = path.read_text(encoding="utf-8")
     for name in files_of(data, "train") | files_of(data, "test"):
-        assert f"<h3>{page.jinja2.filters.escape(name)!s}</h3>" in text
+        assert f"<h3>{escape(name)}</h3>" in text
         assert name == html.escape(name) or name not in text
     assert text.count("data:image/jpeg;base64,") >= 2 * COUNT
 
@@ -179,16 +181,37 @@ def test_comp4_files_of_names_without_blanks(trained, voc, tmp_path):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_stages_data_and_proposals_of_voc_and_coco(voc, tmp_path):
-    write_odd_coco(tmp_path / "coco")
-    own = tmp_path / "tfds" / "VOC2007"
-    source, _ = odd_tfds()
-    tfds.export_voc({**source, "test": source["train"][:3], "train": source["train"][3:]}, own)
-    for data, split in ((voc, "trainval"), (tmp_path / "coco", "train"), (own, "trainval")):
-        out = tmp_path / f"run_{data.name}"
-        given = ("--stages", "data,proposals", "--proposals", "selective_search")
-        assert entry_point(custom.main, flags(data, out, *given)) == 0
-        records = open_tags(data, split).records
-        stored = {int(path.stem) for path in (out / "proposals" / split).glob("*/*.safetensors")}
-        assert stored == {one.image_id for one in records}
-        assert len(stored) == (COUNT - 3 if data == own else COUNT)
+def run_stages(data, out, stages):
+    given = ("--stages", stages, "--proposals", "selective_search")
+    assert entry_point(custom.main, flags(data, out, *given)) == 0
+    return read_json(out / "metrics.json")
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_clues_and_proposals_of_other_layouts(voc, tmp_path, layout):
+    data, split = (voc, "trainval") if layout == "voc" else (tmp_path / "coco", "train")
+    if layout == "coco":
+        write_odd_coco(data)
+    metrics = run_stages(data, tmp_path / "run", "data,clues,proposals")
+    assert metrics["dataset"]["train_images"] == COUNT
+    stored = (tmp_path / "run" / "proposals" / split).glob("*/*.safetensors")
+    records = open_tags(data, split).records
+    assert {int(path.stem) for path in stored} == {one.image_id for one in records}
+    assert len(records) == COUNT
+    for one in records:
+        assert (one.width, one.height) == upright(one.path)
+        if layout == "coco":
+            assert 1 <= one.image_id <= COUNT
+        else:
+            assert one.image_id >> 52 == 1, "names that are no number have ids of their hash"
+
+
+def test_data_of_an_export_of_tfds(tmp_path):
+    root, (source, sizes) = tmp_path / "VOC2007", odd_tfds()
+    tfds.export_voc({**source, "test": source["train"][:3], "train": source["train"][3:]}, root)
+    (root / "classes.txt").write_text("dog\n")
+    dataset = run_stages(root, tmp_path / "run", "data")["dataset"]
+    assert (dataset["train_images"], dataset["test_images"]) == (COUNT - 3, 3)
+    paths = files_of(root, "trainval") | files_of(root, "test")
+    plain = {unicodedata.normalize("NFC", name): size for name, size in sizes.items()}
+    assert {unicodedata.normalize("NFC", name): upright(paths[name]) for name in paths} == plain

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -115,8 +116,12 @@ def write_odd_csv(root: Path, test: bool = False) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+@cache
 def odd_tfds() -> tuple[dict, dict[str, tuple[int, int]]]:
-    """What `tfds.data_source("voc/2007")` would give of the same images, in its train split."""
+    """What `tfds.data_source("voc/2007")` would give of the same images, in its train split.
+
+    Not to be changed.
+    """
     examples, sizes = [], {}
     for name, (image, options) in _kinds().items():
         data = BytesIO()
