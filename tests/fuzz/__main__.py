@@ -13,8 +13,9 @@ nothing that takes over a minute or 4 GB, nothing written outside of the output.
 import argparse
 import collections
 import json
-import multiprocessing
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.fuzz.campaign import work
@@ -22,14 +23,12 @@ from tests.fuzz.campaign import work
 
 def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
-    numbers = range(options.count) if options.only is None else [options.only]
-    parts = [numbers[i :: options.workers] for i in range(options.workers)]
-    jobs = [(options.seed, list(part), options.keep) for part in parts]
-    if options.workers == 1:
-        rows = work(*jobs[0])
+    numbers = list(range(options.count)) if options.only is None else [options.only]
+    part, parts = options.part
+    if options.workers > 1:
+        rows = in_processes(sys.argv[1:] if argv is None else argv, options.workers)
     else:
-        with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-            rows = [row for part in pool.starmap(work, jobs) for row in part]
+        rows = work(options.seed, numbers[part::parts], options.keep)
     rows.sort(key=lambda row: row["number"])
     print(table(rows))
     faults = [row for row in rows if row["fault"]]
@@ -40,6 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     return int(bool(faults))
 
 
+def in_processes(argv: list[str], workers: int) -> list[dict]:
+    """The rows of this command in so many processes, each with its part of the mutants."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+        paths = [Path(scratch) / f"{index}.json" for index in range(workers)]
+        running = []
+        for index, path in enumerate(paths):
+            more = ["--workers", "1", "--part", f"{index}/{workers}", "--json", str(path)]
+            command = [sys.executable, "-m", "tests.fuzz", *argv, *more]
+            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        for one in running:
+            one.wait()
+        return [row for path in paths for row in json.loads(path.read_text())]
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    return int(index), int(count)
+
+
 def _options(argv: list[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -48,6 +66,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=2000, help="mutants [2000]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this mutant alone")
+    parser.add_argument("--part", type=_part, default=(0, 1), help="i/n: every n-th, from i on")
     parser.add_argument("--workers", type=int, default=1, help="processes [1]")
     parser.add_argument("--keep", type=Path, help="folder for the files of mutants with a fault")
     parser.add_argument("--json", type=Path, help="where every mutant's ending is written")
