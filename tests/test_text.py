@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal
 
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import check_regular, read_json, read_text
@@ -25,13 +26,7 @@ def saved(folder: Path, data: bytes) -> Path:
 
 def refused(path: Path, *words: str, read=read_text) -> str:
     """The one line of the refusal, which names the file and holds the words."""
-    with pytest.raises(BadFile) as caught:
-        read(path)
-    line = str(caught.value)
-    assert line.startswith(str(path)) and "\n" not in line and "delete" not in line
-    for word in words:
-        assert word in line, line
-    return line
+    return refusal(read, path, *words, error=BadFile)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import json
 import os
 import stat
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import safetensors.numpy
 
 from weaksam_jax import interrupts
 from weaksam_jax.errors import BadFile, BadInput
-from weaksam_jax.text import decode_text, marked_encoding, parse_json
+from weaksam_jax.text import TwiceError, decode_text, marked_encoding, parse_json, unique
 
 _NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -231,23 +230,20 @@ _UNREADABLE = (TypeError, AttributeError, ValueError, MemoryError, RuntimeError,
 def _check_names(path: str | Path) -> None:
     """ValueError for a safetensors file (of a valid header) that has a name twice."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            name = next(one for one, times in Counter(one for one, _ in pairs).items() if times > 1)
-            raise ValueError(f"it has {name[:80]!a} twice")
-        return dict(pairs)
-
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        json.loads(file.read(length), object_pairs_hook=once)
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    try:
+        json.loads(header, object_pairs_hook=unique)
+    except TwiceError as error:
+        raise ValueError(f"it has {error.args[0][:80]!a} twice") from error
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a safetensors file is there, with a header that fits its length."""
+    """Whether a safetensors file is there that `open_tensors` opens: its header fits its length."""
     try:
-        with safetensors.safe_open(str(path), framework="numpy"):
+        with open_tensors(path, "numpy"):
             return True
-    except (OSError, safetensors.SafetensorError):
+    except BadFile:
         return False
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from weaksam_jax.data.datasets import find_dataset
+from weaksam_jax.data.formats.file_index import IMAGE_SUFFIXES
 from weaksam_jax.errors import BadInput
 from weaksam_jax.locks import LOCK
 
 # Folders of a data set that its readers look into.
 _READ = ("JPEGImages", "Annotations", "ImageSets", "images", "annotations")
 _READ += ("SegmentationObject", "SegmentationClass", "labels")
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _HINT = "give a folder outside of it"
 
 
@@ -81,4 +81,4 @@ def _has_images(folder: Path) -> bool:
     """Whether images lie in a folder that no command of ours made."""
     if not folder.is_dir() or (folder / LOCK).exists():
         return False
-    return any(one.suffix.lower() in _IMAGES for one in folder.iterdir())
+    return any(one.suffix.lower() in IMAGE_SUFFIXES for one in folder.iterdir())

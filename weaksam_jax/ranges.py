@@ -34,7 +34,8 @@ from typing import (
 
 from weaksam_jax.errors import BadSetting
 
-_WANTED = {
+# The plain types of settings in words.
+WANTED = {
     int: "an integer",
     float: "a number",
     bool: "true or false",
@@ -166,8 +167,8 @@ def _faults(hint: Any, value: Any) -> Iterator[Fault]:
         yield from _tuple(inner, value)
     elif is_dataclass(hint):
         yield from _dataclass(hint, value)
-    elif hint in _WANTED and not _is(hint, value):
-        yield _fault(value, f"give {_WANTED[hint]}")
+    elif hint in WANTED and not _is(hint, value):
+        yield _fault(value, f"give {WANTED[hint]}")
 
 
 def _fault(value: Any, hint: str) -> Fault:

@@ -59,10 +59,6 @@ class RunFolder:
         root = self.root.resolve()
         return inner.relative_to(root).parts[0] if root in inner.parents else None
 
-    def done(self, stage: str) -> bool:
-        """Whether a stage has finished once (with its present settings or others)."""
-        return self.mark(stage).exists()
-
     def mark(self, stage: str) -> Path:
         """Key, seconds and metrics of a finished stage."""
         return self.root / "stages" / f"{stage}.json"

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from weaksam_jax.errors import BadSetting, did_you_mean
-from weaksam_jax.ranges import check, first_fault, shown, unchecked
+from weaksam_jax.ranges import WANTED, check, first_fault, shown, unchecked
 
 Kind = TypeVar("Kind")
-_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
 def to_plain(value: Any) -> Any:
@@ -164,7 +163,7 @@ def _checked(kind: type, value: Any, path: str | Path, where: str) -> Any:
     """`value` when it is of this type (a boolean is no number)."""
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
-    wanted = _NAMES.get(kind, {list: "a list", dict: "an object"}.get(kind, kind.__name__))
+    wanted = WANTED.get(kind, {list: "a list", dict: "an object"}.get(kind, kind.__name__))
     raise BadSetting(path, where, f"is {shown(value)}, not {wanted}", hint="correct it")
 
 

@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def parse_json(text: str, path: str | Path) -> Any:
     odd: list[str] = []
     try:
         constant = lambda name: odd.append(name) or float(name)  # noqa: E731
-        value = json.loads(text, parse_constant=constant, object_pairs_hook=_unique)
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=unique)
         if odd:
             entry = next(_entries_not_finite(value), "a number")
             raise BadFile(path, f"{entry} is {odd[0]}, which JSON has not", "write a number")
@@ -72,7 +73,7 @@ def parse_json(text: str, path: str | Path) -> Any:
     except UnicodeEncodeError as error:
         problem = "holds half of a surrogate pair (\\ud800 to \\udfff)"
         raise BadFile(path, problem, "write the whole character") from error
-    except _TwiceError as error:
+    except TwiceError as error:
         problem = f"key {error.args[0]!r} stands twice in one object"
         raise BadFile(path, problem, "keep one of the two") from error
     except ValueError as error:  # Python reads no integer of more than 4300 digits
@@ -82,15 +83,16 @@ def parse_json(text: str, path: str | Path) -> Any:
     return value
 
 
-class _TwiceError(Exception):
-    """A key that stands twice in one JSON object."""
+class TwiceError(Exception):
+    """A key (its one argument) that stands twice in one JSON object."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict:
+def unique(pairs: list[tuple[str, Any]]) -> dict:
+    """`object_pairs_hook` of `json.loads` that raises `TwiceError` with the first such key."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+        often = Counter(name for name, _ in pairs)
+        raise TwiceError(next(name for name, times in often.items() if times > 1))
     return found
 
 

@@ -28,7 +28,7 @@ from weaksam_jax.data.store import (
     write_proposals,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path, file_fingerprint, fingerprint
+from weaksam_jax.files import file_fingerprint, fingerprint, write_bytes
 
 Format = Literal["mist-voc", "mist-coco", "oicr"]
 Source = Literal["grid", "coarse", "fine", "cross", "selective_search", "imported"]
@@ -234,8 +234,7 @@ def export_official(
         scores = [np.ones(len(own), np.float32).reshape(shape) for own in entries]
         ids = [record.image_id for record in split.records]
         content = {"boxes": entries, "scores": scores, "indexes": ids}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(_with_old_names(pickle.dumps(content, protocol=PROTOCOL)))
+    write_bytes(path, _with_old_names(pickle.dumps(content, protocol=PROTOCOL)))
     return sum(map(len, entries))
 
 

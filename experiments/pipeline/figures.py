@@ -11,15 +11,14 @@ from weaksam_jax.files import read_json
 def data(run: Run) -> dict:
     """Numbers of the data set; reads every box once."""
     has_truth = {role: truth is not None for role, truth in run.data.truths.items()}
-    train, test = (run.data.splits[role].records for role in ("train", "test"))
-    split = run.data.splits["train"]
+    train, test = run.data.splits["train"], run.data.splits["test"]
     return {
         "dataset": {
-            "name": "mini" if run.options.data == "mini" else split.dataset,
-            "train_images": len(train),
-            "test_images": len(test),
-            "negatives": sum(not record.tags for record in train),
-            "classes": len(split.classes),
+            "name": "mini" if run.options.data == "mini" else train.dataset,
+            "train_images": len(train.records),
+            "test_images": len(test.records),
+            "negatives": sum(not record.tags for record in train.records),
+            "classes": len(train.classes),
             "truth": has_truth,
         }
     }

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from experiments.pipeline.photos import Photo
 from experiments.pipeline.run import open_run
 from weaksam_jax.data.detections import category_ids, to_coco
+from weaksam_jax.data.masks import encode_mask
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.photos import PhotoDetections, PhotoDetector, of_run
 from weaksam_jax.report.draw import draw_detections, save_png
@@ -38,14 +38,8 @@ class RunPredictor:
         if found.packed is None:
             return rows
         pairs, width = zip(rows, found.packed, strict=True), found.image.shape[1]
-        return [{**row, "segmentation": _rle(packed, width)} for row, packed in pairs]
-
-
-def _rle(packed: np.ndarray, width: int) -> dict:
-    """COCO's RLE of a mask uint8 `[H, ceil(W / 8)]` of bits, as JSON."""
-    mask = np.unpackbits(packed, axis=-1, count=width)
-    encoded = coco_mask.encode(np.asfortranarray(mask))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
+        masks = ((row, np.unpackbits(packed, axis=-1, count=width)) for row, packed in pairs)
+        return [{**row, "segmentation": encode_mask(mask)} for row, mask in masks]
 
 
 def open_predictor(

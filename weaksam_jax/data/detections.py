@@ -178,14 +178,13 @@ def _labels(rows: Rows, split: Split) -> np.ndarray:
 def _places(
     rows: Rows, what: str, ids: Iterable[int], places: Mapping[int, int], split: Split
 ) -> np.ndarray:
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
-    found = np.asarray([places.get(one, -1) for one in ids], np.int64)
-    if (found < 0).any():
-        index = int(np.argmax(found < 0))
+    def unknown(index: int) -> tuple[str, str]:
         given, name = rows.values[index][f"{what}_id"], f"{split.dataset}/{split.split}"
         problem = f"{what}_id {shown(given)}, which {name} does not have"
-        raise rows[index].fail(problem, "use detections made on this split")
-    return found
+        return problem, "use detections made on this split"
+
+    ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    return rows.places(ids, places, unknown)
 
 
 def _boxes(rows: Rows, masks: list[dict | None] | None) -> np.ndarray:

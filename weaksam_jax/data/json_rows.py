@@ -10,7 +10,7 @@ import itertools
 import numbers
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,6 +208,20 @@ class Rows:
         """float64 `[N, 4]`: x, y, width, height; finite, width and height not negative."""
         values = self.column(name, plain_boxes, lambda row: row.box(name))
         return np.asarray(values, np.float64).reshape(-1, 4)
+
+    def places(
+        self,
+        ids: Iterable[int],
+        known: Mapping[int, int],
+        unknown: Callable[[int], tuple[str, str]],
+    ) -> np.ndarray:
+        """int64 `[N]`: what `known` has for the id of each row. unknown: (problem, hint) of the row
+        at a place whose id it lacks."""
+        found = np.asarray([known.get(one, -1) for one in ids], np.int64)
+        if (found < 0).any():
+            index = int(np.argmax(found < 0))
+            raise self[index].fail(*unknown(index))
+        return found
 
     def raw(self, name: str) -> list:
         """The values as they are, None where there is none; every row is an object."""

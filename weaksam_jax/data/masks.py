@@ -31,7 +31,7 @@ _CHUNK = 2**20  # masks' characters decoded at once
 
 def encode_mask(mask: np.ndarray) -> dict:
     """COCO RLE `{"size": [H, W], "counts": str}` of a boolean mask `[H, W]`."""
-    return _as_text(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))))
+    return _as_text(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
 
 
 def read_mask(shape: Any, height: int, width: int) -> dict | None:

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from weaksam_jax.boxes import from_xywh, intersection
 from weaksam_jax.data.detections import label_of
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.files import atomic_path
+from weaksam_jax.files import write_bytes
 
 Color = tuple[int, int, int]
 
@@ -229,8 +229,7 @@ def save_png(path: str | Path, picture: np.ndarray | bytes) -> None:
         how = {"optimize": True} if small else {"compress_level": 1}
         Image.fromarray(picture).save(file, "PNG", **how)
         picture = file.getvalue()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(picture)
+    write_bytes(path, picture)
 
 
 def _rectangle(pen, box: np.ndarray, color: Color, thickness: int, dashed: bool) -> None:

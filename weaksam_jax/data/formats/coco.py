@@ -5,7 +5,7 @@ The split is found by the name of the JSON: `instances_train2017.json` is the sp
 category ids and the crowd flag only; `coco_truth` alone looks at boxes and masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,12 @@ class _Content:
     labels: np.ndarray
     crowd: np.ndarray
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a split of tags and one of truth say alike."""
+        names = {"classes": self.classes, "category_ids": self.category_ids}
+        return {"dataset": "COCO", "split": self.split, **names}
+
 
 def find_coco(path: str | Path) -> Path | None:
     """The folder at `path` if it has `annotations/*.json`, else None."""
@@ -79,25 +85,10 @@ def coco_tags(root: Path, split: str) -> TagSplit:
             tags[image].add(label)
     crowded = set(content.image[content.crowd].tolist())
     records = []
-    for index, (where, width, height) in enumerate(_photos(content)):
-        records.append(
-            TagRecord(
-                content.ids[index],
-                content.names[index],
-                where,
-                width=width,
-                height=height,
-                tags=tuple(sorted(tags[index])),
-                uncertain=not tags[index] and index in crowded,
-            )
-        )
-    return TagSplit(
-        "COCO",
-        content.split,
-        content.classes,
-        category_ids=content.category_ids,
-        records=tuple(records),
-    )
+    for index, photo in enumerate(_photos(content)):
+        uncertain = not tags[index] and index in crowded
+        records.append(TagRecord(**photo, tags=tuple(sorted(tags[index])), uncertain=uncertain))
+    return TagSplit(**content.about, records=tuple(records))
 
 
 def coco_truth(root: Path, split: str) -> TruthSplit:
@@ -113,7 +104,8 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
     order = np.argsort(content.image, kind="stable")
     bounds = np.searchsorted(content.image[order], np.arange(len(content.ids) + 1))
     records = []
-    for index, (where, width, height) in enumerate(_photos(content)):
+    for index, photo in enumerate(_photos(content)):
+        width, height = photo["width"], photo["height"]
         own = order[bounds[index] : bounds[index + 1]]
         masks = tuple(_mask(rows[i], width, height) for i in own.tolist())
         corners = boxes_of((rows[i] for i in own.tolist()), masks) if boxes is None else boxes[own]
@@ -121,11 +113,7 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
         corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
         records.append(
             TruthRecord(
-                content.ids[index],
-                content.names[index],
-                where,
-                width=width,
-                height=height,
+                **photo,
                 boxes=corners.astype(np.float32),
                 labels=content.labels[own].astype(np.int32),
                 difficult=np.zeros(len(own), bool),
@@ -133,13 +121,7 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
                 masks=masks if masked and (any(masks) or not masks) else None,
             )
         )
-    return TruthSplit(
-        "COCO",
-        content.split,
-        content.classes,
-        category_ids=content.category_ids,
-        records=tuple(records),
-    )
+    return TruthSplit(**content.about, records=tuple(records))
 
 
 def coco_truth_files(root: Path, split: str) -> list[Path]:
@@ -228,19 +210,19 @@ def _file_names(images: Rows, path: Path) -> list[str]:
 
 def _places(annotations: Rows, field: str, ids: Sequence[int]) -> np.ndarray:
     """int64 `[N]`: where the id of each annotation stands in `ids`."""
-    places = {one: index for index, one in enumerate(ids)}
     given = annotations.integers(field)
-    found = np.asarray([places.get(one, -1) for one in given.tolist()], np.int64)
-    if (found < 0).any():
-        index = int(np.argmax(found < 0))
-        listed = {"image_id": "images", "category_id": "categories"}[field]
-        problem = f"{field} {given[index]} is not in {listed}"
-        raise annotations[index].fail(problem, f"add it to {listed} or correct it")
-    return found
+    listed = {"image_id": "images", "category_id": "categories"}[field]
+
+    def unknown(index: int) -> tuple[str, str]:
+        return f"{field} {given[index]} is not in {listed}", f"add it to {listed} or correct it"
+
+    known = {one: index for index, one in enumerate(ids)}
+    return annotations.places(given.tolist(), known, unknown)
 
 
-def _photos(content: _Content) -> Any:
-    """(path, width, height) of each image, whose size in the file must be its own."""
+def _photos(content: _Content) -> Iterator[dict[str, Any]]:
+    """What records of tags and of truth say alike of each image, whose size in the file must be its
+    own."""
     bar = tqdm(content.names, desc=f"read {printable(content.split)}", unit="images", delay=3)
     images = content.root / "images"
     places = images / content.split, images, content.root / content.split, content.root
@@ -254,7 +236,8 @@ def _photos(content: _Content) -> Any:
             problem = f"width and height are said to be {stated[0]} x {stated[1]}"
             hint = f"{where} is {width} x {height} upright; correct its size and annotations"
             raise row.fail(problem, hint)
-        yield where, width, height
+        known = {"image_id": content.ids[index], "file_name": name, "path": where}
+        yield {**known, "width": width, "height": height}
 
 
 def _image_path(folders: Sequence[FileIndex], name: str) -> Path:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from weaksam_jax.data.formats.checks import clean, clean_name
 from weaksam_jax.errors import BadFile, BadInput
-from weaksam_jax.files import check_regular
+from weaksam_jax.files import read_bytes
 from weaksam_jax.text import decode_text, marked_encoding
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -165,8 +165,7 @@ def _parse(path: Path) -> ElementTree.Element:
 
 def _read(path: Path) -> bytes:
     try:
-        check_regular(path)
-        return path.read_bytes()
+        return read_bytes(path)
     except BadFile as error:
         hint = "restore it, or take the image out of the list (an image without objects has an "
         problem = f"annotation {error.problem}"
