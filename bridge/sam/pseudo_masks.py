@@ -15,9 +15,9 @@ from bridge.sam.packed_masks import encode_rle, pack_above, pixel_counts
 from bridge.sam.prompting import PromptedImage
 from bridge.weights.fingerprints import weights_fingerprint
 from weaksam_jax.boxes import clip, from_xywh
+from weaksam_jax.data.detections import BadDetections, annotation_arrays
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json
 from weaksam_jax.ranges import Batch, Settings
 from weaksam_jax.settings import to_plain
@@ -63,40 +63,34 @@ def pseudo_masks(
     predicted_iou; the key `info` says how. Finished images are kept beside the file in
     `<name>.parts` until the whole file is written, so a killed run goes on where it stopped.
     workers: images at a time (`bridge.runtime.workers`); the file does not depend on it.
-    Raises `BadInput` when an annotated image is not in `images` or cannot be read.
+    Raises `BadDetections` when the dictionary does not belong to the split
+    (`weaksam_jax.data.detections.naming` names its file), `BadInput` when an image cannot be read.
     """
     out_path = Path(out_path)
-    records = {record.image_id: record for record in images.records}
-    boxes = defaultdict(list)
-    for annotation in pgt["annotations"]:
-        boxes[annotation["image_id"]].append(annotation)
-    unknown = sorted(boxes.keys() - records.keys())
-    if unknown:
-        problem = f"has no image {unknown[0]} ({len(unknown)} of the boxes' images are missing)"
-        raise BadInput(f"{images.dataset} {images.split}", problem, "make the pseudo boxes again")
+    table, boxes = annotation_arrays(pgt, images), defaultdict(list)
+    shown, categories = _list(pgt, "images"), _list(pgt, "categories")
+    for row, place in enumerate(table.image.tolist()):
+        boxes[place].append(pgt["annotations"][row] | {"bbox": table.xywh[row].tolist()})
     info = {"sam": weights_fingerprint(sam), **to_plain(config)}
     parts = out_path.with_name(f"{out_path.name}.parts")
 
-    def one(image_id: int) -> dict[str, Any]:
-        return _one_image(
-            sam, records[image_id], boxes[image_id], config=config, info=info, parts=parts
-        )
+    def one(place: int) -> dict[str, Any]:
+        record = images.records[place]
+        return _one_image(sam, record, boxes[place], config=config, info=info, parts=parts)
 
     found = for_images(sam, workers)(one, sorted(boxes), "masks", progress)
     annotations = [annotation for part in found for annotation in part["annotations"]]
     empty = sum(part["empty"] for part in found)
-    annotations.sort(key=lambda one: one["id"])
-    write_json(
-        out_path,
-        {
-            "info": info,
-            "images": pgt["images"],
-            "annotations": annotations,
-            "categories": pgt["categories"],
-        },
-    )
+    masked = {"info": info, "images": shown, "annotations": annotations, "categories": categories}
+    write_json(out_path, masked)
     shutil.rmtree(parts, ignore_errors=True)
     return MaskReport(len(annotations), empty)
+
+
+def _list(pgt: dict[str, Any], name: str) -> list:
+    if isinstance(pgt.get(name), list):
+        return pgt[name]
+    raise BadDetections(f"has no list of {name}", "make the pseudo boxes again")
 
 
 def _one_image(

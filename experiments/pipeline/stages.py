@@ -332,8 +332,9 @@ def make_masks(run: Run) -> dict:
     from bridge.sam.pseudo_masks import pseudo_masks
 
     path, train = run.folder.pseudo_masks, run.data.splits["train"]
-    pgt = read_json(run.folder.pseudo_boxes())
-    pseudo_masks(load_sam(run.config.sam), pgt, train, config=run.config.masks, out_path=path)
+    with naming(run.folder.pseudo_boxes()):
+        pgt = read_json(run.folder.pseudo_boxes())
+        pseudo_masks(load_sam(run.config.sam), pgt, train, config=run.config.masks, out_path=path)
     return {}
 
 

@@ -174,6 +174,35 @@ def test_parts_of_other_boxes_are_not_used(sam, split, tmp_path, monkeypatch):
 
 def test_boxes_without_an_image_are_bad_input(sam, split, tmp_path):
     fewer = replace(split, records=split.records[:2])
-    with pytest.raises(BadInput, match="no image 9"):
+    with pytest.raises(BadInput, match="9"):
         pseudo_masks(sam, make_pgt(split), fewer, MaskConfig(), tmp_path / "x.json", False)
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda pgt: pgt.pop("categories"),
+        lambda pgt: pgt.update(images=None),
+        lambda pgt: pgt["annotations"].append(None),
+        lambda pgt: pgt["annotations"][3].pop("bbox"),
+        lambda pgt: pgt["annotations"][3].update(bbox=[1, 2, float("nan"), 3]),
+        lambda pgt: pgt["annotations"][3].update(category_id=[]),
+    ],
+)
+def test_what_is_no_pseudo_ground_truth_is_refused(sam, split, tmp_path, spoil):
+    pgt = make_pgt(split)
+    spoil(pgt)
+    with pytest.raises(BadInput):
+        pseudo_masks(sam, pgt, split, MaskConfig(), tmp_path / "x.json", False)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_numbers_as_text_are_read(sam, split, tmp_path):
+    plain, text = make_pgt(split), make_pgt(split)
+    for one in text["annotations"]:
+        one["bbox"] = [str(value) for value in one["bbox"]]
+    files = [tmp_path / "plain.json", tmp_path / "text.json"]
+    for pgt, file in zip((plain, text), files, strict=True):
+        pseudo_masks(sam, pgt, split, MaskConfig(), file, False)
+    assert files[0].read_bytes() == files[1].read_bytes()
