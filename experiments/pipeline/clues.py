@@ -14,7 +14,7 @@ from bridge.clues.weaktr_training import tag_map as score
 from bridge.clues.weaktr_training import train_weaktr
 from experiments.pipeline.run import Run
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import read_stored
+from weaksam_jax.data.store import read_clues
 
 
 def train(run: Run) -> ClueNetwork:
@@ -62,5 +62,9 @@ def tag_map(root: Path, test: TagSplit) -> dict:
 
 def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
     """What the clue network says of every image as a whole: float32 `[images, C]`."""
-    stored = [read_stored(root, split.split, record.image_id)[0] for record in split.records]
+    names, classes = ("class_logits",), len(split.classes)
+    stored = [
+        read_clues(root, split.split, record.image_id, names, classes=classes)
+        for record in split.records
+    ]
     return np.stack([one["class_logits"] for one in stored])

@@ -17,7 +17,7 @@ import numpy as np
 from weaksam_jax.data.masks import are_codes
 from weaksam_jax.data.packs import open_pack
 from weaksam_jax.data.sealed import open_arrays, read_sealed_json, seal_arrays, write_sealed_json
-from weaksam_jax.data.store_checks import SOURCES, column_fault, ids_fit
+from weaksam_jax.data.store_checks import SOURCES, clue_fault, column_fault, ids_fit
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import make_folder, read_bytes, sync_disk, write_bytes
 
@@ -196,6 +196,20 @@ def read_stored(
         problem = f"is the file of image {metadata.get(IMAGE)}, not {image_id}"
         raise BadInput(where, problem, "export again")
     return arrays, metadata
+
+
+def read_clues(
+    root: str | Path, split: str, image_id: int, names: Iterable[str], *, classes: int
+) -> dict[str, np.ndarray]:
+    """These arrays of one image's file of clues (`bridge.proposals.export.export_split` says which
+    there are); with maps comes `class_ids`. classes: how many the data set has.
+
+    Raises `BadInput` when the file is missing or damaged, or holds what no clue network says.
+    """
+    arrays, _ = read_stored(root, split, image_id)
+    if fault := clue_fault(arrays, names, classes):
+        raise BadInput(proposal_path(root, split, image_id), fault, "export again")
+    return arrays
 
 
 def is_stored(root: str | Path, split: str, image_id: int) -> bool:

@@ -2,7 +2,7 @@
 a box far outside of its image (those that reach beyond it are cut where they are used). Masks'
 codes are checked when they are used (`Proposals.rles`)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 # The source of a box: which kind of prompt made it.
 SOURCES = ("grid", "coarse", "fine", "cross", "selective_search", "imported")
+_MAPS = {"coarse", "fine"}
 _DTYPES = {
     "source": np.uint8,
     "prompt": np.int32,
@@ -27,8 +28,7 @@ def column_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
     if boxes is None or boxes.ndim != 2 or boxes.shape[1] != 4:
         return "has no boxes of four numbers"
     fault = _table_fault(arrays, "", len(boxes)) or _box_fault(boxes, size)
-    points = _shape(arrays, "points", np.float32)[1:] == (5,)
-    if not fault and not (points and np.isfinite(arrays["points"]).all()):
+    if not fault and not _are_points(arrays):
         fault = "has no points of five numbers"
     if not fault and "decoded_boxes" in arrays:
         offset = arrays.get("decoded_stability_offset")
@@ -85,6 +85,41 @@ def _code_fault(arrays: Mapping[str, np.ndarray], count: int) -> str | None:
     if offsets[0] != 0 or (np.diff(offsets) <= 0).any():
         return "has masks that are empty or not in order"
     return None if offsets[-1] == codes[0] else "has masks that are cut short"
+
+
+def clue_fault(arrays: Mapping[str, np.ndarray], names: Iterable[str], classes: int) -> str | None:
+    """What is wrong with these arrays of a file of clues of so many classes; None: nothing."""
+    names = set(names)
+    if names & _MAPS and not _are_classes(arrays.get("class_ids"), classes):
+        return f"has no class_ids of {classes} classes"
+    for name in sorted(names & _MAPS):
+        shape = _shape(arrays, name, np.float16)
+        if len(shape) != 3 or shape[0] != len(arrays["class_ids"]) or 0 in shape[1:]:
+            return f"has no maps {name} of its classes"
+        if not (np.isfinite(arrays[name]).all() and (arrays[name] >= 0).all()):
+            return f"has a value in {name} that no map has"
+    if "class_logits" in names:
+        logits = arrays.get("class_logits")
+        if (
+            _shape(arrays, "class_logits", np.float32) != (classes,)
+            or not np.isfinite(logits).all()
+        ):
+            return f"has no class_logits of {classes} classes"
+    if "points" in names and not _are_points(arrays):
+        return "has no points of five numbers"
+    return None
+
+
+def _are_points(arrays: Mapping[str, np.ndarray]) -> bool:
+    shape = _shape(arrays, "points", np.float32)
+    return len(shape) == 2 and shape[1] == 5 and bool(np.isfinite(arrays["points"]).all())
+
+
+def _are_classes(ids: np.ndarray | None, classes: int) -> bool:
+    """Whether these are class indices, rising."""
+    if ids is None or ids.dtype != np.int32 or ids.ndim != 1:
+        return False
+    return bool((np.diff(ids) > 0).all() and ((ids >= 0) & (ids < classes)).all())
 
 
 def ids_fit(images: Any) -> bool:

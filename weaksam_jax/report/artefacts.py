@@ -12,7 +12,7 @@ import numpy as np
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.detections import by_image, label_of, read_detections
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.store import Proposals, is_stored, read_proposals, read_stored
+from weaksam_jax.data.store import Proposals, is_stored, read_clues, read_proposals
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import read_json
 
@@ -105,7 +105,9 @@ class Artefacts:
     def clues(self, image_id: int) -> dict[str, np.ndarray] | None:
         """coarse, fine `[c, h, w]`, class_ids, class_logits, points of a training image."""
         place = self.files.clues, self.train.split, image_id
-        return read_stored(*place)[0] if is_stored(*place) else None
+        names = ("coarse", "fine", "class_logits", "points")
+        classes = len(self.train.classes)
+        return read_clues(*place, names, classes=classes) if is_stored(*place) else None
 
     def proposals(self, image_id: int) -> Proposals | None:
         """The proposals of a training image."""

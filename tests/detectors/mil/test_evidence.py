@@ -51,6 +51,18 @@ def test_stored_maps_are_found_by_class_and_scaled(tmp_path):
         found[:, [1, 3]], [[1, 0.25**0.5 / 2**0.5], [0.5 * 0.5**0.5, 1]], rtol=0.01, atol=0.15
     )
     assert not found[:, [0, 2, 4]].any()
+    for name, strange in (
+        ("fine", maps[:1]),
+        ("fine", maps.astype(np.float32)),
+        ("fine", np.full_like(maps, np.nan)),
+        ("fine", maps[:, :0]),
+        ("class_ids", np.array([1, 5], np.int32)),
+        ("class_ids", np.array([3, 1], np.int32)),
+        ("class_ids", np.array([1, 3])),
+    ):
+        write_stored(tmp_path, "train", 7, arrays=arrays | {name: strange}, metadata={})
+        with pytest.raises(BadInput, match=rf"7\.safetensors: has .*{name}"):
+            clue_evidence(tmp_path, "train", record, boxes, 5)
     path.unlink()
     with pytest.raises(BadInput, match=r"7\.safetensors.*clue"):
         clue_evidence(tmp_path, "train", record, boxes, 5)

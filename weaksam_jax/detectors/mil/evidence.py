@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.store import is_stored, proposal_path, read_stored
+from weaksam_jax.data.store import is_stored, proposal_path, read_clues
 from weaksam_jax.errors import BadInput
 
 
@@ -15,13 +15,14 @@ def clue_evidence(
     """`box_cosine` float32 `[n, classes]` of the fine maps stored in `root`.
 
     boxes: `[n, 4]`, pixels of the upright image. 0 for a class without a map (a training image has
-    maps of its tags). Raises `BadInput` when the image has no file of clues.
+    maps of its tags). Raises `BadInput` when the image has no file of clues, or one
+    that cannot be.
     """
     if not is_stored(root, split, record.image_id):
         path = proposal_path(root, split, record.image_id)
         hint = "export clues beside the proposals, or set clue_evidence to 0"
         raise BadInput(path, "does not exist (the clues of an image)", hint)
-    stored, _ = read_stored(root, split, record.image_id)
+    stored = read_clues(root, split, record.image_id, ("fine",), classes=classes)
     maps = stored["fine"].astype(np.float32)
     scale = np.asarray([maps.shape[2] / record.width, maps.shape[1] / record.height] * 2)
     found = np.zeros((len(boxes), classes), np.float32)
