@@ -1,4 +1,4 @@
-"""Entry points and settings: the one place that knows both worlds."""
+"""Entry points and settings: the one place that knows both sides."""
 
 from weaksam_jax.interrupts import first_of_all
 

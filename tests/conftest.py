@@ -9,6 +9,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# XLA's optimizations take half of the suite's time and are not ours to test; the whole pipelines of
+# `tiny_pipeline` run with them, as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 from hypothesis import settings

@@ -15,6 +15,7 @@ PROVENANCE = DOCS / "provenance"
 PAGES = (
     *(ROOT / f"{one}.md" for one in ("README", "CONTRIBUTING", "CHANGELOG")),
     *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "bridge").rglob("*.md")),
 )
 # Pages of provenance name files of other repositories, the log those of earlier commits.
 OWN_PATHS = [
@@ -119,7 +120,7 @@ def test_every_path_of_the_repository_exists(page):
 def test_every_citation_of_provenance_resolves():
     files = [path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
     found = {}
-    for path in (*files, *PAGES, *sorted((ROOT / "bridge").rglob("*.md"))):
+    for path in (*files, *PAGES):
         if path != Path(__file__) and (missing := unresolved(read(path))):
             found[path.relative_to(ROOT).as_posix()] = missing
     assert found == {}
@@ -172,3 +173,14 @@ def test_readme_fits_a_screen_or_three():
     lines = read(ROOT / "README.md").splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 110
+
+
+def test_the_reference_has_every_module_of_the_package():
+    root, shown = ROOT / "weaksam_jax", set(re.findall(r"^::: (\S+)", read_api(), re.MULTILINE))
+    modules = {f"weaksam_jax.{path.stem}" for path in root.glob("[!_]*.py")}
+    modules |= {f"weaksam_jax.{path.parent.name}" for path in root.glob("*/__init__.py")}
+    assert sorted(modules - shown) == []
+
+
+def read_api() -> str:
+    return "\n".join(read(path) for path in sorted((DOCS / "api").glob("*.md")))

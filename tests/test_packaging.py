@@ -96,7 +96,7 @@ def test_its_metadata(wheel, unpacked):
     assert found["License-File"] == "LICENSE"
     licence = next(unpacked.glob("*.dist-info/licenses/LICENSE")).read_text()
     assert licence == (ROOT / "LICENSE").read_text()
-    assert found["Requires-Python"] == ">=3.11"
+    assert found["Requires-Python"] == "<3.13,>=3.11"
     assert "# weaksam-jax" in found.get_payload()
     extras = set(found.get_all("Provides-Extra"))
     assert extras == {"light", "clip", "cuda12", "tpu", "tfds", "docs", "dev"}

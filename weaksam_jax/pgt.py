@@ -154,14 +154,14 @@ def make_pgt(
         own, boxes = _inside(found[record.image_id], record)
         scores = np.asarray([one["score"] for one in own], np.float64)
         labels = np.asarray([class_of[one["category_id"]] for one in own], np.int64)
-        for index in choose(boxes, scores, labels, record.tags):
+        for index in choose(boxes, scores, labels, image_labels=record.tags):
             category, score = own[index]["category_id"], own[index]["score"]
             rows.append(annotation(record.image_id, category, boxes[index], score=score))
     return annotation_file(train, rows, f"pseudo ground truth of {train.dataset}/{train.split}")
 
 
 def _chooser(config: PgtConfig, train: TagSplit) -> Callable[..., np.ndarray]:
-    """(boxes, scores, labels, tags) of an image -> indices of its pseudo boxes."""
+    """(boxes, scores, labels, image_labels) of an image -> indices of its pseudo boxes."""
     nested = _nested_labels(config.nested, train)
     if config.rule == "top_k":
         return partial(top_k_pgt, k=config.k)

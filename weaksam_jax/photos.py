@@ -160,13 +160,17 @@ def load(
 
     threshold: least score of what is kept. masks: whether the run's SAM turns boxes into masks.
     sam, clues: in place of the run's networks; files that the run names outside of its own folder
-    are only read when they are given here. Raises `BadInput` when the run is not finished or the
-    file is no detector.
+    are only read when they are given here. Raises `BadInput` when the run is not finished, the file
+    is no detector, or `sam` or `clues` is given with a weights file.
     """
     enable_compilation_cache()
     path = Path(path)
     if not path.is_dir():
         detector, params = load_detector(path)
+        for name, given in (("sam", sam), ("clues", clues)):
+            if given is not None:
+                hint = "give the run folder, or leave it out"
+                raise BadInput(path, f"is a file of weights, with which {name} is not used", hint)
         if not detector.on_proposals and detector.config.test.tag_power:
             detector = replace(detector, config=change(detector.config, {"test.tag_power": 0.0}))
         return PhotoDetector(detector, params, threshold)

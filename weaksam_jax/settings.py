@@ -115,11 +115,12 @@ def _read(hint: Any, value: Any, path: str | Path, where: str, base: Any) -> Any
 
 
 def _read_union(kinds: tuple, value: Any, path: str | Path, where: str, base: Any) -> Any:
-    """By the first of `kinds` that the value fits, the type of `base` before others."""
+    """By the first of `kinds` that the value fits; of several dataclasses that of `base` alone."""
     if value is None and type(None) in kinds:
         return None
     kinds = [kind for kind in kinds if kind is not type(None)]
-    kinds.sort(key=lambda kind: not (is_dataclass(kind) and isinstance(base, kind)))
+    own = [kind for kind in kinds if is_dataclass(kind) and isinstance(base, kind)]
+    kinds = [kind for kind in kinds if kind in own or not (own and is_dataclass(kind))]
     first = None
     for kind in kinds:
         try:

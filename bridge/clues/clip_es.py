@@ -209,7 +209,8 @@ class ClipEs:
         fine = (inside @ spread_matrix(attention).T).unflatten(1, grid).cpu()
         both = torch.stack([torch.from_numpy(cams), fine])
         both = F.interpolate(both, size=size, mode="bilinear", align_corners=False)
-        return Clues(*minmax(both.numpy()), None, ids, logits, map_scale)
+        coarse, fine = minmax(both.numpy())
+        return Clues(coarse, fine, cross=None, class_ids=ids, class_logits=logits, scale=map_scale)
 
     def _input(self, image: np.ndarray) -> Tensor:
         """`[1, 3, h, w]`, CLIP-normalised, sides rounded up to whole patches (PIL bicubic)."""

@@ -113,7 +113,7 @@ class _State:
         scaler = torch.amp.GradScaler(device.type, enabled=_mixed_precision(device))
         decay = recipe.weight_decay
         optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=decay)
-        return cls(model, optimizer, scaler, path, key)
+        return cls(model, optimizer, scaler, path=path, key=key)
 
     def save(self, epochs: int) -> None:
         """Writes the checkpoint after so many epochs."""

@@ -145,7 +145,8 @@ def export_split(
     if todo:
         manifest_path(root, split.split).unlink(missing_ok=True)
     start = time.monotonic()
-    for_images(sam, workers)(job.run, todo, f"proposals {split.split}", progress)
+    name = f"proposals {split.split}"
+    for_images(sam, workers)(job.run, todo, name, progress=progress)
     complete = _finish(job, split)
     seconds = time.monotonic() - start
     return ExportReport(len(todo), len(mine) - len(todo), seconds, complete=complete)

@@ -60,10 +60,9 @@ def _decode_all(
     parts, logits = [_empty()], []
     for _, batch in sorted(batches.items()):
         for start in range(0, len(batch), config.chunk):
-            columns, chosen = _decode(
-                prompted, *map(np.stack, zip(*batch[start : start + config.chunk], strict=True)),
-                config,
-            )  # fmt: skip
+            here = zip(*batch[start : start + config.chunk], strict=True)
+            points, source, index = map(np.stack, here)
+            columns, chosen = _decode(prompted, points, source=source, index=index, config=config)
             parts.append(columns)
             logits += chosen if config.with_masks else []
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

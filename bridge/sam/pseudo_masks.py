@@ -78,7 +78,7 @@ def pseudo_masks(
         record = images.records[place]
         return _one_image(sam, record, boxes[place], config=config, info=info, parts=parts)
 
-    found = for_images(sam, workers)(one, sorted(boxes), "masks", progress)
+    found = for_images(sam, workers)(one, sorted(boxes), "masks", progress=progress)
     annotations = [annotation for part in found for annotation in part["annotations"]]
     empty = sum(part["empty"] for part in found)
     masked = {"info": info, "images": shown, "annotations": annotations, "categories": categories}

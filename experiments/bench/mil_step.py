@@ -56,7 +56,11 @@ def measure(form: Form, proposals: int, size: tuple[int, int], weights: Path, **
 
 def inputs(proposals: int, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
     """A seeded batch as `MilSamples` would give it."""
-    boxes = [random_boxes(np.random.default_rng(i), proposals, *size[::-1]) for i in range(batch)]
+    height, width = size
+    boxes = [
+        random_boxes(np.random.default_rng(i), proposals, width=width, height=height)
+        for i in range(batch)
+    ]
     return {
         "image": np.stack([random_image(i, *size) for i in range(batch)]),
         "size": np.tile(np.asarray(size, np.float32), (batch, 1)),

@@ -127,12 +127,13 @@ def published(data: str, method: Method = "mist", retrain: str = "faster_rcnn") 
 def _from_imagenet(config: MilConfig | RetrainConfig) -> MilConfig | RetrainConfig:
     """The config with the file of ImageNet weights of its backbone, where that has none of its own.
 
-    The file is called as `WEIGHTS` has it, or after the backbone.
+    The file is called as the backbone's row has it.
     """
-    backbone = config.model.backbone
-    if BACKBONES[backbone].scratch or BACKBONES[backbone].package:
+    name = config.model.backbone
+    backbone = BACKBONES[name]
+    if backbone.scratch or backbone.package:
         return config
-    name = {"resnet50_msra": "R-50"}.get(backbone, backbone)
+    name = backbone.file or name
     return change(config, {"optim.init": f"weights/{name}.safetensors"})
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from weaksam_jax.data.detections import to_coco
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.data.store import is_stored, read_proposals, read_stored
+from weaksam_jax.data.store import is_stored, read_clues, read_proposals
 from weaksam_jax.evaluate import (
     coco_ap,
     corloc,
@@ -110,13 +110,17 @@ def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
     for record in split.records:
         if not is_stored(root, split.split, record.image_id):
             return None
-        arrays, _ = read_stored(root, split.split, record.image_id)
+        place, names = (root, split.split, record.image_id), ("fine", "class_logits")
+        arrays = read_clues(*place, names=names, classes=len(split.classes))
         maps, ids = arrays["fine"].astype(np.float32), arrays["class_ids"]
         if not len(ids):
             continue
         scale = max(maps.shape[1:]) / max(record.height, record.width)
-        found = cam_boxes(maps, ids, arrays["class_logits"], min_area=4, scale=scale)
-        results += to_coco(record, split, *found, digits=None)
+        boxes, scores, labels = cam_boxes(
+            maps, ids, arrays["class_logits"], min_area=4, scale=scale
+        )
+        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        results += to_coco(record, split, **found, digits=None)
     return results
 
 

@@ -88,7 +88,9 @@ def read_settings(path: Path) -> PipelineOptions:
 
     Raises `BadSetting` when it has names that are no flag or setting.
     """
-    return from_plain(PipelineOptions, _read_config(path), path)
+    values = _read_config(path)
+    start = PipelineOptions(settings=PRESETS["mini"]("mist", _retrainer(values.get("retrain"))))
+    return from_plain(PipelineOptions, values, path, base=start)
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -132,8 +134,7 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     """What the flags start from: the preset with the values of --config."""
     flag = peek(argv, "wsod")
     method = "oicr" if (flag or values.get("wsod")) == "oicr" else "mist"
-    kind = peek(argv, "retrain") or values.get("retrain")
-    kind = kind if isinstance(kind, str) and kind in RETRAINERS else "faster_rcnn"
+    kind = _retrainer(peek(argv, "retrain") or values.get("retrain"))
     make = PRESETS.get(preset, PRESETS["mini"]) if isinstance(preset, str) else PRESETS["mini"]
     config = replace(make(method, kind), ap50=job.ap50)
     config = _with_rule(config, _inner(values, "settings", "pgt", "rule"))
@@ -143,6 +144,11 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     if flag is not None:
         config = change(config, {"wsod.model.method": method})
     return replace(start, settings=config)
+
+
+def _retrainer(name: Any) -> str:
+    """The row of `RETRAINERS` whose config a run has: the first where it names none."""
+    return name if isinstance(name, str) and name in RETRAINERS else next(iter(RETRAINERS))
 
 
 def _with_rule(config: PipelineConfig, rule: Any) -> PipelineConfig:

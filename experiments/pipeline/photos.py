@@ -46,9 +46,14 @@ def find_photos(given: Sequence[str | Path], out: Path) -> list[Photo]:
             raise BadInput(path, f"{out / picture} is a photo itself", "give another --out")
     rows = enumerate(zip(names, paths, pictures, strict=True), 1)
     return [
-        Photo(TagRecord(number, name.as_posix(), path, *image_size(path), ()), picture)
+        Photo(_untagged(number, name.as_posix(), path), picture)
         for number, (name, path, picture) in rows
     ]
+
+
+def _untagged(number: int, name: str, path: Path) -> TagRecord:
+    width, height = image_size(path)
+    return TagRecord(number, name, path, width=width, height=height, tags=())
 
 
 def _check_name(path: Path, name: Path) -> None:

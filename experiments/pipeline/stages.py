@@ -56,7 +56,7 @@ def run_pipeline(options: PipelineOptions) -> dict:
     with contextlib.ExitStack() as stack:
         run_on_leader(lambda: held.extend([stack.enter_context(hold(run))]))
         run_on_leader(lambda: prepare(run))
-        runner = Runner(run.folder, run.seed, *held)
+        runner = Runner(run.folder, run.seed, lock=held[0] if held else None)
         metrics = runner.run(graph(run), wanted)
     page = run.folder.report
     run_on_leader(lambda: say(f"finished: {page if page.exists() else run.folder.root}"))

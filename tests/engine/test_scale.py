@@ -37,19 +37,15 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly(tmp_path_factory):
-    """XLA's optimizations cost more than they give here; what is compiled is kept."""
+    """What is compiled is kept."""
     names = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        for name, value in names.items():
-            jax.config.update(name, value)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
     for name, value in before.items():
         jax.config.update(name, value)
 

@@ -25,8 +25,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def compile_once(cache):
-    """In this process: the same program is compiled once, however many trainings build it, and
-    quickly."""
+    """In this process: the same program is compiled once, however many trainings build it."""
     options = {
         "jax_compilation_cache_dir": str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -34,9 +33,7 @@ def compile_once(cache):
     before = {option: getattr(jax.config, option) for option in options}
     for option, value in options.items():
         jax.config.update(option, value)
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     for option, value in before.items():
         jax.config.update(option, value)
 

@@ -76,3 +76,10 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
         weaksam_jax.load(tmp_path / "mil.safetensors")
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         _ = weaksam_jax.lod
+
+
+@pytest.mark.parametrize("given", [{"sam": "sam_mini"}, {"clues": "x.safetensors"}])
+def test_networks_beside_a_file_of_weights_are_refused(undisturbed, given):
+    weights = undisturbed.out / "retrain" / "params.safetensors"
+    with pytest.raises(BadInput, match=f"with which {next(iter(given))} is not used"):
+        weaksam_jax.load(weights, **given)

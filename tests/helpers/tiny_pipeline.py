@@ -76,12 +76,14 @@ def start(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Programs that XLA compiled are kept in `cache`: most of a tiny run is compiling."""
+    """Programs that XLA compiled, with its optimizations, are kept in `cache`: most of a tiny run
+    is compiling."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     }
 
 

@@ -29,9 +29,11 @@ class Backbone:
     such form. strides: of the pyramid's maps; stride: of the single map (the finest of several);
     maps: how many the single form gives. shared: the part of the pyramid's parameters that are
     those of the single map ("": all). scratch: whether training may start from fresh weights.
-    frozen: the parts that keep their weights where the config says nothing. package: the kind of
+    frozen: the parts that keep their weights where the config says nothing. options: settings of
+    the single form beside these, by the name that they have in a detector's config. connected: the
+    detector's layers behind the map that ImageNet weights have, too. package: the kind of
     `bridge.convert` that takes ImageNet weights out of an installed package ("": they come as a
-    file).
+    file). file: the name of that file of weights, without suffix ("": the row's).
     """
 
     pixels: str
@@ -43,7 +45,10 @@ class Backbone:
     shared: str = ""
     scratch: bool = False
     frozen: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    connected: tuple[str, ...] = ()
     package: str = ""
+    file: str = ""
 
 
 _RESNET = {"strides": (4, 8, 16, 32), "stride": 16, "frozen": ("stem", "res2")}
@@ -67,7 +72,14 @@ BACKBONES: dict[str, Backbone] = {
         frozen=("stem", *(f"block{i}" for i in range(11))),
         package="efficientnet_lite0",
     ),
-    "vgg16": Backbone("mist", single=Vgg16, stride=8, frozen=("conv1", "conv2")),
+    "vgg16": Backbone(
+        "mist",
+        single=Vgg16,
+        stride=8,
+        frozen=("conv1", "conv2"),
+        options=("rectify_last",),
+        connected=("fc6/", "fc7/"),
+    ),
     "resnet50": Backbone(
         "torchvision", pyramid=ResNet50, single=partial(ResNet50, dilate_last=True), **_RESNET
     ),
@@ -75,6 +87,7 @@ BACKBONES: dict[str, Backbone] = {
         "msra",
         pyramid=partial(ResNet50, stride_in_1x1=True),
         single=partial(ResNet50, stride_in_1x1=True, dilate_last=True),
+        file="R-50",
         **_RESNET,
     ),
 }

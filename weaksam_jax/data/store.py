@@ -199,7 +199,7 @@ def read_stored(
 
 
 def read_clues(
-    root: str | Path, split: str, image_id: int, names: Iterable[str], *, classes: int
+    root: str | Path, split: str, image_id: int, *, names: Iterable[str], classes: int
 ) -> dict[str, np.ndarray]:
     """These arrays of one image's file of clues (`bridge.proposals.export.export_split` says which
     there are); with maps comes `class_ids`. classes: how many the data set has.

@@ -75,7 +75,8 @@ def detect_split(
     with bar:
         for index, found in detect_images(predictor, views, todo):
             record = records[index]
-            coco = {record.image_id: _known(to_coco(record, views.split, *found))}
+            rows = to_coco(record, views.split, **found._asdict())
+            coco = {record.image_id: _known(rows)}
             results |= coco
             if journal is not None:
                 journal.add(coco)

@@ -107,7 +107,7 @@ class Artefacts:
         place = self.files.clues, self.train.split, image_id
         names = ("coarse", "fine", "class_logits", "points")
         classes = len(self.train.classes)
-        return read_clues(*place, names, classes=classes) if is_stored(*place) else None
+        return read_clues(*place, names=names, classes=classes) if is_stored(*place) else None
 
     def proposals(self, image_id: int) -> Proposals | None:
         """The proposals of a training image."""

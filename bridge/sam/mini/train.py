@@ -74,8 +74,11 @@ def predict(sam: Sam, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         several, places = prompt(batch.clicks, None), encoder.get_dense_pe()
     outputs = []
     for sparse, dense in (short, several):
-        flat = sparse.flatten(0, 1), dense.flatten(0, 1)
-        outputs += [split(v.float()) for v in decoder.predict_masks(embedding, places, *flat)]
+        prompts = {
+            "sparse_prompt_embeddings": sparse.flatten(0, 1),
+            "dense_prompt_embeddings": dense.flatten(0, 1),
+        }
+        outputs += [split(v.float()) for v in decoder.predict_masks(embedding, places, **prompts)]
     return tuple(outputs)
 
 

@@ -23,9 +23,8 @@ from weaksam_jax.engine.train import frozen_loss
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 
-def test_devices_and_micro_batches_take_the_gradient_of_the_whole_batch(tmp_path, monkeypatch):
+def test_devices_and_micro_batches_take_the_gradient_of_the_whole_batch(tmp_path):
     """`devices_job.py` holds the step against the parts in one `vmap` on one device."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles in half the time
     job = Path(processes.__file__).parent / "devices_job.py"
     (output,) = processes.run([job], devices=4, cache=tmp_path)
     assert output.splitlines() == ["n_valid 4 1", "n_kept 4 1", "n_kept 2 2"]

@@ -93,8 +93,11 @@ def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
 
     records = []
     for image in tqdm(images, desc=f"read {split}", unit="images", delay=3):
-        size, name = image_size(image.path), _file_name(files, image)
-        records.append(TagRecord(image.image_id, name, image.path, *size, *tags_of(image)))
+        (width, height), name = image_size(image.path), _file_name(files, image)
+        tags, uncertain = tags_of(image)
+        size = {"width": width, "height": height}
+        record = TagRecord(image.image_id, name, image.path, **size, tags=tags, uncertain=uncertain)
+        records.append(record)
     return TagSplit(
         root.name,
         split,

@@ -59,12 +59,12 @@ class MilDetector:
         """Fresh parameters, those of `weights` in their place: ImageNet's, or a whole MIL detector,
         of which only the class maps and the drop block may be missing. batch: its shapes count."""
         images, inside = self._input(batch)
-        fresh = jax.jit(self.network.init)(key, images, inside, batch["boxes"], batch["prior"])
+        given = {"boxes": batch["boxes"], "prior": batch["prior"]}
+        fresh = jax.jit(self.network.init)(key, images, inside, **given)
         return self.start(fresh["params"], weights)
 
     def start(self, fresh: Params, weights: Weights | None) -> Params:
         """`fresh` parameters (or their shapes) with those of `weights` in their place."""
-        connected = ("fc6/", "fc7/") if self.config.model.backbone == "vgg16" else ()
         return start_from(
             fresh,
             weights,
@@ -72,7 +72,7 @@ class MilDetector:
             model=self.config.model,
             stated=STATED,
             optional=("tags/", "drop_block/"),
-            imagenet=("backbone/", *connected),
+            imagenet=("backbone/", *BACKBONES[self.config.model.backbone].connected),
             scratch=self.config.optim.init == "scratch",
         )
 
@@ -86,8 +86,9 @@ class MilDetector:
         }
 
         def init(key):
-            inputs = self._input(batch)
-            return self.network.init(key, *inputs, batch["boxes"], batch["prior"])["params"]
+            images, inside = self._input(batch)
+            given = {"boxes": batch["boxes"], "prior": batch["prior"]}
+            return self.network.init(key, images, inside, **given)["params"]
 
         return jax.eval_shape(init, jax.random.key(0))
 
@@ -98,8 +99,8 @@ class MilDetector:
             {"params": params},
             images,
             inside,
-            batch["boxes"],
-            batch["prior"],
+            boxes=batch["boxes"],
+            prior=batch["prior"],
             train=True,
             valid=batch["valid"],
             rngs={"dropout": rng, "drop_block": jax.random.fold_in(rng, 1)},
@@ -134,7 +135,7 @@ class MilDetector:
         """
         images, inside = self._input(batch)
         _, outputs = self.network.apply(
-            {"params": params}, images, inside, batch["boxes"], batch["prior"]
+            {"params": params}, images, inside, boxes=batch["boxes"], prior=batch["prior"]
         )
         method = self.config.model.method
         scores = jax.nn.softmax(outputs.refine).mean(1)[..., 1:]
@@ -273,7 +274,7 @@ def build_network(config: MilConfig, classes: int) -> MilNetwork:
     """The network of a config."""
     model, backbone = config.model, BACKBONES[config.model.backbone]
     dtype = jnp.dtype(model.dtype)
-    options = {"rectify_last": model.rectify_last} if model.backbone == "vgg16" else {}
+    options = {name: getattr(model, name) for name in backbone.options}
     return MilNetwork(
         classes,
         _pool(config),
