@@ -66,7 +66,7 @@ def test_what_is_missing_keeps_its_default_or_that_of_the_base():
 def test_of_several_kinds_the_one_that_fits_or_that_of_the_base():
     assert from_plain(Config, {"either": {"epochs": 2}}, "x.json").either == Other(2)
     assert from_plain(Config, {"either": {}}, "x.json", base=CHANGED).either == Other(1)
-    with pytest.raises(BadSetting, match="either.epochs is unknown"):
+    with pytest.raises(BadSetting, match=r"either\.epochs is unknown"):
         from_plain(Config, {"either": {"epochs": 2}}, "x.json", base=Config())
 
 
