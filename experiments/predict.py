@@ -28,6 +28,7 @@ from weaksam_jax.errors import printable
 from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.progress import progress_bar
 from weaksam_jax.ranges import Share
 
 
@@ -66,8 +67,6 @@ def predict(options: Predict) -> tuple[int, int]:
     Raises `BadInput` before anything is written for a run that is not finished and for what is no
     photo.
     """
-    from tqdm import tqdm
-
     from experiments.pipeline.photos import find_photos, passed_over
     from experiments.pipeline.predictor import open_predictor
 
@@ -81,7 +80,7 @@ def predict(options: Predict) -> tuple[int, int]:
     written = ("predictions.json", *(str(one.picture) for one in photos))
     with (
         locked(options.out, "predict", written),
-        tqdm(results, total=len(photos), desc="predict", unit="photos") as bar,
+        progress_bar(results, "predict", unit="photos", total=len(photos)) as bar,
     ):
         return write_results(options.out / "predictions.json", (rows for _, rows in bar))
 

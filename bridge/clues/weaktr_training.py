@@ -14,7 +14,6 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from bridge.clues.tag_samples import TagSamples, epoch_batches
 from bridge.clues.weaktr_net import WeakTr
@@ -26,6 +25,7 @@ from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, is_whole
+from weaksam_jax.progress import Bar, progress_bar
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -161,7 +161,7 @@ def _run(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: int, key: 
         samples, batch_size=s.batch_size, first_epoch=done, epochs=s.epochs, workers=s.workers
     )
     images = steps * s.batch_size
-    bar = tqdm(total=s.epochs * images, initial=done * images, desc="WeakTr", unit="image")
+    bar = progress_bar(None, "WeakTr", total=s.epochs * images, initial=done * images)
     with bar:
         for epoch in range(done, s.epochs):
             # Drop-path is the only user of torch's own generator.
@@ -177,7 +177,7 @@ def _epoch(
     recipe: WeakTrRecipe,
     epoch: int,
     steps: int,
-    bar: tqdm,
+    bar: Bar,
 ) -> dict:
     """One pass over the images; the line for the log (mean losses)."""
     began, totals = time.monotonic(), dict[str, float]()

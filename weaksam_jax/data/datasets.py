@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from weaksam_jax.data.content import content_hashes
 from weaksam_jax.data.formats import coco, tags_csv, tfds, voc
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint
+from weaksam_jax.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         work, total = pool.map(_verify, split.records), len(split.records)
-        desc = f"check {split.split}"
-        bar = tqdm(work, total=total, desc=desc, unit="images", disable=not progress)
+        bar = progress_bar(work, f"check {split.split}", total=total, disable=not progress)
         try:
             tags = [len(record.tags) for record in bar]
         except BaseException:  # a broken image or Ctrl-C: do not wait for the rest
