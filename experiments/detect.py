@@ -35,7 +35,7 @@ from weaksam_jax.errors import printable
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.flags import parse, peek
 from weaksam_jax.locks import locked
-from weaksam_jax.outputs import check_folder
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.settings import to_plain
 
 JOURNAL = "unfinished.jsonl"
@@ -50,7 +50,7 @@ class Detect:
     """The detector (.safetensors)."""
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
-    out: Path
+    out: OutFolder
     """Folder that is written."""
     proposals: Path | None = None
     """The proposal store of a MIL detector; it must hold the split."""
@@ -58,7 +58,7 @@ class Detect:
     """The images to detect on [the data set's test split]."""
     clues: Path | None = None
     """Stored clues, for a config with clue_evidence, clue_power or tag_power (light)."""
-    voc_files: Path | None = None
+    voc_files: OutFolder | None = None
     """Folder for comp4_det_<split>_<class>.txt, the files of the VOC evaluation server."""
     test: Any = field(default_factory=TestConfig)
     """Settings that only test reads; the defaults are those that the file states."""
@@ -87,7 +87,6 @@ def detect(options: Detect) -> list[dict]:
     stores = {"proposals": options.proposals, "clues": options.clues}
     check_names(options, split)
     stored = open_stored(options.weights, options.test, **stores)
-    check_folder("--out", options.out, options.data)
     with locked(options.out, "detect", WRITTEN):
         write_json(options.out / "settings.json", describe(options, stored), indent=1)
         found = find(stored, split, options.out / JOURNAL)

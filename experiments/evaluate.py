@@ -40,7 +40,7 @@ from weaksam_jax.evaluate import (
 )
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
-from weaksam_jax.outputs import check_files, check_folder
+from weaksam_jax.outputs import OutFile, OutFolder
 
 Metric = Literal["voc07", "voc12", "coco", "corloc", "voc-segm", "coco-segm", "recall"]
 
@@ -59,9 +59,9 @@ class Evaluate:
     """recall: count difficult objects, as the paper does."""
     split: str | None = None
     """The split that was detected on [test; for corloc and recall train]."""
-    json: Path | None = None
+    json: OutFile | None = None
     """Where the figures are written as JSON."""
-    voc_files: Path | None = None
+    voc_files: OutFolder | None = None
     """Folder for the files of the VOC evaluation server."""
 
 
@@ -69,11 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Evaluate, argv, __doc__, name="evaluate")
     if options.metric is None and options.voc_files is None:
         raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
-    if options.json is not None:
-        given = {"--detections": options.detections, "--data": options.data}
-        check_files("--json", options.json, given)
     if options.voc_files is not None:
-        check_folder("--voc-files", options.voc_files, options.data)
         paths = voc_files(options)
         print(f"{len(paths)} files such as {printable(paths[0])}")
     if options.metric is not None:

@@ -44,7 +44,7 @@ from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import FLAT, parse
-from weaksam_jax.outputs import check_files
+from weaksam_jax.outputs import OutFile, check_files
 from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.report.choose import showcase
 from weaksam_jax.report.contact_sheet import contact_sheet
@@ -62,7 +62,7 @@ class Pgt:
     """COCO results of a detector on the split."""
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
-    out: Path
+    out: OutFile
     """The .json file that is written."""
     split: str | None = None
     """The split that was detected on [the data set's training split]."""

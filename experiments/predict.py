@@ -28,6 +28,7 @@ from weaksam_jax.errors import printable
 from weaksam_jax.files import atomic_path
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.progress import progress_bar
 from weaksam_jax.ranges import Share
 
@@ -40,7 +41,7 @@ class Predict:
     """Photos, folders of photos, or globs."""
     run: Path
     """A finished run folder (stage retrain)."""
-    out: Path
+    out: OutFolder
     """Folder for predictions.json and the pictures."""
     threshold: Share = 0.3
     """Least score of a detection that is kept."""

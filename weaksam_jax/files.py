@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,18 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(number)
+
+
+def check_replaced(path: str | Path, is_ours: Callable[[Path], bool]) -> None:
+    """`BadInput` when something stands at `path` that no command of ours made: nobody's file is
+    overwritten. is_ours: says by its content whether a regular file is one that we wrote.
+
+    For files that the user did not name (they lie in a named folder, or beside a named file).
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
+        hint = "move it elsewhere, or give another output"
+        raise BadInput(path, "was there before and no such command made it", hint)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -22,8 +22,8 @@ from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
-    manifest_path,
     read_proposals,
+    reopen_split,
     write_manifest,
     write_proposals,
 )
@@ -173,7 +173,7 @@ def import_official(
     manifest comes last.
     """
     boxes = read_official(path, split)
-    manifest_path(root, split.split).unlink(missing_ok=True)
+    reopen_split(root, split.split)
     key = {"imported": file_fingerprint(path), "source": source}
     job = fingerprint(key)
     for record, own in zip(split.records, boxes, strict=True):

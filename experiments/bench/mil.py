@@ -21,6 +21,7 @@ from experiments.bench.entry import Case, Entry
 from experiments.bench.mil_step import WIDTH, Form, Measured, measure, write_weights
 from weaksam_jax.detectors.mil import recipes
 from weaksam_jax.files import write_json
+from weaksam_jax.outputs import OutFile
 from weaksam_jax.ranges import Batch, Count, Filled, Positive, Side, Width
 
 DATA = ("voc07", "voc12", "coco14")
@@ -48,7 +49,7 @@ class BenchMil:
     """Timed steps, after the first."""
     peak_tflops: Positive | None = None
     """The device's peak: the table then has our share of it (counted by XLA)."""
-    json: Path = Path("runs/bench_mil.json")
+    json: OutFile = Path("runs/bench_mil.json")
     """Where the table is written as JSON."""
 
 

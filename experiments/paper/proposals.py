@@ -43,6 +43,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.evaluate import proposal_recall
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.ranges import Count
 
 # The order in which the paper's Table 4 adds them.
@@ -75,7 +76,7 @@ class ProposalsOptions:
     """Selective search as a baseline."""
     difficult: bool = True
     """Count difficult objects, as the paper does."""
-    out: Path = Path("runs/proposals")
+    out: OutFolder = Path("runs/proposals")
     """Where stores, tables (table4.json, ...) and pictures are written."""
 
 
