@@ -26,6 +26,7 @@ from typing import Any
 import tyro
 
 from experiments.pipeline.commands import run
+from experiments.pipeline.server_files import check_server_folder, write_server_files
 from experiments.pipeline.stored import StoredDetector, find, open_stored
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
@@ -97,11 +98,10 @@ def detect(options: Detect) -> list[dict]:
 
 
 def check_names(options: Detect, split: TagSplit) -> None:
-    """Refuses images that the server's files cannot name now, and not after hours of detection."""
-    from weaksam_jax.evaluate import comp4_names
-
+    """Refuses images that the server's files cannot name, and others' files of their names, now and
+    not after hours of detection."""
     if options.voc_files is not None:
-        comp4_names(split)
+        check_server_folder(split, options.voc_files)
 
 
 def describe(options: Detect, stored: StoredDetector) -> dict:
@@ -112,11 +112,9 @@ def describe(options: Detect, stored: StoredDetector) -> dict:
 
 def report(options: Detect, split: TagSplit, found: list[dict]) -> None:
     """Writes metrics.json and the server's files, and prints the figures."""
-    from weaksam_jax.evaluate import write_comp4
-
     print(f"{len(found)} detections on {len(split.records)} images: {printable(options.out)}")
     if options.voc_files is not None:
-        paths = write_comp4(found, split, options.voc_files)
+        paths = write_server_files(found, split, options.voc_files)
         print(f"{len(paths)} files such as {printable(paths[0])}")
     truth = open_truth(options.data, options.split)
     if truth is None:

@@ -25,6 +25,7 @@ import numpy as np
 from experiments.pipeline import metrics as measure
 from experiments.pipeline.commands import run
 from experiments.pipeline.runner import summary
+from experiments.pipeline.server_files import write_server_files
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.detections import as_arrays, read_detections
 from weaksam_jax.data.records import TruthSplit
@@ -36,7 +37,6 @@ from weaksam_jax.evaluate import (
     proposal_recall,
     voc_ap,
     voc_mask_ap,
-    write_comp4,
 )
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
@@ -83,7 +83,7 @@ def voc_files(options: Evaluate) -> list[Path]:
     """Writes the server's files; needs images and no truth."""
     split = open_tags(options.data, options.split or split_names(options.data)["test"])
     found = read_detections(options.detections, split)
-    return write_comp4(found, split, options.voc_files)
+    return write_server_files(found, split, options.voc_files)
 
 
 def evaluate(options: Evaluate) -> dict:

@@ -70,6 +70,7 @@ def predict(options: Predict) -> tuple[int, int]:
     """
     from experiments.pipeline.photos import find_photos, passed_over
     from experiments.pipeline.predictor import open_predictor
+    from weaksam_jax.report.draw import is_own_png
 
     networks = {"sam": options.sam, "clues": options.clues}
     predictor = open_predictor(options.run, options.threshold, options.masks, **networks)
@@ -77,6 +78,8 @@ def predict(options: Predict) -> tuple[int, int]:
     if others := passed_over(options.photos, options.out):
         kinds = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in others.items())
         print(f"no photos by their suffix: {printable(kinds)}", file=sys.stderr)
+    for one in photos:
+        check_replaced(options.out / one.picture, is_own_png)
     results = predictor.results(photos, options.out)
     written = ("predictions.json", *(str(one.picture) for one in photos))
     with (
