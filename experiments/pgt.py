@@ -42,7 +42,7 @@ from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import pgt_quality
-from weaksam_jax.files import write_json
+from weaksam_jax.files import check_replaced, read_json, write_json
 from weaksam_jax.flags import FLAT, parse
 from weaksam_jax.outputs import OutFile, check_files
 from weaksam_jax.pgt import PgtConfig, make_pgt

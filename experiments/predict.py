@@ -25,7 +25,7 @@ import tyro
 
 from experiments.pipeline.commands import run
 from weaksam_jax.errors import printable
-from weaksam_jax.files import atomic_path
+from weaksam_jax.files import atomic_path, check_replaced
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
 from weaksam_jax.outputs import OutFolder
@@ -78,14 +78,14 @@ def predict(options: Predict) -> tuple[int, int]:
     if others := passed_over(options.photos, options.out):
         kinds = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in others.items())
         print(f"no photos by their suffix: {printable(kinds)}", file=sys.stderr)
-    for one in photos:
-        check_replaced(options.out / one.picture, is_own_png)
     results = predictor.results(photos, options.out)
     written = ("predictions.json", *(str(one.picture) for one in photos))
     with (
         locked(options.out, "predict", written),
         progress_bar(results, "predict", unit="photos", total=len(photos)) as bar,
     ):
+        for one in photos:
+            check_replaced(options.out / one.picture, is_own_png)
         return write_results(options.out / "predictions.json", (rows for _, rows in bar))
 
 

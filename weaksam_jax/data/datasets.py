@@ -18,6 +18,7 @@ from weaksam_jax.data.records import TagRecord, TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint
 from weaksam_jax.progress import progress_bar
+from weaksam_jax.ranges import is_utf8
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,12 @@ class SplitCount:
 
 
 def find_dataset(path: str | Path) -> tuple[Path, Format]:
-    """The folder that a path means and its format; `BadInput` when it is no data set."""
+    """The folder that a path means and its format; `BadInput` when it is no data set, or has a name
+    that no file of ours can hold (a data set is named by its folder)."""
     for form in FORMATS.values():
         if (root := form.find(path)) is not None:
+            if not is_utf8(root.name):
+                raise BadInput(root, "has a name that is not UTF-8", "rename the folder")
             return root, form
     if not Path(path).is_dir():
         raise BadInput(path, "is no folder", "give the folder of a data set")

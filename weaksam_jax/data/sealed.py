@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from weaksam_jax.errors import BadFile
-from weaksam_jax.files import array_bytes, check_replaced, parse_arrays, read_text, write_text
+from weaksam_jax.files import (
+    array_bytes,
+    check_replaced,
+    check_whole,
+    parse_arrays,
+    read_text,
+    write_text,
+)
 from weaksam_jax.text import parse_json
 
 NAME = "checksum"
@@ -70,7 +77,9 @@ def write_sealed_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON object with its checksum, atomically; `BadInput` in place of a file that is no
     such (`weaksam_jax.files.check_replaced`)."""
     check_replaced(path, is_sealed_json)
-    write_text(path, _sealed_text(value))
+    text = _sealed_text(value)
+    check_whole(path, text, value)
+    write_text(path, text)
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ PALETTE: tuple[Color, ...] = (
     (0, 114, 178),
 )
 WHITE: Color = (255, 255, 255)
+_NOTE = ("Software", "weaksam_jax")  # in the pictures that we made
 _LARGE = 2**24  # bytes of a picture from which PNG is made quickly, not small
 # Corners (left/right, above/inside/below) where a label is tried, in order of preference.
 _PLACES = (("left", "above"), ("right", "above"), ("left", "below"), ("right", "below"))
@@ -239,7 +240,7 @@ def is_own_png(path: Path) -> bool:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return image.info.get(_NOTE[0]) == _NOTE[1]
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 
