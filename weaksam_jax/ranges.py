@@ -170,7 +170,7 @@ def _faults(hint: Any, value: Any) -> Iterator[Fault]:
     elif hint in WANTED and not _is(hint, value):
         yield _fault(value, f"give {WANTED[hint]}")
     elif hint in (str, Path) and not is_utf8(str(value)):
-        yield Fault("", f"is {shown(value)}, which is not UTF-8", "rename the folder or file")
+        yield Fault("", f"is {shown(str(value))}, which is not UTF-8", "rename the folder or file")
 
 
 def _fault(value: Any, hint: str) -> Fault:
