@@ -102,7 +102,10 @@ def check_made_by(folder: Path, command: str, writes: Iterable[str]) -> None:
         _check_kind(folder, status)
         if _identity(status) in _held:
             raise BadInput(folder, "is in use by this command itself", _OTHER)
-        made_by = holder(folder).get("made_by", command)
+        said = holder(folder)
+        if status.st_nlink > 1 and "made_by" not in said:
+            raise BadInput(folder / LOCK, "is a second name of a file: no command made it", _OTHER)
+        made_by = said.get("made_by", command)
         if made_by != command:
             raise BadInput(folder, f"was made by another command ({made_by})", _OTHER)
         return

@@ -105,6 +105,7 @@ def test_inputs_stay_as_they_are(room, capsys, command, argv, said):
 
 MINE = '{"my": "file"}'
 FOREIGN = [
+    (PICKLES, (*WRITE, "out/mine.json"), "out/mine.json"),
     (PICKLES, (*READ_, "out"), "out/train/manifest.json"),
     (PICKLES, (*READ_, "out"), "out/train/07/7.safetensors"),
     ("bridge.export", (*EXPORT, "out"), "out/train/manifest.json"),
