@@ -13,7 +13,7 @@ import tyro
 from bridge.runtime.command import run_command
 from bridge.weights.kinds import KINDS, convert, convert_back
 from weaksam_jax.errors import BadInput
-from weaksam_jax.outputs import check_files
+from weaksam_jax.outputs import OutFile
 from weaksam_jax.ranges import Amount
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def command(
         kind: Annotated[Literal[tuple(KINDS)], tyro.conf.Positional],
-        to: Path,
+        to: OutFile,
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
         epsilon: Amount | None = None,
         classes: str | None = None,
@@ -44,7 +44,6 @@ def main(argv: list[str] | None = None) -> None:
         """
         asked = {"epsilon": epsilon, "classes": classes and classes.split(",")}
         options = {name: value for name, value in asked.items() if value is not None}
-        check_files("--to", to, {"--from": source})
         if to.suffix == ".pth" and KINDS[kind].back:
             print(_back(kind, to, source, options=options))
         elif to.suffix == ".safetensors":

@@ -32,7 +32,7 @@ from weaksam_jax.data.datasets import is_training, open_tags
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.locks import check_made_by
-from weaksam_jax.outputs import check_folder
+from weaksam_jax.outputs import OutFolder
 
 Labels = Literal["auto", "tags", "predicted", "tags_at_test_time"]
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     def command(
         data: Path,
         split: str,
-        out: Path,
+        out: OutFolder,
         shard: str | None = None,
         clues: Path | None = None,
         sam: str = "sam_mini",
@@ -85,7 +85,6 @@ def main(argv: list[str] | None = None) -> None:
         tags = open_tags(data, split, PRESETS[preset].difficult_tags)
         if verify:
             return _verify(out, tags)
-        check_folder("--out", out, data)
         check_made_by(out, "export", ())
         config = ExportConfig.preset(
             preset, source=proposals, labels=_labels(labels, tags.split, split)

@@ -12,6 +12,7 @@ from bridge.proposals.packing import pack_split
 from bridge.proposals.verify import verify_split
 from bridge.runtime.command import run_command
 from weaksam_jax.errors import BadInput
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.ranges import Count
 
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     def command(
         store: Path,
         split: str,
-        to: Path | None = None,
+        to: OutFolder | None = None,
         clues: Path | None = None,
         verify: bool = False,
         per_shard: Count = 1024,

@@ -12,13 +12,14 @@ from pathlib import Path
 from bridge.proposals.official_pickles import Format, Source, export_official, import_official
 from bridge.runtime.command import run_command
 from weaksam_jax.data.datasets import open_tags
+from weaksam_jax.outputs import OutFile, OutFolder
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: see the head of this file."""
 
     def read(
-        data: Path, split: str, pickle: Path, store: Path, source: Source = "imported"
+        data: Path, split: str, pickle: Path, store: OutFolder, source: Source = "imported"
     ) -> None:
         """A pickle (MIST's dict or OICR's list) into a store.
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{count} boxes of {split} in {store}")
 
     def write(
-        data: Path, split: str, store: Path, pickle: Path, format: Format = "mist-voc"
+        data: Path, split: str, store: Path, pickle: OutFile, format: Format = "mist-voc"
     ) -> None:
         """A store as a pickle for the official MIST or OICR code.
 

@@ -14,7 +14,7 @@ from bridge.runtime.command import run_command
 from weaksam_jax import runlog
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.locks import locked
-from weaksam_jax.outputs import check_apart, check_folder
+from weaksam_jax.outputs import OutFolder, check_apart
 from weaksam_jax.ranges import Batch, Count, Positive, Seed, Workers
 from weaksam_jax.run_folder import RunFolder
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     def command(
         data: Path,
         deit: Path,
-        out: Path,
+        out: OutFolder,
         split: str | None = None,
         lr: Positive = 6e-4,
         batch_size: Batch = 64,
@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
         # The labels of the official code have the classes of difficult objects, too.
         tags = open_tags(data, split or split_names(data)["train"], difficult=True)
         recipe = WeakTrRecipe.paper(deit, lr, batch_size, epochs=epochs, workers=workers)
-        check_folder("--out", out, data)
         check_apart("--out", out / "clues", {"--deit": deit})
         with locked(out, "train_weaktr", ("clues", runlog.FILE)):
             print(train_weaktr(tags, recipe, RunFolder(out), seed=seed))

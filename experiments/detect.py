@@ -26,6 +26,7 @@ from typing import Any
 import tyro
 
 from experiments.pipeline.commands import run
+from experiments.pipeline.server_files import check_server_folder, write_server_files
 from experiments.pipeline.stored import StoredDetector, find, open_stored
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
@@ -35,7 +36,7 @@ from weaksam_jax.errors import printable
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.flags import parse, peek
 from weaksam_jax.locks import locked
-from weaksam_jax.outputs import check_folder
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.settings import to_plain
 
 JOURNAL = "unfinished.jsonl"
@@ -50,7 +51,7 @@ class Detect:
     """The detector (.safetensors)."""
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
-    out: Path
+    out: OutFolder
     """Folder that is written."""
     proposals: Path | None = None
     """The proposal store of a MIL detector; it must hold the split."""
@@ -58,7 +59,7 @@ class Detect:
     """The images to detect on [the data set's test split]."""
     clues: Path | None = None
     """Stored clues, for a config with clue_evidence, clue_power or tag_power (light)."""
-    voc_files: Path | None = None
+    voc_files: OutFolder | None = None
     """Folder for comp4_det_<split>_<class>.txt, the files of the VOC evaluation server."""
     test: Any = field(default_factory=TestConfig)
     """Settings that only test reads; the defaults are those that the file states."""
@@ -87,7 +88,6 @@ def detect(options: Detect) -> list[dict]:
     stores = {"proposals": options.proposals, "clues": options.clues}
     check_names(options, split)
     stored = open_stored(options.weights, options.test, **stores)
-    check_folder("--out", options.out, options.data)
     with locked(options.out, "detect", WRITTEN):
         write_json(options.out / "settings.json", describe(options, stored), indent=1)
         found = find(stored, split, options.out / JOURNAL)
@@ -98,11 +98,10 @@ def detect(options: Detect) -> list[dict]:
 
 
 def check_names(options: Detect, split: TagSplit) -> None:
-    """Refuses images that the server's files cannot name now, and not after hours of detection."""
-    from weaksam_jax.evaluate import comp4_names
-
+    """Refuses images that the server's files cannot name, and others' files of their names, now and
+    not after hours of detection."""
     if options.voc_files is not None:
-        comp4_names(split)
+        check_server_folder(split, options.voc_files)
 
 
 def describe(options: Detect, stored: StoredDetector) -> dict:
@@ -113,11 +112,9 @@ def describe(options: Detect, stored: StoredDetector) -> dict:
 
 def report(options: Detect, split: TagSplit, found: list[dict]) -> None:
     """Writes metrics.json and the server's files, and prints the figures."""
-    from weaksam_jax.evaluate import write_comp4
-
     print(f"{len(found)} detections on {len(split.records)} images: {printable(options.out)}")
     if options.voc_files is not None:
-        paths = write_comp4(found, split, options.voc_files)
+        paths = write_server_files(found, split, options.voc_files)
         print(f"{len(paths)} files such as {printable(paths[0])}")
     truth = open_truth(options.data, options.split)
     if truth is None:

@@ -25,6 +25,7 @@ import numpy as np
 from experiments.pipeline import metrics as measure
 from experiments.pipeline.commands import run
 from experiments.pipeline.runner import summary
+from experiments.pipeline.server_files import write_server_files
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
 from weaksam_jax.data.detections import as_arrays, read_detections
 from weaksam_jax.data.records import TruthSplit
@@ -36,11 +37,10 @@ from weaksam_jax.evaluate import (
     proposal_recall,
     voc_ap,
     voc_mask_ap,
-    write_comp4,
 )
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
-from weaksam_jax.outputs import check_files, check_folder
+from weaksam_jax.outputs import OutFile, OutFolder
 
 Metric = Literal["voc07", "voc12", "coco", "corloc", "voc-segm", "coco-segm", "recall"]
 
@@ -59,9 +59,9 @@ class Evaluate:
     """recall: count difficult objects, as the paper does."""
     split: str | None = None
     """The split that was detected on [test; for corloc and recall train]."""
-    json: Path | None = None
+    json: OutFile | None = None
     """Where the figures are written as JSON."""
-    voc_files: Path | None = None
+    voc_files: OutFolder | None = None
     """Folder for the files of the VOC evaluation server."""
 
 
@@ -69,11 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Evaluate, argv, __doc__, name="evaluate")
     if options.metric is None and options.voc_files is None:
         raise BadInput("--metric", "is missing", "name a metric, or a folder with --voc-files")
-    if options.json is not None:
-        given = {"--detections": options.detections, "--data": options.data}
-        check_files("--json", options.json, given)
     if options.voc_files is not None:
-        check_folder("--voc-files", options.voc_files, options.data)
         paths = voc_files(options)
         print(f"{len(paths)} files such as {printable(paths[0])}")
     if options.metric is not None:
@@ -87,7 +83,7 @@ def voc_files(options: Evaluate) -> list[Path]:
     """Writes the server's files; needs images and no truth."""
     split = open_tags(options.data, options.split or split_names(options.data)["test"])
     found = read_detections(options.detections, split)
-    return write_comp4(found, split, options.voc_files)
+    return write_server_files(found, split, options.voc_files)
 
 
 def evaluate(options: Evaluate) -> dict:

@@ -42,15 +42,16 @@ from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import pgt_quality
-from weaksam_jax.files import write_json
+from weaksam_jax.files import check_replaced, read_json, write_json
 from weaksam_jax.flags import FLAT, parse
-from weaksam_jax.outputs import check_files
+from weaksam_jax.outputs import OutFile, check_files
 from weaksam_jax.pgt import PgtConfig, make_pgt
 from weaksam_jax.report.choose import showcase
 from weaksam_jax.report.contact_sheet import contact_sheet
-from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge, save_png
+from weaksam_jax.report.draw import display_scale, draw_boxes, enlarge, is_own_png, save_png
 from weaksam_jax.settings import to_plain
 
+MADE_BY = "weaksam pgt"  # a sheet that says so may be made anew
 SHOWN, COLUMNS = 12, 4  # images in the picture
 
 
@@ -62,7 +63,7 @@ class Pgt:
     """COCO results of a detector on the split."""
     data: str
     """The data set: VOCdevkit, COCO folder, images/ + tags.csv, or tfds:NAME."""
-    out: Path
+    out: OutFile
     """The .json file that is written."""
     split: str | None = None
     """The split that was detected on [the data set's training split]."""
@@ -78,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = options.split or split_names(options.data)["train"]
     train, truth = open_tags(options.data, name), open_truth(options.data, name)
     made = make_pgt(read_detections(options.detections, train), train, options.settings)
-    sheet = {"rule": to_plain(options.settings.resolved()), "tags": tag_sheet(made, train)}
+    sheet = {
+        "made_by": MADE_BY,
+        "rule": to_plain(options.settings.resolved()),
+        "tags": tag_sheet(made, train),
+    }
     if truth is not None:
         tight = pgt_quality(made, truth, iou=0.7)
         shares = {"precision70": tight["precision50"], "recall70": tight["recall50"]}
@@ -93,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def outputs(options: Pgt) -> tuple[Path, Path, Path]:
-    """The output, its sheet and its picture; `BadInput` when one cannot be or is the input."""
+    """The output, its sheet and its picture; `BadInput` when one cannot be or is the input, and
+    when a sheet or picture would take the place of one that is not this command's."""
     if options.out.suffix != ".json":
         problem = f"{options.out} does not end in .json"
         raise BadInput("--out", problem, "name a file, e.g. pgt.json")
@@ -102,7 +108,18 @@ def outputs(options: Pgt) -> tuple[Path, Path, Path]:
         if path.is_dir():
             raise BadInput("--out", f"{path} is a folder", "give another name")
         check_files("--out", path, {"--detections": options.detections, "--data": options.data})
+    check_replaced(paths[1], _is_sheet)
+    check_replaced(paths[2], is_own_png)
     return paths
+
+
+def _is_sheet(path: Path) -> bool:
+    """Whether a file is a sheet of this command."""
+    try:
+        found = read_json(path)
+    except BadInput:
+        return False
+    return isinstance(found, dict) and found.get("made_by") == MADE_BY
 
 
 def voc_dict(made: Mapping, train: TagSplit) -> dict[str, list[dict]]:

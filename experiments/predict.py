@@ -25,9 +25,11 @@ import tyro
 
 from experiments.pipeline.commands import run
 from weaksam_jax.errors import printable
-from weaksam_jax.files import atomic_path
+from weaksam_jax.files import atomic_path, check_replaced
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.outputs import OutFolder
+from weaksam_jax.progress import progress_bar
 from weaksam_jax.ranges import Share
 
 
@@ -39,7 +41,7 @@ class Predict:
     """Photos, folders of photos, or globs."""
     run: Path
     """A finished run folder (stage retrain)."""
-    out: Path
+    out: OutFolder
     """Folder for predictions.json and the pictures."""
     threshold: Share = 0.3
     """Least score of a detection that is kept."""
@@ -66,10 +68,9 @@ def predict(options: Predict) -> tuple[int, int]:
     Raises `BadInput` before anything is written for a run that is not finished and for what is no
     photo.
     """
-    from tqdm import tqdm
-
     from experiments.pipeline.photos import find_photos, passed_over
     from experiments.pipeline.predictor import open_predictor
+    from weaksam_jax.report.draw import is_own_png
 
     networks = {"sam": options.sam, "clues": options.clues}
     predictor = open_predictor(options.run, options.threshold, options.masks, **networks)
@@ -81,8 +82,10 @@ def predict(options: Predict) -> tuple[int, int]:
     written = ("predictions.json", *(str(one.picture) for one in photos))
     with (
         locked(options.out, "predict", written),
-        tqdm(results, total=len(photos), desc="predict", unit="photos") as bar,
+        progress_bar(results, "predict", unit="photos", total=len(photos)) as bar,
     ):
+        for one in photos:
+            check_replaced(options.out / one.picture, is_own_png)
         return write_results(options.out / "predictions.json", (rows for _, rows in bar))
 
 

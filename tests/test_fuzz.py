@@ -23,6 +23,17 @@ def test_300_mutants_end_in_right_values_or_one_line(tmp_path):
     assert sum(row["judged"] is True for row in rows) > 40
 
 
+@pytest.mark.slow
+def test_60_outputs_keep_what_is_there(tmp_path):
+    argv = ["-m", "tests.fuzz", "--of", "outputs", "--count", "60"]
+    argv += ["--json", str(tmp_path / "rows.json"), "--keep", str(tmp_path / "kept")]
+    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len({row["target"] for row in rows}) == 4
+    assert 10 < sum(row["status"] == 2 for row in rows) < 55
+
+
 def test_a_fault_is_found(monkeypatch):
     """A command that writes beside its output, ends in a trace or sleeps is no success."""
     monkeypatch.syspath_prepend(ROOT)

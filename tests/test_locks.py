@@ -113,3 +113,63 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(fcntl, "lockf", none)
     with locked(tmp_path, "run"):
         assert "has no locks" in capsys.readouterr().err
+
+
+DEEP = "[" * 300
+
+
+@pytest.mark.parametrize("content", [DEEP, '{"made_by": NaN}', "\udcfc", '{"pid": 1}', "5"])
+def test_a_lock_file_that_says_nothing(tmp_path, content):
+    (tmp_path / LOCK).write_text(content, errors="surrogateescape")
+    assert "made_by" not in holder(tmp_path)
+    with locked(tmp_path, "run", ["settings.json"]):
+        assert holder(tmp_path)["made_by"] == "run"
+
+
+def test_a_lock_file_nested_beyond_the_stack_is_no_lock(tmp_path):
+    (tmp_path / LOCK).write_text("[" * 200_000)
+    assert holder(tmp_path) == {}
+    refused(tmp_path, "is longer than a lock")
+    assert (tmp_path / LOCK).read_text() == "[" * 200_000
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_no_link_is_followed(tmp_path, long):
+    victim, out = tmp_path / "victim.txt", tmp_path / "out"
+    victim.write_text("precious" * (100 if long else 1))
+    out.mkdir()
+    before = victim.read_text()
+    (out / LOCK).symlink_to(victim)
+    refused(out, "is no regular file")
+    (out / LOCK).unlink()
+    os.link(victim, out / LOCK)
+    refused(out, "is longer than a lock" if long else "is a second name of a file")
+    assert victim.read_text() == before
+
+
+def test_a_link_to_nothing_makes_nothing(tmp_path):
+    (tmp_path / LOCK).symlink_to(tmp_path / "made")
+    refused(tmp_path, "is no regular file")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_link_that_is_put_there_in_between(tmp_path, monkeypatch):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (tmp_path / LOCK).symlink_to(victim)
+    monkeypatch.setattr("weaksam_jax.locks.check_made_by", lambda *_: None)
+    with pytest.raises(OSError, match="symbolic links"):
+        locked(tmp_path, "run").__enter__()
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_folder_is_no_lock(tmp_path, make):
+    make(tmp_path / LOCK)
+    assert holder(tmp_path) == {}
+    refused(tmp_path, "is no regular file")
+
+
+def refused(folder: Path, problem: str) -> None:
+    with pytest.raises(BadInput, match=rf"{LOCK}: {problem}: no command made it; give another"):
+        locked(folder, "run").__enter__()

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from experiments.compare import table as compared
 from experiments.evaluate import table as evaluated
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadFile, BadInput, printable
+from weaksam_jax.progress import close_bars, progress_bar, say
 
 RED = "\x1b[31mred\x07"
 
@@ -63,3 +65,24 @@ def test_what_a_stream_cannot_show_is_escaped(monkeypatch, name):
         print("猫 ±", file=getattr(sys, name), flush=True)
 
     assert entry_point(main) == 0 and raw.getvalue() == b"\\u732b \\xb1\n"
+
+
+def test_progress_bars(capsys):
+    assert sum(progress_bar([1, 2], f"read {RED}")) == 3
+    say(f"warning: {RED}")
+    progress_bar(None, RED, total=5).update()
+    close_bars()
+    said = capsys.readouterr().err
+    assert "read \\x1b[31mred\\x07: 100%" in said and "warning: \\x1b[31mred" in said
+    assert "| 1/5 [" in said and not {"\x1b", "\x07"} & set(said)
+
+
+def test_every_progress_bar_is_made_in_one_place():
+    root = Path(__file__).parents[1]
+    files = [
+        one
+        for name in ("weaksam_jax", "bridge", "experiments")
+        for one in root.glob(f"{name}/**/*.py")
+    ]
+    users = [one for one in files if "import tqdm" in one.read_text(encoding="utf-8")]
+    assert [one.relative_to(root).as_posix() for one in users] == ["weaksam_jax/progress.py"]

@@ -10,10 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
-
 from weaksam_jax import interrupts
 from weaksam_jax.errors import BadInput, printable
+from weaksam_jax.progress import close_bars
 
 # What a path of the user's can be that no program can mend.
 _UNUSABLE = (
@@ -58,7 +57,7 @@ def _status_of(error: BaseException, received: list[int]) -> int:
     """The exit status of an exception that is being handled, which has its line then."""
     signal = interrupts.signal_of(error, received)
     if signal is not None:
-        _close_bars()
+        close_bars()
         return interrupts.tell(signal)
     if isinstance(error, BrokenPipeError):
         # Whoever read our output (head, less) has seen enough. What is still buffered must not
@@ -68,15 +67,9 @@ def _status_of(error: BaseException, received: list[int]) -> int:
     line = str(error) if isinstance(error, BadInput) else _unusable(error)
     if line is None:
         raise error
-    _close_bars()
+    close_bars()
     print(f"error: {printable(line)}", file=sys.stderr)
     return 2
-
-
-def _close_bars() -> None:
-    """A progress bar that was cut short ends its line, so that ours is a line and the last."""
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
 
 
 def _unusable(error: BaseException) -> str | None:

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ import safetensors.numpy
 
 from weaksam_jax import interrupts
 from weaksam_jax.errors import BadFile, BadInput
-from weaksam_jax.text import TwiceError, decode_text, marked_encoding, parse_json, unique
+from weaksam_jax.text import (
+    TwiceError,
+    decode_text,
+    has_half_pair,
+    marked_encoding,
+    parse_json,
+    unique,
+)
 
 _NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -98,6 +105,18 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
+def check_replaced(path: str | Path, is_ours: Callable[[Path], bool]) -> None:
+    """`BadInput` when something stands at `path` that no command of ours made: nobody's file is
+    overwritten. is_ours: says by its content whether a regular file is one that we wrote.
+
+    For files that the user did not name (they lie in a named folder, or beside a named file).
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
+        hint = "move it elsewhere, or give another output"
+        raise BadInput(path, "was there before and no such command made it", hint)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as temporary:
@@ -105,8 +124,18 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
-    """Writes JSON atomically. NaN and infinity are refused (they are not JSON)."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+    """Writes JSON atomically. NaN and infinity are refused (they are not JSON), and so is what
+    `read_json` would refuse (`check_whole`)."""
+    text = json.dumps(value, indent=indent, allow_nan=False)
+    check_whole(path, text, value)
+    write_text(path, text + "\n")
+
+
+def check_whole(path: str | Path, text: str, value: Any) -> None:
+    """`BadInput` when a JSON text of `value`, for the file `path`, holds part of a character."""
+    if has_half_pair(text, value):
+        hint = "rename the folder or file that it comes from"
+        raise BadInput(path, "would hold a name that is not UTF-8", hint)
 
 
 def check_regular(path: str | Path) -> None:

@@ -17,7 +17,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from weaksam_jax.errors import BadInput, did_you_mean
-from weaksam_jax.ranges import first_fault, unchecked
+from weaksam_jax.outputs import check_outputs
+from weaksam_jax.ranges import first_fault, hints_of, unchecked
 
 Kind = TypeVar("Kind")
 FLAT = tyro.conf.arg(name="")
@@ -31,9 +32,9 @@ def parse(
 
     argv: None for the program's own. doc: the text above the flags; name: the command, such as
     "voc07" or "paper.ablation". default: where the flags start from (`tyro.MISSING` in its required
-    fields). Raises `BadInput` for an unknown flag, with the nearest right one, and for a value that
-    does not fit its type or range (`weaksam_jax.ranges`); SystemExit(0) after --help and
-    --help-all.
+    fields). Raises `BadInput` for an unknown flag, with the nearest right one, for a value that
+    does not fit its type or range (`weaksam_jax.ranges`), and for an output that is or belongs to
+    an input (`weaksam_jax.outputs`); SystemExit(0) after --help and --help-all.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     argv, default = _optional_parts(kind, argv, default)
@@ -49,7 +50,19 @@ def parse(
         found = _tyro(kind, argv, doc, prog=program(name), default=default)
     if fault := first_fault(type(found), found):
         raise BadInput(f"--{_flag_of(found, fault.field)}", fault.problem, fault.hint)
+    check_outputs(dict(_values(found)))
     return found
+
+
+def _values(value: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(flag, (type with its marks, value)) of every flag, those of parts included."""
+    hints = hints_of(type(value))
+    for name, _, flat in _typed(type(value)):
+        own, inner = prefix if flat else f"{prefix}{name.replace('_', '-')}", getattr(value, name)
+        if is_dataclass(inner):
+            yield from _values(inner, own if flat else f"{own}.")
+        else:
+            yield f"--{own}", (hints[name], inner)
 
 
 def _flag_of(value: Any, place: str) -> str:

@@ -11,13 +11,14 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from weaksam_jax.errors import BadInput
-from weaksam_jax.files import make_folder
+from weaksam_jax.errors import BadInput, printable
+from weaksam_jax.files import make_folder, read_json
 
 LOCK = ".weaksam.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -37,7 +38,7 @@ class Lock:
     def check(self) -> None:
         """`BadInput` when the folder was removed, or put in another's place, since."""
         try:
-            there = _identity((self.folder / LOCK).stat())
+            there = _identity((self.folder / LOCK).lstat())
         except OSError:
             there = None
         if there != _identity(os.fstat(self.number)):
@@ -55,10 +56,7 @@ def locked(folder: Path, command: str, writes: Iterable[str] = ()) -> Iterator[L
     """
     check_made_by(folder, command, writes)
     make_folder(folder)
-    try:
-        number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError as error:
-        raise BadInput(folder, "cannot hold a file", "give another path") from error
+    number = _open(folder)
     try:
         _take(folder, number)
         said = json.dumps({"made_by": command, "pid": os.getpid(), "host": socket.gethostname()})
@@ -70,6 +68,28 @@ def locked(folder: Path, command: str, writes: Iterable[str] = ()) -> Iterator[L
         os.close(number)
 
 
+def _open(folder: Path) -> int:
+    """The number of the lock file, opened without following a link or waiting for a pipe's other
+    end; `BadInput` when it is no lock of ours, which is then left as it is."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        number = os.open(folder / LOCK, flags, 0o666)
+    except FileNotFoundError as error:
+        raise BadInput(folder, "cannot hold a file", "give another path") from error
+    try:
+        _check_kind(folder, os.fstat(number))
+    except BadInput:
+        os.close(number)
+        raise
+    return number
+
+
+def _check_kind(folder: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _SIZE + 1:
+        kind = "longer than a lock" if stat.S_ISREG(status.st_mode) else "no regular file"
+        raise BadInput(folder / LOCK, f"is {kind}: no command made it", _OTHER)
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
@@ -77,10 +97,15 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def check_made_by(folder: Path, command: str, writes: Iterable[str]) -> None:
     """`BadInput` when a folder is another command's, or has files of these names and is no
     command's."""
-    if (folder / LOCK).is_file():
-        if _identity((folder / LOCK).stat()) in _held:
+    if os.path.lexists(folder / LOCK):
+        status = (folder / LOCK).lstat()
+        _check_kind(folder, status)
+        if _identity(status) in _held:
             raise BadInput(folder, "is in use by this command itself", _OTHER)
-        made_by = holder(folder).get("made_by", command)
+        said = holder(folder)
+        if status.st_nlink > 1 and "made_by" not in said:
+            raise BadInput(folder / LOCK, "is a second name of a file: no command made it", _OTHER)
+        made_by = said.get("made_by", command)
         if made_by != command:
             raise BadInput(folder, f"was made by another command ({made_by})", _OTHER)
         return
@@ -93,8 +118,9 @@ def holder(folder: Path) -> dict:
     """What the lock file of a folder says: `made_by`, and `pid` and `host` of the last process that
     held it; empty when it says nothing."""
     try:
-        said = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        _check_kind(folder, (folder / LOCK).lstat())
+        said = read_json(folder / LOCK)
+    except (OSError, BadInput):
         return {}
     return said if isinstance(said, dict) else {}
 
@@ -105,11 +131,11 @@ def _take(folder: Path, number: int) -> None:
     except OSError as error:
         if error.errno in _NO_LOCKS:
             text = "this file system has no locks: start no second command with this folder"
-            print(f"{folder}: {text}", file=sys.stderr)
+            print(f"{printable(folder)}: {text}", file=sys.stderr)
             return
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         said = holder(folder)
-        who = f"process {said['pid']} on {said['host']}" if "pid" in said else "another process"
+        who = f"process {said['pid']} on {said.get('host')}" if "pid" in said else "another process"
         hint = f"wait until it has ended, or {_OTHER}"
         raise BadInput(folder, f"is in use by {who}", hint) from error

@@ -169,6 +169,8 @@ def _faults(hint: Any, value: Any) -> Iterator[Fault]:
         yield from _dataclass(hint, value)
     elif hint in WANTED and not _is(hint, value):
         yield _fault(value, f"give {WANTED[hint]}")
+    elif hint in (str, Path) and not is_utf8(str(value)):
+        yield Fault("", f"is {shown(str(value))}, which is not UTF-8", "rename the folder or file")
 
 
 def _fault(value: Any, hint: str) -> Fault:
@@ -184,6 +186,16 @@ def _is(kind: type, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         return False
     return abs(value) <= sys.float_info.max
+
+
+def is_utf8(value: str) -> bool:
+    """Whether a text, such as a path, can be written into a file: no byte of it is outside of
+    UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_text(value: str) -> bool:

@@ -63,16 +63,14 @@ def parse_json(text: str, path: str | Path) -> Any:
         if odd:
             entry = next(_entries_not_finite(value), "a number")
             raise BadFile(path, f"{entry} is {odd[0]}, which JSON has not", "write a number")
-        if re.search(r"\\u[dD][89a-fA-F]", text):
-            json.dumps(value, ensure_ascii=False).encode()
+        if has_half_pair(text, value):
+            problem = "holds half of a surrogate pair (\\ud800 to \\udfff)"
+            raise BadFile(path, problem, "write the whole character")
     except RecursionError as error:
         raise BadFile(path, "is nested too deeply", _JSON_HINT) from error
     except json.JSONDecodeError as error:
         problem = f"is not JSON ({error})" if text.strip() else "is empty, not JSON"
         raise BadFile(path, problem, _JSON_HINT) from error
-    except UnicodeEncodeError as error:
-        problem = "holds half of a surrogate pair (\\ud800 to \\udfff)"
-        raise BadFile(path, problem, "write the whole character") from error
     except TwiceError as error:
         problem = f"key {error.args[0]!r} stands twice in one object"
         raise BadFile(path, problem, "keep one of the two") from error
@@ -81,6 +79,18 @@ def parse_json(text: str, path: str | Path) -> Any:
         where = _place(text, long.start()) if long else "a number"
         raise BadFile(path, f"{where} is an integer of too many digits", "correct it") from error
     return value
+
+
+def has_half_pair(text: str, value: Any) -> bool:
+    """Whether a JSON text, of this value, holds half of a character: what Python makes of the bytes
+    of a path that are not UTF-8, and no file should hold."""
+    if not re.search(r"\\u[dD][89a-fA-F]", text):
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 class TwiceError(Exception):

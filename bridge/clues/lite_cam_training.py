@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from bridge.clues.lite_cam import LiteBackbone, LiteConfig, channels_last, lite_input
 from bridge.weights.checkpoints import read_tensors, save_tensors
@@ -15,6 +14,7 @@ from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.files import fingerprint, is_whole, read_arrays, write_arrays
+from weaksam_jax.progress import Bar, progress_bar
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -50,7 +50,7 @@ def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.nda
     paths = [folder / f"{start // SHARD:05d}.safetensors" for start in starts]
     backbone = None
     shards = []
-    bar = tqdm(total=len(train.records), desc="Lite0 features", unit="image")
+    bar = progress_bar(None, "Lite0 features", total=len(train.records))
     with bar:
         for start, path in zip(starts, paths, strict=True):
             records = train.records[start : start + SHARD]
@@ -68,7 +68,7 @@ def pooled_features(train: TagSplit, config: LiteConfig, folder: Path) -> np.nda
 
 
 @torch.inference_mode()
-def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: tqdm) -> np.ndarray:
+def _pooled(backbone: LiteBackbone, path: Path, long_side: int, bar: Bar) -> np.ndarray:
     deep, _ = backbone(channels_last(lite_input(load_image(path), long_side)[None]))
     bar.update()
     return deep.mean((-2, -1))[0].numpy().astype(np.float16)

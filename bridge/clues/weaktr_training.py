@@ -14,7 +14,6 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from bridge.clues.tag_samples import TagSamples, epoch_batches
 from bridge.clues.weaktr_net import WeakTr
@@ -24,8 +23,9 @@ from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax import runlog
 from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint, is_whole
+from weaksam_jax.progress import Bar, progress_bar
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
 
@@ -132,15 +132,26 @@ class _State:
         tensors, metadata = read_tensors(self.path)
         if metadata.get("fingerprint") != self.key:
             return 0
+        try:
+            return self._put_back(tensors, metadata)
+        except (KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            hint = "move it elsewhere: the training starts again then"
+            raise BadFile(
+                self.path, f"is no checkpoint of this training ({first})", hint
+            ) from error
+
+    def _put_back(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
         weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
         state: dict[int, dict[str, Tensor]] = {}
         for name in tensors.keys() - weights.keys():
             _, index, part = name.split(".")
             state.setdefault(int(index), {})[part] = tensors[name]
+        epochs = int(metadata["epochs"])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.scaler.load_state_dict(json.loads(metadata.get("scaler", "{}")))
-        return int(metadata["epochs"])
+        return epochs
 
 
 def _mixed_precision(device: torch.device) -> bool:
@@ -161,7 +172,7 @@ def _run(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: int, key: 
         samples, batch_size=s.batch_size, first_epoch=done, epochs=s.epochs, workers=s.workers
     )
     images = steps * s.batch_size
-    bar = tqdm(total=s.epochs * images, initial=done * images, desc="WeakTr", unit="image")
+    bar = progress_bar(None, "WeakTr", total=s.epochs * images, initial=done * images)
     with bar:
         for epoch in range(done, s.epochs):
             # Drop-path is the only user of torch's own generator.
@@ -177,7 +188,7 @@ def _epoch(
     recipe: WeakTrRecipe,
     epoch: int,
     steps: int,
-    bar: tqdm,
+    bar: Bar,
 ) -> dict:
     """One pass over the images; the line for the log (mean losses)."""
     began, totals = time.monotonic(), dict[str, float]()

@@ -40,8 +40,8 @@ from weaksam_jax.data.sealed import open_arrays
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
-    manifest_path,
     proposal_path,
+    reopen_split,
     write_manifest,
     write_proposals,
     write_stored,
@@ -56,6 +56,7 @@ FORMAT = 3
 # Temporary files of killed processes are removed when they are older than this, in seconds: a
 # living one is there for milliseconds.
 LEFTOVER_AGE = 600
+_LEFTOVER = "*/.*.safetensors.*-*.tmp"  # as `weaksam_jax.files.atomic_path` names them
 # Same settings and versions, same files: cluster centres are scikit-learn's, resizing is Pillow's.
 _PACKAGES = (
     *("torch", "segment-anything", "opencv-contrib-python-headless", "numpy", "timm"),
@@ -143,7 +144,7 @@ def export_split(
     mine = split.records[shard[0] :: shard[1]]
     todo = [record for record in mine if not job.is_done(record, whole=True)]
     if todo:
-        manifest_path(root, split.split).unlink(missing_ok=True)
+        reopen_split(root, split.split)
     start = time.monotonic()
     name = f"proposals {split.split}"
     for_images(sam, workers)(job.run, todo, name, progress=progress)
@@ -308,7 +309,7 @@ def _manifest(job: _Job, split: TagSplit) -> dict[str, Any]:
 
 def _remove_leftovers(folders: Iterable[Path]) -> None:
     """Deletes the temporary files that killed processes left behind."""
-    for path in (path for folder in folders for path in folder.glob("*/.*.tmp")):
+    for path in (path for folder in folders for path in folder.glob(_LEFTOVER)):
         try:
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
                 path.unlink()

@@ -22,13 +22,13 @@ from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
-    manifest_path,
     read_proposals,
+    reopen_split,
     write_manifest,
     write_proposals,
 )
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import file_fingerprint, fingerprint, write_bytes
+from weaksam_jax.files import check_replaced, file_fingerprint, fingerprint, write_bytes
 
 Format = Literal["mist-voc", "mist-coco", "oicr"]
 Source = Literal["grid", "coarse", "fine", "cross", "selective_search", "imported"]
@@ -173,7 +173,7 @@ def import_official(
     manifest comes last.
     """
     boxes = read_official(path, split)
-    manifest_path(root, split.split).unlink(missing_ok=True)
+    reopen_split(root, split.split)
     key = {"imported": file_fingerprint(path), "source": source}
     job = fingerprint(key)
     for record, own in zip(split.records, boxes, strict=True):
@@ -220,7 +220,7 @@ def export_official(
     conversion does; the others are float32. Images keep the order of the split's list. Arrays are
     written under NumPy 1's module names, which both major versions read. (A box of the first pixel
     alone becomes what the format uses for an empty mask.) Raises `BadInput` for an image that the
-    store lacks.
+    store lacks, and in place of a file that is no pickle.
     """
     entries = []
     for record in split.records:
@@ -234,8 +234,15 @@ def export_official(
         scores = [np.ones(len(own), np.float32).reshape(shape) for own in entries]
         ids = [record.image_id for record in split.records]
         content = {"boxes": entries, "scores": scores, "indexes": ids}
+    check_replaced(path, _is_pickle)
     write_bytes(path, _with_old_names(pickle.dumps(content, protocol=PROTOCOL)))
     return sum(map(len, entries))
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle of protocol 2 or later, or empty."""
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"")
 
 
 def _with_old_names(data: bytes) -> bytes:

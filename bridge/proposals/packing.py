@@ -6,8 +6,8 @@ Records are the files byte for byte (layout: `weaksam_jax.data.packs`).
 from pathlib import Path
 
 from bridge.proposals.verify import verify_split
-from weaksam_jax.data.packs import INDEX, open_pack, write_pack
-from weaksam_jax.data.store import manifest_path, proposal_path, read_manifest, write_manifest
+from weaksam_jax.data.packs import INDEX, check_pack, open_pack, write_pack
+from weaksam_jax.data.store import proposal_path, read_manifest, reopen_split, write_manifest
 from weaksam_jax.errors import BadInput
 
 
@@ -22,7 +22,8 @@ def pack_split(
 
     Clues under `clue_root` (None: `<root>/clues`, if any) go to `<to>/clues`. The manifest is
     copied last. Raises `BadInput` for a split that is not finished or holds a bad file
-    (`verify_split` runs first), and when `to` is the store itself.
+    (`verify_split` runs first), when `to` is the store itself, and when it has files of these names
+    that are no store's.
     """
     root, to = Path(root), Path(to)
     clue_root = root / "clues" if clue_root is None else Path(clue_root)
@@ -39,10 +40,12 @@ def pack_split(
     verify_split(root, split, clue_root if has_clues else None)
     manifest = read_manifest(root, split)
     images = manifest.pop("images")
-    manifest_path(to, split).unlink(missing_ok=True)
     folders = [(root, to)]
     if has_clues:
         folders.insert(0, (clue_root, to / "clues"))
+    for _, target in folders:
+        check_pack(target / split, -(-len(images) // per_shard))
+    reopen_split(to, split)
     for source, target in folders:
         files = (proposal_path(source, split, image_id).read_bytes() for image_id in images)
         write_pack(target / split, images, files, per_shard=per_shard)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.data.packs import INDEX, open_pack
 from weaksam_jax.data.store import (
@@ -17,6 +16,7 @@ from weaksam_jax.data.store import (
     read_stored,
 )
 from weaksam_jax.errors import BadInput
+from weaksam_jax.progress import progress_bar
 
 _HINT = "run the same bridge.export again, which makes bad files anew (or pack again)"
 
@@ -44,7 +44,7 @@ def verify_split(
     if clue_root is None and (root / "clues" / split).is_dir():
         clue_root = root / "clues"
     bad, counts = [], np.zeros((len(manifest["images"]), len(SOURCES)), int)
-    bar = tqdm(manifest["images"], desc=f"verify {split}", unit="images", disable=not progress)
+    bar = progress_bar(manifest["images"], f"verify {split}", disable=not progress)
     for row, image_id in enumerate(bar):
         try:
             counts[row] = _verify_image(

@@ -4,12 +4,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import tyro
 
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import call_tyro, check_known
+from weaksam_jax.outputs import check_outputs
 from weaksam_jax.ranges import first_fault
 
 
@@ -22,8 +23,8 @@ def run_command(
     """Calls `command` (of several by name: the one named first) with what `argv` says.
 
     Flags are the function's arguments, their help its docstring's `Args`; `about` begins `--help`.
-    Raises `BadInput` for wrong arguments, out of their range (`weaksam_jax.ranges`) among them, and
-    SystemExit(0) for --help.
+    Raises `BadInput` for wrong arguments, out of their range (`weaksam_jax.ranges`) or outputs
+    that belong to an input (`weaksam_jax.outputs`) among them, and SystemExit(0) for --help.
     """
     argv = sys.argv[1:] if argv is None else argv
     if callable(command):
@@ -34,24 +35,35 @@ def run_command(
         parse = tyro.extras.subcommand_cli_from_dict
     check_known(argv, {*names, "help"}, f"see {prog} --help")
     call = call_tyro(lambda doc: parse(asked, args=argv, prog=prog, description=doc), about, prog)
-    _check_ranges(call)
+    given = _values(call)
+    for flag, (hint, value) in given.items():
+        if fault := first_fault(hint, value):
+            raise BadInput(flag, fault.problem, fault.hint)
+    check_outputs(given)
     call()
 
 
-def _check_ranges(call: functools.partial) -> None:
+def _values(call: functools.partial) -> dict[str, tuple[Any, Any]]:
+    """(type with its marks, value) of every flag that was given."""
     hints = get_type_hints(call.func, include_extras=True)
     given = inspect.signature(call.func).bind(*call.args, **call.keywords)
-    for name, value in given.arguments.items():
-        if fault := first_fault(hints[name], value):
-            raise BadInput(f"--{name.replace('_', '-')}", fault.problem, fault.hint)
+    return {
+        f"--{_name_of(name, hints[name])}": (hints[name], value)
+        for name, value in given.arguments.items()
+    }
+
+
+def _name_of(name: str, hint: Any) -> str:
+    """The flag of an argument, without dashes: its own name, or the one that `hint` gives it."""
+    marks = [getattr(mark, "name", None) for mark in getattr(hint, "__metadata__", ())]
+    return next(filter(None, marks), name).replace("_", "-")
 
 
 def flags_of(command: Callable[..., None]) -> set[str]:
     """The flags of a function's arguments, without dashes."""
     found = set()
     for name, hint in get_type_hints(command, include_extras=True).items():
-        marks = [getattr(mark, "name", None) for mark in getattr(hint, "__metadata__", ())]
-        own = next(filter(None, marks), name).replace("_", "-")
+        own = _name_of(name, hint)
         found |= {own, f"no-{own}"} if hint is bool else {own}
     return found - {"return"}
 

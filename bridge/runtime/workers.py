@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
+
+from weaksam_jax.progress import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ def each_image(
     """
     count = max(1, torch.get_num_threads() if workers is None else workers)
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    bar = tqdm(total=len(items), desc=description, unit="images", disable=not progress)
+    bar = progress_bar(None, description, total=len(items), disable=not progress)
 
     def counted(item: Item) -> Result:
         result = work(item)
@@ -54,7 +55,7 @@ def one_by_one(
 
     On a CPU the last bits then depend on the number of threads.
     """
-    bar = tqdm(items, desc=description, unit="images", disable=not progress)
+    bar = progress_bar(items, description, disable=not progress)
     return [work(item) for item in bar]
 
 

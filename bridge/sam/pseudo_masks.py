@@ -106,7 +106,7 @@ def _one_image(
     key = fingerprint([info, annotations])
     if path.exists():
         stored = read_json(path)
-        if stored["key"] == key:
+        if _is_part(stored, key):
             return stored
     image = load_image(record.path)
     boxes = from_xywh(np.asarray([one["bbox"] for one in annotations], np.float32))
@@ -122,6 +122,12 @@ def _one_image(
     result = {"key": key, "annotations": masked, "empty": int(empty.sum())}
     write_json(path, result)
     return result
+
+
+def _is_part(stored: Any, key: str) -> bool:
+    """Whether a stored part is of this key and whole."""
+    whole = isinstance(stored, dict) and isinstance(stored.get("annotations"), list)
+    return whole and stored.get("key") == key and type(stored.get("empty")) is int
 
 
 def box_masks(

@@ -23,6 +23,7 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFile
 from weaksam_jax.ranges import Count
 
 
@@ -36,7 +37,7 @@ class Bench:
     """Timed calls of each form, after one warm-up (which compiles); slow entries have one call."""
     cpu: bool = False
     """Count processor time of this process, not the time that passes: for a busy machine."""
-    json: Path = Path("runs/bench.json")
+    json: OutFile = Path("runs/bench.json")
     """Where the table is written as JSON."""
 
 

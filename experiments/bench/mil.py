@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from experiments.bench.entry import Case, Entry
 from experiments.bench.mil_step import WIDTH, Form, Measured, measure, write_weights
 from weaksam_jax.detectors.mil import recipes
 from weaksam_jax.files import write_json
+from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFile
 from weaksam_jax.ranges import Batch, Count, Filled, Positive, Side, Width
 
 DATA = ("voc07", "voc12", "coco14")
@@ -48,7 +48,7 @@ class BenchMil:
     """Timed steps, after the first."""
     peak_tflops: Positive | None = None
     """The device's peak: the table then has our share of it (counted by XLA)."""
-    json: Path = Path("runs/bench_mil.json")
+    json: OutFile = Path("runs/bench_mil.json")
     """Where the table is written as JSON."""
 
 
@@ -127,7 +127,5 @@ def schedule_hours(images_per_s: float) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = tyro.cli(
-        BenchMil, args=argv, description=__doc__, prog="python -m experiments.bench mil"
-    )
+    options = parse(BenchMil, argv, __doc__, name="bench mil")
     write_json(options.json, grow(options), indent=1)

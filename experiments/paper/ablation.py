@@ -35,6 +35,7 @@ from experiments.pipeline.config import PipelineConfig
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_text
 from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.pgt import AnyRule
 from weaksam_jax.ranges import Amount, Positive, Seed
 
@@ -49,7 +50,7 @@ class Ablation:
     """5a: top-1, adaptive, + RoI drop; 9: thresholds of RoI drop."""
     runs: tuple[Path, ...]
     """Finished runs (their wsod stage at least) on a data set with truth, of the same settings."""
-    out: Path
+    out: OutFolder
     """Folder of the trainings and of the table."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the first run wrote [the first run's]."""

@@ -45,6 +45,7 @@ from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.ranges import Seed, Steps
 from weaksam_jax.settings import change, to_plain
 
@@ -55,7 +56,7 @@ class DropFigures:
 
     run: Path
     """A finished run on a data set with truth."""
-    out: Path
+    out: OutFolder
     """Folder that is written."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the run wrote [the run's own]."""

@@ -16,6 +16,7 @@ from experiments.pipeline.report import report_files
 from experiments.pipeline.run import open_run
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFile
 from weaksam_jax.ranges import Count
 from weaksam_jax.report.gallery import save_gallery
 
@@ -26,7 +27,7 @@ class Gallery:
 
     run: Path
     """A finished run folder."""
-    out: Path
+    out: OutFile
     """The .png that is written."""
     images: Count = 4
     """Rows."""

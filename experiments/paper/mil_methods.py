@@ -23,6 +23,7 @@ from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import file_fingerprint
 from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.ranges import Seed
 from weaksam_jax.settings import change
 
@@ -35,7 +36,7 @@ class MilMethods:
 
     runs: tuple[Path, ...]
     """Runs with proposals, on a data set with truth."""
-    out: Path
+    out: OutFolder
     """Folder of the trainings and of the table."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the first run wrote [the first run's]."""

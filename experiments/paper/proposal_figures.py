@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from experiments.paper.proposal_stores import Stored
 from weaksam_jax.data.images import load_image
@@ -13,6 +12,7 @@ from weaksam_jax.data.store import SOURCES
 from weaksam_jax.detectors.mil.evidence import box_sums
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
+from weaksam_jax.progress import progress_bar
 from weaksam_jax.report.draw import save_png
 from weaksam_jax.report.proposal_pictures import proposal_sheet, similarity_picture
 
@@ -78,7 +78,7 @@ def roi_features(
     from bridge.clues.lite_cam import LiteBackbone, lite_input
 
     backbone, found = LiteBackbone(), {name: [None] * len(own[0]) for name, own in picked.items()}
-    for row, record in enumerate(tqdm(split.records, desc="features", unit="images")):
+    for row, record in enumerate(progress_bar(split.records, "features")):
         wanted = {name: np.flatnonzero(image == row) for name, (image, _) in picked.items()}
         if not any(len(index) for index in wanted.values()):
             continue

@@ -39,13 +39,17 @@ from experiments.pipeline.commands import run
 from weaksam_jax.data.datasets import is_training, open_tags, open_truth, split_names
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import SOURCES
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import proposal_recall
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
+from weaksam_jax.locks import locked
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.ranges import Count
 
 # The order in which the paper's Table 4 adds them.
+WRITTEN = ("stores", "photos", "similarity.png", "similarity.json")
+WRITTEN += ("table4.json", "table6.json", "table8.json")
 ORDER = ("grid", "fine", "coarse", "cross")
 
 
@@ -75,7 +79,7 @@ class ProposalsOptions:
     """Selective search as a baseline."""
     difficult: bool = True
     """Count difficult objects, as the paper does."""
-    out: Path = Path("runs/proposals")
+    out: OutFolder = Path("runs/proposals")
     """Where stores, tables (table4.json, ...) and pictures are written."""
 
 
@@ -86,18 +90,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = 4 if options.figure == "photos" and options.images is None else options.images
     tags = open_tags(options.data, _split_name(options), PRESETS[_preset(options)].difficult_tags)
     split = chosen(tags, images)
-    stores = gather(options, split)
-    if options.table is not None:
-        result = tabulate(options, split, stores)
-        path = options.out / f"table{options.table}.json"
-        write_json(path, result, indent=1)
-        print(text(result))
-        print(f"written to {path}", file=sys.stderr)
-    if options.figure is not None:
-        from experiments.paper import proposal_figures
+    with locked(options.out, "paper", WRITTEN):
+        stores = gather(options, split)
+        if options.table is not None:
+            write_table(options, tabulate(options, split, stores))
+        if options.figure is not None:
+            from experiments.paper import proposal_figures
 
-        draw = getattr(proposal_figures, options.figure)
-        print(draw(split, stores, options.out), file=sys.stderr)
+            draw = getattr(proposal_figures, options.figure)
+            print(draw(split, stores, options.out), file=sys.stderr)
+
+
+def write_table(options: ProposalsOptions, result: dict) -> None:
+    """Writes and prints a table."""
+    path = options.out / f"table{options.table}.json"
+    write_json(path, result, indent=1)
+    print(text(result))
+    print(f"written to {printable(path)}", file=sys.stderr)
 
 
 def _split_name(options: ProposalsOptions) -> str:

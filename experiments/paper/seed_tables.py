@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.pipeline import work_folder
 from experiments.pipeline.run import Run, open_run
 from experiments.pipeline.runner import say
 from weaksam_jax.data.datasets import dataset_fingerprint
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import fingerprint, read_json, write_json, write_text
 from weaksam_jax.locks import locked
 from weaksam_jax.settings import to_plain
@@ -97,7 +98,7 @@ def _run_cells(table: Table, work: Cell, inputs: Callable[[int], Any]) -> list[d
     rows, cells = [], [(method, seed) for method in table.methods for seed in table.seeds]
     for number, (method, seed) in enumerate(cells, 1):
         job = {"seed": seed, "settings": to_plain(table.methods[method]), "inputs": inputs(seed)}
-        row = _finished(table.out, job)
+        row = _finished(table.out, job, table.figures)
         if row is None:
             say(f"cell {number} of {len(cells)}: {method}, seed {seed}")
             row = _run_cell(method, job, table.out, work=work)
@@ -123,10 +124,17 @@ def _run_cell(method: str, job: dict, out: Path, work: Cell) -> dict:
     return row
 
 
-def _finished(out: Path, job: dict) -> dict | None:
-    """The row of a cell in `out` that did this job."""
-    rows = map(read_json, sorted(out.glob("*/row.json")))
-    return next((row for row in rows if job.items() <= row.items()), None)
+def _finished(out: Path, job: dict, figures: Sequence[str]) -> dict | None:
+    """The row of a cell in `out` that did this job; `BadFile` when it lacks a figure."""
+    for path in sorted(out.glob("*/row.json")):
+        row = read_json(path)
+        if isinstance(row, dict) and job.items() <= row.items():
+            for name in (*figures, "seconds"):
+                if type(row.get(name)) not in (int, float) or not isfinite(row[name]):
+                    hint = "move its folder elsewhere: the cell is run again then"
+                    raise BadFile(path, f"{name} is no number", hint)
+            return row
+    return None
 
 
 def open_folder(folder: Path, job: Any) -> None:

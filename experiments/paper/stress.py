@@ -26,6 +26,7 @@ from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
+from weaksam_jax.outputs import OutFolder
 from weaksam_jax.ranges import Seed, Share
 from weaksam_jax.runlog import FILE
 from weaksam_jax.settings import change, to_plain
@@ -40,7 +41,7 @@ class Stress:
 
     run: Path
     """A run with finished proposals."""
-    out: Path
+    out: OutFolder
     """Folder of checkpoints and log."""
     share: Share = 0.25
     """Of the samples are spoiled."""

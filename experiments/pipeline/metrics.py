@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.data.detections import to_coco
 from weaksam_jax.data.records import TagSplit, TruthSplit
@@ -20,6 +19,7 @@ from weaksam_jax.evaluate import (
     proposal_recall,
     voc_ap,
 )
+from weaksam_jax.progress import progress_bar
 
 ApRule = Literal["voc07", "voc12", "coco"]
 Splits = Mapping[str, TagSplit]
@@ -34,7 +34,7 @@ def proposals(root: Path, splits: Splits, truths: Truths, difficult: bool = True
     difficult: whether such objects count in the recall of boxes (in that of masks they always do).
     """
     split, truth = splits["train"], truths["train"]
-    bar = tqdm(split.records, desc="recall", unit="images")
+    bar = progress_bar(split.records, "recall")
     stored = [read_proposals(root, split.split, record.image_id) for record in bar]
     boxes = [one.boxes for one in stored]
     result = {"per_image": float(np.mean([len(one) for one in boxes]))}

@@ -12,6 +12,7 @@ from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
+from weaksam_jax.outputs import OutRun
 from weaksam_jax.pgt import PgtConfig
 from weaksam_jax.ranges import Seed, Settings, shown
 from weaksam_jax.settings import change, from_plain, to_plain
@@ -29,7 +30,7 @@ class PipelineOptions(Settings):
 
     data: str = "auto"
     """mini (embedded), auto, tfds, or a folder: VOCdevkit, COCO, or images/ + tags.csv."""
-    out: Path | None = None
+    out: OutRun | None = None
     """The run folder; the same folder goes on where it stopped [runs/<data>-<preset>]."""
     stages: str | None = None
     """Only these, separated by commas (their inputs must be finished) [all]."""

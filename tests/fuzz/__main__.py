@@ -1,6 +1,7 @@
 """Mutated inputs through the real entry points.
 
     python -m tests.fuzz --count 2000            a table of what was tried and how it ended
+    python -m tests.fuzz --of outputs            stores to pack, lock files, places of outputs
     python -m tests.fuzz --seed 7 --only 123 --keep kept        one mutant again, its files kept
 
 Mutates small valid data sets (VOC, COCO, tags.csv), results, stores, checkpoints, pickles and
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.campaign import work
+from tests.fuzz.campaign import SETS, work
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.workers > 1:
         rows = in_processes(sys.argv[1:] if argv is None else argv, options.workers)
     else:
-        rows = work(options.seed, numbers[part::parts], options.keep)
+        rows = work(options.seed, numbers[part::parts], options.keep, of=options.of)
     rows.sort(key=lambda row: row["number"])
     print(table(rows))
     faults = [row for row in rows if row["fault"]]
@@ -65,6 +66,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=2000, help="mutants [2000]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--of", choices=SETS, default="inputs", help="what is mutated [inputs]")
     parser.add_argument("--only", type=int, help="this mutant alone")
     parser.add_argument("--part", type=_part, default=(0, 1), help="i/n: every n-th, from i on")
     parser.add_argument("--workers", type=int, default=1, help="processes [1]")

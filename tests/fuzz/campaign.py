@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / "helpers")]
 PRELOADED = (
     *("bridge.clues.networks", "bridge.convert", "bridge.export", "bridge.proposals.export"),
     *(
+        "bridge.pack",
         "bridge.released_pickles",
         "bridge.sam.networks",
         "experiments.custom",
@@ -27,13 +28,16 @@ PRELOADED = (
 )
 
 
-def work(seed: int, numbers: list[int], keep: Path | None) -> list[dict]:
-    """The endings of some mutants."""
+# What may be drawn from; each has its own mutants of a seed.
+SETS = {"inputs": "tests.fuzz.targets", "outputs": "tests.fuzz.outputs"}
+
+
+def work(seed: int, numbers: list[int], keep: Path | None, of: str = "inputs") -> list[dict]:
+    """The endings of some mutants; of: a name in `SETS`."""
     for name in PRELOADED:
         importlib.import_module(name)
-    from tests.fuzz.targets import TARGETS
-
-    targets = [target for target, share in TARGETS.items() for _ in range(share)]
+    shares = importlib.import_module(SETS[of]).TARGETS
+    targets = [target for target, share in shares.items() for _ in range(share)]
     rows = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         for number in numbers:

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from tqdm import tqdm
-
 from weaksam_jax.errors import BadFile
 from weaksam_jax.files import check_regular, read_json, write_json
+from weaksam_jax.progress import progress_bar
 
 # A file that was written just before it was read may be written once more at the "same" time.
 _SETTLED_NS = 2 * 10**9
@@ -58,7 +57,7 @@ def _state(path: Path) -> list[int]:
 
 def _hash_all(paths: list[Path], what: str) -> list[str]:
     with ThreadPoolExecutor(max_workers=4) as pool:
-        bar = tqdm(pool.map(_hash, paths), desc=f"hash {what}", total=len(paths), delay=3)
+        bar = progress_bar(pool.map(_hash, paths), f"hash {what}", total=len(paths), delay=3)
         try:
             return list(bar)
         except BaseException:  # a file that cannot be read, or Ctrl-C: do not wait for the rest

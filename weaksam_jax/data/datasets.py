@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from weaksam_jax.data.content import content_hashes
 from weaksam_jax.data.formats import coco, tags_csv, tfds, voc
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import fingerprint
+from weaksam_jax.progress import progress_bar
+from weaksam_jax.ranges import is_utf8
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,12 @@ class SplitCount:
 
 
 def find_dataset(path: str | Path) -> tuple[Path, Format]:
-    """The folder that a path means and its format; `BadInput` when it is no data set."""
+    """The folder that a path means and its format; `BadInput` when it is no data set, or has a name
+    that no file of ours can hold (a data set is named by its folder)."""
     for form in FORMATS.values():
         if (root := form.find(path)) is not None:
+            if not is_utf8(root.name):
+                raise BadInput(root, "has a name that is not UTF-8", "rename the folder")
             return root, form
     if not Path(path).is_dir():
         raise BadInput(path, "is no folder", "give the folder of a data set")
@@ -130,8 +133,7 @@ def verify_images(split: TagSplit, progress: bool = True) -> SplitCount:
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         work, total = pool.map(_verify, split.records), len(split.records)
-        desc = f"check {split.split}"
-        bar = tqdm(work, total=total, desc=desc, unit="images", disable=not progress)
+        bar = progress_bar(work, f"check {split.split}", total=total, disable=not progress)
         try:
             tags = [len(record.tags) for record in bar]
         except BaseException:  # a broken image or Ctrl-C: do not wait for the rest

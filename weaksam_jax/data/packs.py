@@ -19,10 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from weaksam_jax.data.sealed import file_digest, open_arrays, read_sealed_json, write_sealed_json
+from weaksam_jax.data.sealed import (
+    file_digest,
+    is_sealed_json,
+    open_arrays,
+    read_sealed_json,
+    write_sealed_json,
+)
 from weaksam_jax.data.store_checks import ids_fit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path
+from weaksam_jax.files import atomic_path, check_replaced
 
 INDEX = "pack.json"
 FORMAT = 2
@@ -111,7 +117,9 @@ def write_pack(
     """Writes a pack of `files`, one for each of the sorted `images`, `per_shard` to a shard.
 
     Shards are whole or absent and the index comes last. The same files give the same bytes.
+    `BadInput`, before anything is written, in place of a file that is no pack's.
     """
+    check_pack(folder, -(-len(images) // per_shard))
     writer_of, files = _array_record().ArrayRecordWriter, iter(files)
     sizes, digests = [], []
     for number, start in enumerate(range(0, len(images), per_shard)):
@@ -130,6 +138,26 @@ def write_pack(
         digests.append(file_digest(path))
     index = {"format": FORMAT, "per_shard": per_shard, "bytes": sizes, "checksums": digests}
     write_sealed_json(folder / INDEX, {**index, "images": list(images)})
+
+
+def check_pack(folder: Path, shards: int) -> None:
+    """`BadInput` when a pack of so many shards would replace a file that is no pack's."""
+    check_replaced(folder / INDEX, is_sealed_json)
+    for number in range(shards):
+        check_replaced(shard_path(folder, number), _is_shard)
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a shard is a pack's: there is its index, or its first record is a sealed file (a
+    writer that was killed left no index)."""
+    if (path.parent / INDEX).is_file():
+        return is_sealed_json(path.parent / INDEX)
+    try:
+        reader = _array_record().ArrayRecordReader(str(path), _READ_OPTIONS)
+        open_arrays(reader.read([0])[0], str(path))
+    except (RuntimeError, IndexError, BadInput):
+        return False
+    return True
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -6,6 +6,7 @@ file's metadata or of a JSON object. It is that of the whole file with zeros in 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,21 @@ from typing import Any
 import numpy as np
 
 from weaksam_jax.errors import BadFile
-from weaksam_jax.files import array_bytes, parse_arrays, read_text, write_text
+from weaksam_jax.files import (
+    array_bytes,
+    check_replaced,
+    check_whole,
+    parse_arrays,
+    read_text,
+    write_text,
+)
 from weaksam_jax.text import parse_json
 
 NAME = "checksum"
 _DIGITS = 32
 _ZEROS = "0" * _DIGITS
 _KEY = f'"{NAME}":"'.encode()
+_TAIL, _HEAD = 80, 1 << 16  # bytes that are looked at
 _HINT = "make it again with the command that made it"
 
 
@@ -47,9 +56,30 @@ def open_arrays(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str
     return parse_arrays(data, name)
 
 
+def is_sealed_json(path: Path) -> bool:
+    """Whether a file ends as those of `write_sealed_json` do, damaged elsewhere or not."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        return re.search(rb'"checksum": "[0-9a-f]{32}"\}\s*$', file.read(_TAIL)) is not None
+
+
+def is_sealed_arrays(path: Path) -> bool:
+    """Whether a file was made by `seal_arrays`; one that a power cut left empty, filled with zeros
+    or cut short was."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    start = b'{"__metadata__"'[: max(0, len(head) - 8)]
+    cut = len(head) < 8 + int.from_bytes(head[:8], "little") and head[8:].startswith(start)
+    return _KEY in head or not head.strip(b"\0") or (len(head) < _HEAD and cut)
+
+
 def write_sealed_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object with its checksum, atomically."""
-    write_text(path, _sealed_text(value))
+    """Writes a JSON object with its checksum, atomically; `BadInput` in place of a file that is no
+    such (`weaksam_jax.files.check_replaced`)."""
+    check_replaced(path, is_sealed_json)
+    text = _sealed_text(value)
+    check_whole(path, text, value)
+    write_text(path, text)
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:

@@ -16,10 +16,17 @@ import numpy as np
 
 from weaksam_jax.data.masks import are_codes
 from weaksam_jax.data.packs import open_pack
-from weaksam_jax.data.sealed import open_arrays, read_sealed_json, seal_arrays, write_sealed_json
+from weaksam_jax.data.sealed import (
+    is_sealed_arrays,
+    is_sealed_json,
+    open_arrays,
+    read_sealed_json,
+    seal_arrays,
+    write_sealed_json,
+)
 from weaksam_jax.data.store_checks import SOURCES, clue_fault, column_fault, ids_fit
 from weaksam_jax.errors import BadFile, BadInput
-from weaksam_jax.files import make_folder, read_bytes, sync_disk, write_bytes
+from weaksam_jax.files import check_replaced, make_folder, read_bytes, sync_disk, write_bytes
 
 VERSION = "2"
 IMAGE = "image"  # the id, in the metadata of every file
@@ -134,9 +141,11 @@ def write_stored(
     metadata: Mapping[str, str],
 ) -> None:
     """Writes one image's file (proposals or clues), with its checksum, atomically; it is not
-    synced by itself."""
+    synced by itself. `BadInput` in place of a file that is no store's."""
     own = {"version": VERSION, IMAGE: str(image_id), **metadata}
-    write_bytes(proposal_path(root, split, image_id), seal_arrays(arrays, own), durable=False)
+    path = proposal_path(root, split, image_id)
+    check_replaced(path, is_sealed_arrays)
+    write_bytes(path, seal_arrays(arrays, own), durable=False)
 
 
 def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
@@ -223,6 +232,14 @@ def is_stored(root: str | Path, split: str, image_id: int) -> bool:
 def manifest_path(root: str | Path, split: str) -> Path:
     """The file that says that a split is complete, and what it holds."""
     return Path(root) / split / "manifest.json"
+
+
+def reopen_split(root: str | Path, split: str) -> None:
+    """A split that is to be written is no longer complete: its manifest goes. `BadInput` when the
+    file of that name is no store's."""
+    path = manifest_path(root, split)
+    check_replaced(path, is_sealed_json)
+    path.unlink(missing_ok=True)
 
 
 def write_manifest(root: str | Path, split: str, image_ids: Iterable[int], metadata: dict) -> None:

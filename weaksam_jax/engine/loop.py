@@ -10,7 +10,6 @@ from pathlib import Path
 import grain
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from weaksam_jax import runlog
 from weaksam_jax.engine.checkpoint import CHECKPOINTS, Checkpoints
@@ -19,6 +18,7 @@ from weaksam_jax.engine.mesh import put_batch
 from weaksam_jax.engine.step import TrainState
 from weaksam_jax.errors import BadInput
 from weaksam_jax.interrupts import EXCEPTIONS, collected
+from weaksam_jax.progress import progress_bar
 
 
 def train(
@@ -63,8 +63,8 @@ def train(
         lines = _Log(path, name, done, pending=pending, every_step=every_step)
         batch = next(batches) if done < steps else {}
         alone, steps_left = process()[1] == 1, range(done, steps)
-        bar = tqdm(
-            steps_left, name, steps, initial=done, unit="step", mininterval=1,
+        bar = progress_bar(
+            steps_left, name, total=steps, initial=done, unit="step", mininterval=1,
             disable=not is_leader(),
         )  # fmt: skip
         for step in bar:

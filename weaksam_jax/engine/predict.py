@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.detections import to_coco
@@ -16,6 +15,7 @@ from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.views import restore_boxes
 from weaksam_jax.engine.journal import Journal
 from weaksam_jax.errors import BadInput
+from weaksam_jax.progress import progress_bar
 
 UNUSED = -1  # category id of a detector's classes that the data do not have
 THREADS = 4  # that load and resize images
@@ -69,9 +69,7 @@ def detect_split(
     records = views.split.records
     results = {} if journal is None else dict(journal.done)
     todo = [i for i, record in enumerate(records) if record.image_id not in results]
-    bar = tqdm(
-        total=len(todo), desc=f"detect {views.split.split}", unit="images", disable=not progress
-    )
+    bar = progress_bar(None, f"detect {views.split.split}", total=len(todo), disable=not progress)
     with bar:
         for index, found in detect_images(predictor, views, todo):
             record = records[index]

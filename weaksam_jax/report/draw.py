@@ -15,6 +15,7 @@ import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as coco_mask
 
 from weaksam_jax.boxes import from_xywh, intersection
@@ -36,6 +37,7 @@ PALETTE: tuple[Color, ...] = (
     (0, 114, 178),
 )
 WHITE: Color = (255, 255, 255)
+_NOTE = ("Software", "weaksam_jax")  # in the pictures that we made
 _LARGE = 2**24  # bytes of a picture from which PNG is made quickly, not small
 # Corners (left/right, above/inside/below) where a label is tried, in order of preference.
 _PLACES = (("left", "above"), ("right", "above"), ("left", "below"), ("right", "below"))
@@ -222,14 +224,30 @@ def draw_detections(
 
 
 def save_png(path: str | Path, picture: np.ndarray | bytes) -> None:
-    """Writes uint8 RGB `[h, w, 3]`, or the bytes of a PNG, atomically."""
+    """Writes uint8 RGB `[h, w, 3]`, or the bytes of a PNG, atomically. An array's picture says that
+    we made it (`is_own_png`)."""
     if not isinstance(picture, bytes):
         file = io.BytesIO()
         small = picture.size < _LARGE  # a large photo takes minutes otherwise
         how = {"optimize": True} if small else {"compress_level": 1}
-        Image.fromarray(picture).save(file, "PNG", **how)
+        Image.fromarray(picture).save(file, "PNG", pnginfo=_note(), **how)
         picture = file.getvalue()
     write_bytes(path, picture)
+
+
+def is_own_png(path: Path) -> bool:
+    """Whether a picture was made by `save_png`, so that another may take its place."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get(_NOTE[0]) == _NOTE[1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _note() -> PngInfo:
+    note = PngInfo()
+    note.add_text(*_NOTE)
+    return note
 
 
 def _rectangle(pen, box: np.ndarray, color: Color, thickness: int, dashed: bool) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.data.formats.checks import check_inside, clean_name
 from weaksam_jax.data.formats.file_index import FileIndex
@@ -20,8 +19,9 @@ from weaksam_jax.data.images import image_size
 from weaksam_jax.data.json_rows import Row, Rows, shown
 from weaksam_jax.data.masks import boxes_of, read_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
-from weaksam_jax.errors import BadFile, BadInput, printable
+from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import read_json
+from weaksam_jax.progress import progress_bar
 
 # Annotation files of COCO's other tasks: no categories of things, or no annotations.
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
@@ -223,7 +223,7 @@ def _places(annotations: Rows, field: str, ids: Sequence[int]) -> np.ndarray:
 def _photos(content: _Content) -> Iterator[dict[str, Any]]:
     """What records of tags and of truth say alike of each image, whose size in the file must be its
     own."""
-    bar = tqdm(content.names, desc=f"read {printable(content.split)}", unit="images", delay=3)
+    bar = progress_bar(content.names, f"read {content.split}", delay=3)
     images = content.root / "images"
     places = images / content.split, images, content.root / content.split, content.root
     folders = [FileIndex(place) for place in places]

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from weaksam_jax.data.formats.checks import check_inside, clean, clean_name, read_classes
 from weaksam_jax.data.formats.file_index import FileIndex
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_text
+from weaksam_jax.progress import progress_bar
 
 _COLUMNS = ("file", "tags", "split")
 _SPLITS = ("train", "test")
@@ -63,7 +62,7 @@ def csv_tags(root: Path, split: str) -> TagSplit:
         problem = f"split {split} is empty"
         raise BadInput(root / "tags.csv", problem, f"write {split} into the column split")
     records, images = [], FileIndex(root / "images")
-    for row in tqdm(chosen, desc=f"read {split}", unit="images", delay=3):
+    for row in progress_bar(chosen, f"read {split}", delay=3):
         tags = {_tag_index(root / "tags.csv", row, tag, index=index) for tag in row.tags}
         path = _image_path(images, row.file)
         width, height = image_size(path)

@@ -12,14 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import escape
 
-from tqdm import tqdm
-
 from weaksam_jax.data.formats.checks import check_inside, clean, clean_name
 from weaksam_jax.data.formats.file_index import IMAGE_SUFFIXES
 from weaksam_jax.data.formats.voc import VOC_CLASSES
 from weaksam_jax.data.images import image_size
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_text
+from weaksam_jax.progress import progress_bar
 
 PREFIX = "tfds:"
 _YEARS = ("2007", "2012")
@@ -103,7 +102,7 @@ def _export_split(
 ) -> list[str]:
     """Writes a split's images and annotations; returns its names. taken: those of other splits."""
     annotations: dict[str, str] = {}
-    for index in tqdm(range(len(examples)), desc=what, unit="images"):
+    for index in progress_bar(range(len(examples)), what):
         place = f"{what}, example {index + 1}"
         name, suffix = _name(examples[index], place)
         path = root / "JPEGImages" / f"{name}{suffix}"

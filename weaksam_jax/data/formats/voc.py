@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.data.formats.checks import read_classes
 from weaksam_jax.data.formats.voc_lists import (
@@ -28,6 +27,7 @@ from weaksam_jax.data.images import image_size, opened_image
 from weaksam_jax.data.masks import encode_mask
 from weaksam_jax.data.records import TagRecord, TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.errors import BadInput
+from weaksam_jax.progress import progress_bar
 
 # The official classes in the devkit's (alphabetical) order.
 VOC_CLASSES = (
@@ -92,7 +92,7 @@ def voc_tags(root: Path, split: str, difficult: bool = False) -> TagSplit:
         return tuple(sorted(found)), bool(objects) and not found
 
     records = []
-    for image in tqdm(images, desc=f"read {split}", unit="images", delay=3):
+    for image in progress_bar(images, f"read {split}", delay=3):
         (width, height), name = image_size(image.path), _file_name(files, image)
         tags, uncertain = tags_of(image)
         size = {"width": width, "height": height}
@@ -119,7 +119,7 @@ def voc_truth(root: Path, split: str) -> TruthSplit | None:
         return None
     classes = _classes(files)
     index = {name: i for i, name in enumerate(classes)}
-    bar = tqdm(images, desc=f"read {split}", unit="images", delay=3)
+    bar = progress_bar(images, f"read {split}", delay=3)
     records = tuple(_truth_record(files, image, index) for image in bar)
     category_ids = tuple(range(1, len(classes) + 1))
     return TruthSplit(root.name, split, classes, category_ids=category_ids, records=records)

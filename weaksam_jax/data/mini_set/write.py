@@ -8,9 +8,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from weaksam_jax.data.mini_set.scene import CLASSES, MiniScene, draw_scene
+from weaksam_jax.progress import progress_bar
 
 
 def write_mini(
@@ -47,7 +47,7 @@ def _write(root: Path, seed: int, train_images: int, test_images: int, progress:
     lists: dict[str, list[str]] = {"train": [], "val": [], "trainval": [], "test": []}
     flags: dict[str, dict[str, int]] = {}
     total = train_images + test_images
-    bar = tqdm(range(1, total + 1), desc="mini set", unit="images", disable=not progress)
+    bar = progress_bar(range(1, total + 1), "mini set", disable=not progress)
     for index in bar:
         name = f"{index:06d}"
         scene = draw_scene(seed, index)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
@@ -21,6 +20,7 @@ from weaksam_jax.files import (
     read_arrays,
     write_arrays,
 )
+from weaksam_jax.progress import progress_bar
 
 # (images uint8 `[B, H, W, 3]`, sizes float32 `[B, 2]`) -> maps float16 `[B, h, w, F]` by name.
 MapsOf = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -65,7 +65,7 @@ class FeatureCache:
                     key = (view, bucket_of(record, scales))
                     todo.setdefault(key, []).append(record)
         total = sum(map(len, todo.values()))
-        with tqdm(total=total, desc=f"features {split.split}", unit="images") as bar:
+        with progress_bar(None, f"features {split.split}", total=total) as bar:
             for (view, bucket), records in todo.items():
                 padded = scales[view.scale][bucket]
                 for start in range(0, len(records), batch_size):

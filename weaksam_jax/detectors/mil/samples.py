@@ -1,12 +1,10 @@
 """Samples of the MIL detector: images (or cached maps of a frozen backbone), proposals, tags."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from weaksam_jax.boxes import clip
 from weaksam_jax.data.augment import AugmentConfig, hide_patches, jitter_channels, light_noise
@@ -20,6 +18,7 @@ from weaksam_jax.detectors.mil.config import MilConfig
 from weaksam_jax.detectors.mil.evidence import clue_evidence
 from weaksam_jax.detectors.mil.features import FeatureCache
 from weaksam_jax.errors import BadInput
+from weaksam_jax.progress import progress_bar, say
 
 MAX_CACHED_PIXELS = 60_000_000  # decoded images are kept in memory up to this many pixels
 
@@ -88,7 +87,7 @@ class MilSamples:
         self.features: FeatureCache | None = None  # set it for cached maps
         loaded = [
             load_boxes(proposals_root, split, record, min_side=config.data.min_side)
-            for record in tqdm(split.records, "proposals", unit="images")
+            for record in progress_bar(split.records, "proposals")
         ]
         self.boxes, self.quality = map(list, zip(*loaded, strict=True))
         most = max(map(len, self.boxes))
@@ -250,5 +249,5 @@ def tta_samples(
         left_out = int((counts - samples.padded)[over].sum())
         problem = f"{over.sum()} of {len(counts)} images have more than {samples.padded} proposals"
         hint = f"raise data.max_proposals to {counts.max()} to look at all"
-        tqdm.write(f"warning: {problem}, {left_out} are left out; {hint}", file=sys.stderr)
+        say(f"warning: {problem}, {left_out} are left out; {hint}")
     return samples
