@@ -43,7 +43,7 @@ def test_tags_and_truth(tmp_path):
     assert tags.records[0].file_name == "000001.jpg"
     assert (tags.records[0].width, tags.records[0].height) == (20, 10)
     second = truth.records[1]
-    assert second.boxes.dtype == np.float32 and second.labels.dtype == np.int32
+    assert second.boxes.dtype == np.float64 and second.labels.dtype == np.int32
     assert second.boxes.tolist() == [[2, 3, 7, 9], [1, 1, 3, 3]]
     assert second.labels.tolist() == [cat, cat] and second.difficult.tolist() == [True, False]
     assert not second.crowd.any() and second.masks is None

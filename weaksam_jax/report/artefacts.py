@@ -71,20 +71,25 @@ PARTS = {
 class Found:
     """Boxes of one image, best first.
 
-    boxes `[n, 4]` x1 y1 x2 y2 in pixels; labels int `[n]` class indices; scores `[n]` (1 where the
-    file has none); masks: COCO RLE or None, one per box.
+    xywh float64 `[n, 4]` x y width height in pixels, as in the file; labels int `[n]` class
+    indices; scores `[n]` (1 where the file has none); masks: COCO RLE or None, one per box.
     """
 
-    boxes: np.ndarray
+    xywh: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     masks: tuple[dict | None, ...]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float64 `[n, 4]`, x1 y1 x2 y2."""
+        return from_xywh(self.xywh)
 
     def above(self, score: float) -> "Found":
         """Those with at least this score."""
         keep = self.scores >= score
         masks = tuple(mask for mask, kept in zip(self.masks, keep, strict=True) if kept)
-        return Found(self.boxes[keep], self.labels[keep], self.scores[keep], masks=masks)
+        return Found(self.xywh[keep], self.labels[keep], self.scores[keep], masks=masks)
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ def _found(path: Path, split: TagSplit | None) -> dict[int, Found] | None:
 def _one(rows: list[Mapping], labels: Mapping[int, int]) -> Found:
     rows = sorted(rows, key=lambda row: -row.get("score", 1.0))
     return Found(
-        from_xywh(np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4)),
+        np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
         np.asarray([labels[row["category_id"]] for row in rows], np.int64),
         np.asarray([row.get("score", 1.0) for row in rows], np.float64),
         masks=tuple(row.get("segmentation") for row in rows),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.formats.checks import check_inside, clean_name
 from weaksam_jax.data.formats.file_index import FileIndex
 from weaksam_jax.data.images import image_size
@@ -108,17 +109,17 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
         width, height = photo["width"], photo["height"]
         own = order[bounds[index] : bounds[index + 1]]
         masks = tuple(_mask(rows[i], width, height) for i in own.tolist())
-        corners = boxes_of((rows[i] for i in own.tolist()), masks) if boxes is None else boxes[own]
-        _check_inside(rows, own, corners, width=width, height=height)
-        corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
+        xywh = boxes_of((rows[i] for i in own.tolist()), masks) if boxes is None else boxes[own]
+        _check_inside(rows, own, xywh, width=width, height=height)
         records.append(
             TruthRecord(
                 **photo,
-                boxes=corners.astype(np.float32),
+                boxes=from_xywh(xywh),
                 labels=content.labels[own].astype(np.int32),
                 difficult=np.zeros(len(own), bool),
                 crowd=content.crowd[own],
                 masks=masks if masked and (any(masks) or not masks) else None,
+                written=xywh,
             )
         )
     return TruthSplit(**content.about, records=tuple(records))

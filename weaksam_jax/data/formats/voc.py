@@ -197,7 +197,7 @@ def _truth_record(files: VocFiles, image: VocImage, index: dict[str, int]) -> Tr
         image.path,
         width=width,
         height=height,
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        boxes=np.asarray(boxes, np.float64).reshape(-1, 4),
         labels=np.asarray(labels, np.int32),
         difficult=np.asarray([one.difficult for one in objects], bool),
         crowd=np.zeros(len(boxes), bool),
