@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from weaksam_jax.data.detections import to_coco
 from weaksam_jax.data.records import TagSplit, TruthSplit
-from weaksam_jax.data.store import is_stored, read_proposals, read_stored
+from weaksam_jax.data.store import is_stored, read_clues, read_proposals
 from weaksam_jax.evaluate import (
     coco_ap,
     corloc,
@@ -35,7 +35,7 @@ def proposals(root: Path, splits: Splits, truths: Truths, difficult: bool = True
     """
     split, truth = splits["train"], truths["train"]
     bar = tqdm(split.records, desc="recall", unit="images")
-    stored = [read_proposals(root, split.split, record.image_id) for record in bar]
+    stored = [read_proposals(root, split.split, record) for record in bar]
     boxes = [one.boxes for one in stored]
     result = {"per_image": float(np.mean([len(one) for one in boxes]))}
     if truth is None:
@@ -106,11 +106,11 @@ def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
     """The baseline: boxes of thresholded fine CAMs as COCO results; None without stored clues."""
     from bridge.clues.cam_boxes import cam_boxes
 
-    results = []
+    results, names = [], ("fine", "class_logits")
     for record in split.records:
         if not is_stored(root, split.split, record.image_id):
             return None
-        arrays, _ = read_stored(root, split.split, record.image_id)
+        arrays = read_clues(root, split.split, record, names, classes=len(split.classes))
         maps, ids = arrays["fine"].astype(np.float32), arrays["class_ids"]
         if not len(ids):
             continue

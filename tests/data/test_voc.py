@@ -120,6 +120,24 @@ def test_masks_are_the_objects_pixels(tmp_path):
         open_truth(root, "train")
 
 
+@pytest.mark.parametrize("mode", ["P", "L"])
+@pytest.mark.parametrize("value", [3, 38, 254])
+def test_masks_of_objects_that_are_not_annotated_are_refused(tmp_path, mode, value):
+    objects = [voc_object("cat"), voc_object("dog")]
+    root = write_voc(tmp_path / "VOC2012", {"train": {"1": objects}})
+    pixels = np.zeros((10, 20), np.uint8)
+    pixels[1:4, 2:6], pixels[4, 2:6], pixels[6:, 10:] = 2, 255, value
+    (root / "SegmentationObject").mkdir()
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image = Image.fromarray(pixels, mode="P")
+        image.putpalette(list(range(256)) * 3)
+    image.save(root / "SegmentationObject" / "1.png")
+    with pytest.raises(BadInput, match=rf"1\.png: has pixels of value {value}, but 2 <object>"):
+        open_truth(root, "train")
+    assert open_tags(root, "train").records[0].tags  # masks are no matter of training
+
+
 def test_annotations_are_upright(tmp_path):
     root = write_voc(tmp_path / "VOC2007", {"train": {"1": [voc_object("cat", (1, 1, 10, 20))]}})
     with pytest.raises(BadInput, match="outside"):

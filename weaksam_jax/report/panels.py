@@ -136,7 +136,7 @@ def photo(scene: Scene) -> Panel:
 
 def points(scene: Scene) -> Panel | None:
     """The fine class activation maps of the image's classes, and the prompt points."""
-    clues = scene.artefacts.clues(scene.record.image_id)
+    clues = scene.artefacts.clues(scene.record)
     if clues is None:
         return _absent(scene, "clues", "points over class maps")
     colors = [scene.colors[label] for label in clues["class_ids"]]
@@ -148,7 +148,7 @@ def points(scene: Scene) -> Panel | None:
 
 def proposals(scene: Scene) -> Panel | None:
     """The proposals, thin, over the darkened photo; in colour the best fit of each true object."""
-    found = scene.artefacts.proposals(scene.record.image_id)
+    found = scene.artefacts.proposals(scene.record)
     if found is None:
         return _absent(scene, "proposals", "proposals")
     count = min(len(found), MOST_PROPOSALS)

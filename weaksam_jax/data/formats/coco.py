@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.formats.checks import check_inside, clean_name
-from weaksam_jax.data.formats.file_index import FileIndex
+from weaksam_jax.data.formats.file_index import FileIndex, first_twins
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.json_rows import Row, Rows, shown
 from weaksam_jax.data.masks import boxes_of, read_mask
@@ -132,9 +132,14 @@ def coco_truth_files(root: Path, split: str) -> list[Path]:
 
 def _files(root: Path) -> dict[str, Path]:
     """Split name -> annotation file."""
-    paths = sorted((root / "annotations").glob("*.json"))
-    paths = [path for path in paths if not path.name.startswith((".", *_OTHER_TASKS))]
-    return {path.stem.removeprefix("instances_"): path for path in paths}
+    files: dict[str, Path] = {}
+    for path in sorted((root / "annotations").glob("*.json")):
+        if not path.name.startswith((".", *_OTHER_TASKS)):
+            name = path.stem.removeprefix("instances_")
+            if (other := files.setdefault(name, path)) != path:
+                problem = f"and {path.name} are both of the split {name}"
+                raise BadInput(other, problem, "rename one of them, or move it elsewhere")
+    return files
 
 
 def _find_split(root: Path, split: str) -> tuple[str, Path]:
@@ -228,8 +233,12 @@ def _photos(content: _Content) -> Iterator[dict[str, Any]]:
     images = content.root / "images"
     places = images / content.split, images, content.root / content.split, content.root
     folders = [FileIndex(place) for place in places]
-    for index, name in enumerate(bar):
-        where = _image_path(folders, name)
+    paths = [_image_path(folders, name) for name in content.names]
+    if (twins := first_twins(paths)) is not None:
+        one, other = (content.images[index] for index in twins)
+        hint = f"{one.entry} has it, too: give each its own"
+        raise other.fail(f"file_name is another name of {paths[twins[0]]}", hint)
+    for index, (name, where) in enumerate(zip(bar, paths, strict=True)):
         width, height = image_size(where)
         row = content.images[index]
         stated = row.integer("width", default=width), row.integer("height", default=height)

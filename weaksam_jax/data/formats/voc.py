@@ -212,6 +212,11 @@ def _masks(path: Path, objects: int, width: int, height: int) -> tuple[dict | No
     if pixels.shape != (height, width):
         problem = f"mask of shape {pixels.shape} is not a palette image of {height} x {width}"
         raise BadInput(path, problem, "replace the file")
+    values = np.unique(pixels)
+    strange = values[~np.isin(values, [*range(objects + 1), 255])]
+    if len(strange):
+        problem = f"has pixels of value {strange[0]}, but {objects} <object> in its annotation"
+        raise BadInput(path, problem, "give the k-th <object> value k (0: background, 255: void)")
     return tuple(
         encode_mask(pixels == k) if (pixels == k).any() else None for k in range(1, objects + 1)
     )
