@@ -50,7 +50,7 @@ def _metrics(root: Path) -> dict:
     content = read_object(path)
     for name, value in _leaves(content):
         if _concerns_table(name) and not (_is_figure(name) and is_number(value)):
-            kind = "object of figures" if is_number(value) else "finite number"
+            kind = "place for a figure" if is_number(value) else "finite number"
             problem = f"{name} is no {kind} ({shown(value)})"
             raise BadFile(path, problem, "give the folder of a run")
     return figures(content)

@@ -64,6 +64,7 @@ def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
     """What the clue network says of every image as a whole: float32 `[images, C]`."""
     names, classes = ("class_logits",), len(split.classes)
     stored = [
-        read_clues(root, split.split, record, names, classes=classes) for record in split.records
+        read_clues(root, split.split, record, names=names, classes=classes)
+        for record in split.records
     ]
     return np.stack([one["class_logits"] for one in stored])

@@ -106,11 +106,11 @@ def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
     """The baseline: boxes of thresholded fine CAMs as COCO results; None without stored clues."""
     from bridge.clues.cam_boxes import cam_boxes
 
-    results, names = [], ("fine", "class_logits")
+    results, names, classes = [], ("fine", "class_logits"), len(split.classes)
     for record in split.records:
         if not is_stored(root, split.split, record.image_id):
             return None
-        arrays = read_clues(root, split.split, record, names, classes=len(split.classes))
+        arrays = read_clues(root, split.split, record, names=names, classes=classes)
         maps, ids = arrays["fine"].astype(np.float32), arrays["class_ids"]
         if not len(ids):
             continue

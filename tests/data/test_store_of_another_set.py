@@ -77,7 +77,7 @@ READERS = {
     ),
     "report": lambda root, split: artefacts(root, split).proposals(split.records[0]),
     "clues": lambda root, split: read_clues(
-        root / "clues", "train", split.records[0], NAMES, classes=2
+        root / "clues", "train", split.records[0], names=NAMES, classes=2
     ),
     "logits": lambda root, split: clues.stored_logits(root / "clues", split),
     "cams": lambda root, split: metrics.cam_detections(root / "clues", split),

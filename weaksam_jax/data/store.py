@@ -217,8 +217,8 @@ def read_clues(
     root: str | Path,
     split: str,
     record: TagRecord | TruthRecord,
-    names: Iterable[str],
     *,
+    names: Iterable[str],
     classes: int,
 ) -> dict[str, np.ndarray]:
     """These arrays of one image's file of clues (`bridge.proposals.export.export_split` says which

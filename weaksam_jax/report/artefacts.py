@@ -112,7 +112,7 @@ class Artefacts:
         names = ("coarse", "fine", "class_logits", "points")
         if not is_stored(*place, record.image_id):
             return None
-        return read_clues(*place, record, names, classes=classes)
+        return read_clues(*place, record, names=names, classes=classes)
 
     def proposals(self, record: TagRecord) -> Proposals | None:
         """The proposals of a training image."""
