@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _verify(out: Path, tags: TagSplit) -> None:
-    count = verify_split(out, tags.split, images=[one.image_id for one in tags.records])
+    count = verify_split(out, tags.split, records=tags.records)
     print(f"{count} images of {tags.split} are whole")
 
 

@@ -7,10 +7,10 @@ Prints a Markdown table; a figure that a run does not have is a dash. Shares are
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -19,9 +19,11 @@ from experiments.pipeline.commands import run
 from weaksam_jax.data.json_rows import shown
 from weaksam_jax.errors import BadFile, BadInput, printable
 from weaksam_jax.flags import parse
-from weaksam_jax.report.artefacts import is_number, numbers, part, read_figures
+from weaksam_jax.report.artefacts import figures, is_number, numbers, part, read_object
 from weaksam_jax.report.tables import KNOWN, flatten
 from weaksam_jax.run_folder import RunFolder
+
+_KEYS = [key for key, *_ in KNOWN]
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,36 @@ def _metrics(root: Path) -> dict:
     path = RunFolder(root).metrics
     if not path.exists():
         raise BadFile(path, "does not exist", "name the folder of a run that has finished a stage")
-    metrics = read_figures(path)
-    known = {key for key, *_ in KNOWN}
-    for name, value in flatten(metrics):
-        if (name in known or name.split(".")[0] == "seconds") and not is_number(value):
-            problem = f"{name} is no finite number ({shown(value)})"
+    content = read_object(path)
+    for name, value in _leaves(content):
+        if _concerns_table(name) and not (_is_figure(name) and is_number(value)):
+            kind = "place for a figure" if is_number(value) else "finite number"
+            problem = f"{name} is no {kind} ({shown(value)})"
             raise BadFile(path, problem, "give the folder of a run")
-    return metrics
+    return figures(content)
+
+
+def _leaves(content: Mapping) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all that is no object in nested objects, or an empty one."""
+    waiting = [(str(key), value) for key, value in content.items()]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping) and value:
+            waiting += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        elif value != {} or name in _KEYS:
+            yield name, value
+
+
+def _is_figure(name: str) -> bool:
+    """Whether it is the name of a figure of the table, or of a stage's seconds."""
+    group, _, stage = name.partition(".")
+    return name in _KEYS or (group == "seconds" and "." not in stage and stage != "")
+
+
+def _concerns_table(name: str) -> bool:
+    """Whether such a figure has this name, or a name within it or around it."""
+    names = [*_KEYS, "seconds"]
+    return any(f"{one}.".startswith(f"{name}.") or name.startswith(f"{one}.") for one in names)
 
 
 def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:

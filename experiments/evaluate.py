@@ -141,9 +141,9 @@ def results_recall(found: list, truth: TruthSplit, difficult: bool) -> dict:
     arrays = as_arrays(found, truth)
     order = np.argsort(-arrays.scores, kind="stable")
     boxes = [
-        arrays.boxes[order[arrays.image[order] == image]] for image in range(len(truth.records))
+        arrays.xywh[order[arrays.image[order] == image]] for image in range(len(truth.records))
     ]
-    recall = proposal_recall(boxes, truth, difficult=difficult)
+    recall = proposal_recall(boxes, truth, difficult=difficult, form="xywh")
     return {"per_image": len(found) / len(truth.records), "recall": recall}
 
 

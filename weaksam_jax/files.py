@@ -176,6 +176,24 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path), path)
 
 
+def read_json_lines(path: str | Path, kind: str, hint: str) -> list[tuple[int, str, Any]]:
+    """(number from 1, line, value) of a file of JSON lines, which its program appends to.
+
+    A last line that is no JSON is left out: a kill or a power cut came between. Raises `BadFile`
+    with the number of another, which is no `kind`, and the hint; and for a path that is no file.
+    """
+    found = []
+    lines = [one for one in enumerate(read_bytes(path).split(b"\n"), 1) if one[1].strip()]
+    for place, (number, line) in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8")
+            found.append((number, text, json.loads(text)))
+        except (ValueError, RecursionError) as error:
+            if place < len(lines):
+                raise BadFile(path, f"line {number} is no {kind}", hint) from error
+    return found
+
+
 def write_arrays(
     path: str | Path,
     arrays: Mapping[str, np.ndarray],

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weaksam_jax.files import write_text
+from weaksam_jax.errors import BadFile
+from weaksam_jax.files import read_json_lines, write_text
 
 FILE = "log.jsonl"  # its name in the run folder
+HINT = "move the file away; the log begins anew then"
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -20,16 +22,20 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 def forget(path: Path, stage: str, step: int) -> None:
     """Takes a stage's lines after `step`, and a line cut short by a kill, out of the log.
 
-    So that a stage that goes on at a checkpoint does not tell the same steps twice.
+    So that a stage that goes on at a checkpoint does not tell the same steps twice. Raises
+    `BadFile` for another line that is none of a log.
     """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
+    for number, line, entry in read_json_lines(path, "log line", HINT):
+        if not _is_entry(entry):
+            raise BadFile(path, f"line {number} is no log line", HINT)
         if entry["stage"] != stage or entry["step"] <= step:
-            kept.append(line)
+            kept.append(f"{line}\n")
     write_text(path, "".join(kept))
+
+
+def _is_entry(entry: Any) -> bool:
+    whole = isinstance(entry, dict) and isinstance(entry.get("stage"), str)
+    return whole and type(entry.get("step")) is int

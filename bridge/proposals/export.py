@@ -124,12 +124,13 @@ def export_split(
 
     `<root>/<split>/<xx>/<id>.safetensors` holds the proposals (`weaksam_jax.data.store`) and, with
     a clue network, `<clue_root>/<split>/<xx>/<id>.safetensors` the clues: coarse, fine float16
-    `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`. An
-    image is skipped when its files are there, whole, and were made from the same settings,
-    networks, image and tags (metadata `fingerprint`). The manifest is written once every image of
-    the split is there; it is removed first when there is something to do. Without a clue network
-    the prompts are the grid alone. workers: images at a time (`bridge.runtime.workers`); the files
-    do not depend on it. Raises `BadInput` for an unreadable image.
+    `[c, h, w]`, class_ids int32 `[c]`, class_logits float32 `[C]`, points float32 `[P, 5]`, size
+    int32 `[2]`, the image's height and width. An image is skipped when its files are there, whole,
+    and were made from the same settings, networks, image and tags (metadata `fingerprint`). The
+    manifest is written once every image of the split is there; it is removed first when there is
+    something to do. Without a clue network the prompts are the grid alone. workers: images at a
+    time (`bridge.runtime.workers`); the files do not depend on it. Raises `BadInput` for an
+    unreadable image.
     """
     if config.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
@@ -246,6 +247,7 @@ class _Job:
             "class_ids": clues.class_ids.astype(np.int32),
             "class_logits": clues.class_logits.astype(np.float32),
             "points": prompts.points.astype(np.float32),
+            "size": np.asarray([record.height, record.width], np.int32),
         }
         place = self.clue_root, self.split, record.image_id
         write_stored(*place, arrays=arrays, metadata=metadata)

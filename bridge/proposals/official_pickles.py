@@ -224,7 +224,7 @@ def export_official(
     """
     entries = []
     for record in split.records:
-        boxes = read_proposals(root, split.split, record.image_id).boxes
+        boxes = read_proposals(root, split.split, record).boxes
         low = np.maximum(boxes[:, :2], 0)
         boxes = np.concatenate([low, np.maximum(boxes[:, 2:] - 1, low)], axis=1)
         entries.append(boxes.astype(np.uint16 if form == "mist-voc" else np.float32))

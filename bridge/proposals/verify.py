@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from weaksam_jax.data.packs import INDEX, open_pack
+from weaksam_jax.data.records import TagRecord
 from weaksam_jax.data.store import (
     SOURCES,
     Proposals,
+    check_size,
     manifest_path,
     parse_proposals,
     proposal_path,
@@ -25,7 +27,7 @@ def verify_split(
     root: str | Path,
     split: str,
     clue_root: str | Path | None = None,
-    images: Sequence[int] | None = None,
+    records: Sequence[TagRecord] | None = None,
     progress: bool = True,
 ) -> int:
     """Reads every file of a split, in either layout; returns the number of images.
@@ -34,7 +36,8 @@ def verify_split(
     damaged (one byte is enough), of another export than the manifest's, or not in the manifest;
     boxes outside the image or empty; means that are not the manifest's. clue_root: where its
     clues are (None: `<root>/clues` if that has the split), each of the same fingerprint as the
-    image's proposals. images: the ids of the data set's split, which must be the manifest's.
+    image's proposals. records: those of the data set's split, whose ids must be the manifest's, and
+    whose sizes the files'.
     """
     root = Path(root)
     where = manifest_path(root, split)
@@ -44,11 +47,12 @@ def verify_split(
     if clue_root is None and (root / "clues" / split).is_dir():
         clue_root = root / "clues"
     bad, counts = [], np.zeros((len(manifest["images"]), len(SOURCES)), int)
+    known = {record.image_id: record for record in records or ()}
     bar = progress_bar(manifest["images"], f"verify {split}", disable=not progress)
     for row, image_id in enumerate(bar):
         try:
             counts[row] = _verify_image(
-                root, split, image_id, manifest=manifest, clue_root=clue_root
+                root, split, image_id, manifest=manifest, clue_root=clue_root, known=known
             )
         except BadInput as error:
             bad.append((error.path, error.problem))
@@ -56,7 +60,7 @@ def verify_split(
         bad += _strangers(store, split, manifest)
         pack = open_pack(store / split)
         bad += [] if pack is None else [(path, "is damaged") for path in pack.damaged()]
-    if images is not None and sorted(images) != manifest["images"]:
+    if records is not None and sorted(known) != manifest["images"]:
         bad.append((where, "lists other images than the data set"))
     if not bad:  # the counts are only complete when every file could be read
         bad += [(where, problem) for problem in _wrong_means(manifest, counts)]
@@ -67,7 +71,12 @@ def verify_split(
 
 
 def _verify_image(
-    root: Path, split: str, image_id: int, manifest: dict, clue_root: str | Path | None
+    root: Path,
+    split: str,
+    image_id: int,
+    manifest: dict,
+    clue_root: str | Path | None,
+    known: Mapping[int, TagRecord],
 ) -> np.ndarray:
     """Boxes by source, int `[len(SOURCES)]`, of one image; `BadInput` for what is wrong with it."""
     path = proposal_path(root, split, image_id)
@@ -77,6 +86,8 @@ def _verify_image(
         raise BadInput(path, "is of another export than the manifest", _HINT)
     if problem := _fault(proposals):
         raise BadInput(path, problem, _HINT)
+    if image_id in known:
+        check_size([proposals.height, proposals.width], known[image_id], path)
     if clue_root is not None:
         clue_path = proposal_path(clue_root, split, image_id)
         _, of_clues = read_stored(clue_root, split, image_id)

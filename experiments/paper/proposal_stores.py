@@ -124,12 +124,7 @@ def _export(split: TagSplit, network, sam, settings, root: Path) -> float | None
 
 
 def _read(name: str, root: Path, split: TagSplit, seconds: float | None, made_with: dict) -> Stored:
-    found = [read_proposals(root, split.split, record.image_id) for record in split.records]
-    for record, one in zip(split.records, found, strict=True):
-        if (one.width, one.height) != (record.width, record.height):
-            problem = f"image {record.image_id} is {one.width} x {one.height} in the store"
-            hint = f"give the store of {split.dataset} ({record.width} x {record.height} there)"
-            raise BadInput(root, problem, hint)
+    found = [read_proposals(root, split.split, record) for record in split.records]
     settings = None
     if found and all(one.decoded is not None for one in found):
         settings = export_settings(root, split)

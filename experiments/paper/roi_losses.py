@@ -53,7 +53,7 @@ class Judge:
             yield rois.cls[row][own], rois.reg[row][own], wrong, rois.cls[row][valid & ~own]
 
     def _wrong(self, boxes: np.ndarray, labels: np.ndarray, record: TruthRecord) -> np.ndarray:
-        right = iou(boxes, record.boxes.astype(np.float64)) >= ERROR_IOU
+        right = iou(boxes, record.boxes) >= ERROR_IOU
         if self.same_class:
             right &= record.labels[None, :] == labels[:, None]
         return ~right.any(1)

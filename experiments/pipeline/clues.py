@@ -63,5 +63,5 @@ def tag_map(root: Path, test: TagSplit) -> dict:
 def stored_logits(root: Path, split: TagSplit) -> np.ndarray:
     """What the clue network says of every image as a whole: float32 `[images, C]`."""
     wanted = {"names": ("class_logits",), "classes": len(split.classes)}
-    stored = [read_clues(root, split.split, record.image_id, **wanted) for record in split.records]
+    stored = [read_clues(root, split.split, record, **wanted) for record in split.records]
     return np.stack([one["class_logits"] for one in stored])

@@ -35,7 +35,7 @@ def proposals(root: Path, splits: Splits, truths: Truths, difficult: bool = True
     """
     split, truth = splits["train"], truths["train"]
     bar = progress_bar(split.records, "recall")
-    stored = [read_proposals(root, split.split, record.image_id) for record in bar]
+    stored = [read_proposals(root, split.split, record) for record in bar]
     boxes = [one.boxes for one in stored]
     result = {"per_image": float(np.mean([len(one) for one in boxes]))}
     if truth is None:
@@ -106,12 +106,11 @@ def cam_detections(root: Path, split: TagSplit) -> list[dict] | None:
     """The baseline: boxes of thresholded fine CAMs as COCO results; None without stored clues."""
     from bridge.clues.cam_boxes import cam_boxes
 
-    results = []
+    results, names, classes = [], ("fine", "class_logits"), len(split.classes)
     for record in split.records:
         if not is_stored(root, split.split, record.image_id):
             return None
-        place, names = (root, split.split, record.image_id), ("fine", "class_logits")
-        arrays = read_clues(*place, names=names, classes=len(split.classes))
+        arrays = read_clues(root, split.split, record, names=names, classes=classes)
         maps, ids = arrays["fine"].astype(np.float32), arrays["class_ids"]
         if not len(ids):
             continue

@@ -126,10 +126,11 @@ def graph(run: Run) -> list[Stage]:
     makes the stage run again."""
     config = run.config
     export = replace(config.export, source=run.options.proposals if run.exports else "sam")
-    made_by = [export, config.sam, config.clue_use, *_stored_elsewhere(run)]
+    sam = [config.sam, _content(config.sam)]
+    made_by = [export, sam, config.clue_use, *_stored_elsewhere(run)]
     mil = [config.wsod, _content(config.wsod.optim.init)]
     store = ("data", "clues") if run.exports else ("data",)
-    masks = [config.masks, config.sam]
+    masks = [config.masks, sam]
 
     def stage(name: str, settings: list, reads: tuple, work: partial, **more) -> Stage:
         return _judged(run, _stage(name, settings, reads, run=work), getattr(figures, name), **more)
@@ -176,7 +177,9 @@ def _clue_stage(run: Run) -> Stage:
     network = run.config.clue_recipe()
     if isinstance(network, Path):
         network = file_fingerprint(network)
-    return _stage("clues", [run.config.clues, network], ("data",), run=partial(train_clues, run))
+    start = _content(getattr(network, "init", None))
+    settings = [run.config.clues, network, start]
+    return _stage("clues", settings, ("data",), run=partial(train_clues, run))
 
 
 def _images(run: Run) -> list:
@@ -202,7 +205,7 @@ def _stored_elsewhere(run: Run) -> list:
     return [found]
 
 
-def _content(name: str | None) -> str | None:
+def _content(name: str | Path | None) -> str | None:
     """What identifies the weights in a file, so that another file of that name is noticed."""
     return file_fingerprint(Path(name)) if name and Path(name).is_file() else None
 

@@ -165,3 +165,26 @@ def test_broken_json(tmp_path):
     (root / "annotations" / "instances_train2017.json").write_text('{"images": [')
     with pytest.raises(BadInput, match="is not JSON"):
         open_tags(root, "train")
+
+
+@pytest.mark.parametrize("other", ["train", "instances_train"])
+def test_two_files_of_one_split_are_refused(tmp_path, other):
+    root = write_coco(tmp_path / "coco", name="train")
+    assert open_tags(root, "train").split == "train"
+    write_coco(root, name="instances_train")
+    for read in (open_tags, open_truth):
+        with pytest.raises(BadInput, match=r"instances_train\.json: and train\.json are both of"):
+            read(root, "train")
+    (root / "annotations" / f"{other}.json").rename(root / "annotations" / "captions_train.json")
+    assert open_tags(root, "train").split == "train"
+
+
+def test_two_spellings_of_one_photo_are_refused(tmp_path):
+    data = coco_json()
+    data["images"][1]["file_name"] = "a.JPG"
+    root = write_coco(tmp_path / "coco", data)
+    assert len(open_tags(root, "train").records) == 2  # two files on this disk
+    (root / "images" / "a.JPG").unlink()
+    for read in (open_tags, open_truth):
+        with pytest.raises(BadInput, match=r"images\[1\] \(id 3\): file_name is another name of"):
+            read(root, "train")

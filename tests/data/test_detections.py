@@ -121,3 +121,22 @@ def test_an_annotation_file_numbers_its_rows_and_names_images_and_categories():
     assert made["annotations"][0] == {**expected, "bbox": [0, 0, 40, 30], "area": 1200}
     assert made["images"][0] == {"id": 5, "file_name": "5.png", "width": 40, "height": 30}
     assert made["categories"] == [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
+
+
+@pytest.mark.parametrize("empty", [0, False, "", {}, 0.0])
+@pytest.mark.parametrize("count", [1, 2])
+def test_empty_values_are_no_masks(tmp_path, empty, count):
+    rows = [{**ENTRY, "score": 0.5, "segmentation": empty} for _ in range(count)]
+    with pytest.raises(BadInput, match=r"entry 0: segmentation (is neither|has size)"):
+        read_detections(written(tmp_path, rows), SPLIT)
+
+
+@pytest.mark.parametrize("others", [[], [None], [[]], [{"size": [30, 40], "counts": [1200]}]])
+def test_no_polygons_are_no_mask(tmp_path, others):
+    rows = [{**ENTRY, "score": 0.5, "segmentation": one} for one in ([], *others)]
+    rows.append({**ENTRY, "score": 0.5})
+    found = read_detections(written(tmp_path, rows), SPLIT)
+    assert found[0]["segmentation"] is None and "segmentation" not in found[-1]
+    assert [type(one.get("segmentation")) for one in found[1:-1]] == [
+        dict if isinstance(one, dict) else type(None) for one in others
+    ]

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from stores import stored_proposals
 
 from weaksam_jax.data.packs import open_pack, write_pack
 from weaksam_jax.data.sealed import read_sealed_json, write_sealed_json
@@ -12,7 +13,6 @@ from weaksam_jax.data.store import (
     Proposals,
     is_stored,
     proposal_path,
-    read_proposals,
     read_stored,
     write_proposals,
 )
@@ -69,12 +69,12 @@ def test_both_layouts_read_alike(stores):
         for name, value in expected.items():
             assert arrays[name].dtype == value.dtype
             np.testing.assert_array_equal(arrays[name], value)
-        one, other = (read_proposals(root, "train", image_id) for root in stores)
+        one, other = (stored_proposals(root, "train", image_id) for root in stores)
         assert one.masks == other.masks and (one.height, one.width) == (40, 50)
         np.testing.assert_array_equal(one.boxes, other.boxes)
     assert not is_stored(packed, "train", 4) and not is_stored(packed, "test", 3)
     with pytest.raises(BadInput, match=r"pack\.json: has no image 4"):
-        read_proposals(packed, "train", 4)
+        stored_proposals(packed, "train", 4)
 
 
 def test_records_are_the_files_and_packing_again_gives_the_same_bytes(stores, tmp_path):
@@ -91,7 +91,7 @@ def test_threads_read_one_pack(stores):
     _, packed = stores
     ids = np.random.default_rng(0).choice(IMAGES, 200).tolist()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda one: read_proposals(packed, "train", one), ids))
+        found = list(pool.map(lambda one: stored_proposals(packed, "train", one), ids))
     for image_id, proposals in zip(ids, found, strict=True):
         expected = proposals_of(image_id, 5 * IMAGES.index(image_id))
         np.testing.assert_array_equal(proposals.boxes, expected.boxes)
@@ -99,10 +99,10 @@ def test_threads_read_one_pack(stores):
 
 def test_a_pack_that_was_written_anew_is_opened_anew(stores):
     loose, packed = stores
-    assert len(read_proposals(packed, "train", 17)) == 5
+    assert len(stored_proposals(packed, "train", 17)) == 5
     write_proposals(loose, "train", proposals_of(17, 9), {})
     pack(loose, packed, per_shard=5)
-    assert len(read_proposals(packed, "train", 17)) == 9
+    assert len(stored_proposals(packed, "train", 17)) == 9
 
 
 def test_damage_is_named(stores):
@@ -115,11 +115,11 @@ def test_damage_is_named(stores):
     shard.write_bytes(spoilt)
     with pytest.raises(BadInput, match=r"00001\.array_record: image (103|2008000002) cannot be"):
         for image_id in IMAGES:
-            read_proposals(packed, "train", image_id)
+            stored_proposals(packed, "train", image_id)
     shard.write_bytes(whole[:-1])
     index.touch()  # as a copy that was cut short would have it: files of another time
     with pytest.raises(BadInput, match=rf"00001\.array_record: has {len(whole) - 1} bytes instead"):
-        read_proposals(packed, "train", 3)
+        stored_proposals(packed, "train", 3)
     shard.unlink()
     with pytest.raises(BadInput, match=r"00001\.array_record: does not exist"):
         open_pack(packed / "train")

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from stores import stored_proposals
 
 from bridge.proposals.verify import verify_split
 from weaksam_jax.data.packs import write_pack
@@ -14,7 +15,6 @@ from weaksam_jax.data.store import (
     Proposals,
     proposal_path,
     read_manifest,
-    read_proposals,
     read_stored,
     write_manifest,
     write_proposals,
@@ -74,9 +74,9 @@ def test_every_byte_of_an_images_file_counts(store):
         assert caught.value.path == str(path) and "\n" not in str(caught.value), place
     for place in flips(path, range(0, len(whole), 101)):
         with pytest.raises(BadInput, match=r"7\.safetensors"):
-            read_proposals(store, "train", 7)
+            stored_proposals(store, "train", 7)
         assert place < len(whole)
-    assert len(read_proposals(store, "train", 7)) == 3
+    assert len(stored_proposals(store, "train", 7)) == 3
 
 
 def test_every_byte_of_the_manifest_counts(store):
@@ -203,7 +203,7 @@ def test_columns_that_cannot_be_end_in_one_line(store, word):
         spoil(strange)
         write_stored(store, "train", 7, arrays=strange, metadata=metadata)
         with pytest.raises(BadInput, match=rf"7\.safetensors: .*{word}"):
-            read_proposals(store, "train", 7)
+            stored_proposals(store, "train", 7)
 
 
 @pytest.mark.parametrize("code", [b"\x00\xff", b"oooooooooooo", b"1", b"~" * 9, b"0" * 400, b"P"])
@@ -212,7 +212,7 @@ def test_codes_that_are_no_mask_never_reach_pycocotools(store, code):
     spoilt = Proposals(**{**vars(good), "masks": (*good.masks[:2], code)})
     write_proposals(store, "train", spoilt, {"job": "j"})
     with pytest.raises(BadInput, match=r"image 7: mask 2 is none of 20 x 30 pixels"):
-        read_proposals(store, "train", 7).rles()
+        stored_proposals(store, "train", 7).rles()
     with pytest.raises(BadInput, match=r"7\.safetensors: mask 2 is none of"):
         verify_split(store, "train", progress=False)
 
@@ -221,10 +221,10 @@ def test_decoded_masks_that_are_empty_have_no_stability(store):
     arrays, metadata = read_stored(store, "train", 7)
     changed("decoded_stability", 1, np.nan)(arrays)
     write_stored(store, "train", 7, arrays=arrays, metadata=metadata)
-    assert np.isnan(read_proposals(store, "train", 7).decoded.stability[1])
+    assert np.isnan(stored_proposals(store, "train", 7).decoded.stability[1])
 
 
 def test_masks_come_back(store):
-    rles = read_proposals(store, "train", 7).rles()
+    rles = stored_proposals(store, "train", 7).rles()
     assert coco_mask.area(rles).tolist() == [100, 375, 4]
     assert coco_mask.toBbox(rles)[1].tolist() == [5, 5, 25, 15]

@@ -149,3 +149,36 @@ def test_a_path_stays_inside_or_is_refused(parts):
         ] or parts[0] == "c:"  # fmt: skip
         return
     assert ".." not in name.split("/") and not name.startswith("/") and "\0" not in name
+
+
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        ("d\u200bog", "dog"), ("d\u200dog", "dog"), ("dog\u200c", "dog"), ("\u200ddog", "dog"),
+        ("d\u00adog", "dog"), ("\u200edog\u200f", "dog"), ("do\u2060g", "dog"),
+        ("dog\ufe0f", "dog"),
+        ("\ufeffdo\ufeffg", "dog"), ("hot\u00a0dog", "hot dog"), ("hot\u202f dog", "hot  dog"),
+        ("hot dog\u00a0\u200e", "hot dog"), ("e\u034f\u0301", "é"), ("dog\U000e0067", "dog"),
+        ("\u212b\u200d", "Å"), ("1\ufe0f\u20e3", "1\u20e3"),
+    ],
+)  # fmt: skip
+def test_names_that_look_alike_are_one(tmp_path, written, seen):
+    assert clean_name(written, "x", "it") == seen
+    root = write_csv(tmp_path / "mine", [f"a.jpg,{written},train", f"b.jpg,{seen},train"])
+    tags = open_tags(root, "train")
+    assert tags.classes == (seen,) and [one.tags for one in tags.records] == [(0,), (0,)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["می\u200cخواهم", "क्\u200dष", "👩\u200d🚒", "❤\ufe0f", "🏴\U000e0067\U000e0062\U000e007f",
+     "ネコ\u3000科", "dog's", "a  b"],
+)  # fmt: skip
+def test_what_can_be_seen_stays(name):
+    assert clean_name(name, "x", "it") == name
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u200d", "\u00ad\u200e", "\u00a0", "\ufeff\u2060"])
+def test_a_name_of_nothing_that_can_be_seen_is_none(name):
+    with pytest.raises(BadInput, match="it has no name"):
+        clean_name(name, "x", "it")

@@ -3,6 +3,7 @@ from folders import write_csv, write_image
 from PIL import Image
 
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.formats.file_index import first_twins
 from weaksam_jax.errors import BadInput
 
 ROWS = ["b.jpg,dog; cat,train", "sub/a.png,,train", "c.jpg,owl,test"]
@@ -83,3 +84,34 @@ def test_bad_columns_encoding_and_missing_image(tmp_path):
     (root / "tags.csv").write_text("file,tags,split\nnone.jpg,cat,train\n")
     with pytest.raises(BadInput, match=r"none\.jpg: image does not exist"):
         open_tags(root, "train")
+
+
+@pytest.mark.parametrize("splits", [("train", "train"), ("train", "test"), ("test", "train")])
+@pytest.mark.parametrize("names", [("a.jpg", "a.JPG"), ("a.Jpg", "a.jpg"), ("s/a.jpg", "s/a.JPG")])
+def test_two_spellings_of_one_photo_are_refused(tmp_path, names, splits):
+    rows = [f"{name},dog,{split}" for name, split in zip(names, splits, strict=True)]
+    root = write_csv(tmp_path / "mine", rows)
+    for path in (root / "images").rglob("*.*"):
+        path.unlink()
+    write_image(root / "images" / names[0].lower())
+    for split in set(splits):
+        with pytest.raises(BadInput, match=r"tags.csv: line 3: \S+ is the file of line 2") as error:
+            open_tags(root, split)
+        assert error.value.hint == "list every image once"
+
+
+def test_photos_that_differ_in_capitals_are_two(tmp_path):
+    rows = ["a.jpg,dog,train", "A.jpg,cat,train", "b.jpg,dog,train", "b.PNG,cat,train"]
+    records = open_tags(write_csv(tmp_path / "mine", rows), "train").records
+    assert len({record.path for record in records}) == 4
+
+
+def test_twins_are_found_by_what_is_on_the_disk(tmp_path):
+    one, link, hard = tmp_path / "a.jpg", tmp_path / "A.jpg", tmp_path / "A.JPG"
+    one.write_bytes(b"")
+    link.symlink_to(one)
+    hard.hardlink_to(one)  # what a disk that does not tell capitals apart shows
+    assert first_twins([one, link]) is None
+    assert first_twins([link, tmp_path / "b.jpg", one, hard]) == (2, 3)
+    assert first_twins([one, tmp_path / "missing.jpg", tmp_path / "MISSING.jpg"]) is None
+    assert first_twins([tmp_path / "x", one, tmp_path / "x"]) == (0, 2)

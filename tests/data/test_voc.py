@@ -43,7 +43,7 @@ def test_tags_and_truth(tmp_path):
     assert tags.records[0].file_name == "000001.jpg"
     assert (tags.records[0].width, tags.records[0].height) == (20, 10)
     second = truth.records[1]
-    assert second.boxes.dtype == np.float32 and second.labels.dtype == np.int32
+    assert second.boxes.dtype == np.float64 and second.labels.dtype == np.int32
     assert second.boxes.tolist() == [[2, 3, 7, 9], [1, 1, 3, 3]]
     assert second.labels.tolist() == [cat, cat] and second.difficult.tolist() == [True, False]
     assert not second.crowd.any() and second.masks is None
@@ -118,6 +118,24 @@ def test_masks_are_the_objects_pixels(tmp_path):
     Image.fromarray(pixels[:5]).save(root / "SegmentationObject" / "1.png")
     with pytest.raises(BadInput, match="mask of shape"):
         open_truth(root, "train")
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+@pytest.mark.parametrize("value", [3, 38, 254])
+def test_masks_of_objects_that_are_not_annotated_are_refused(tmp_path, mode, value):
+    objects = [voc_object("cat"), voc_object("dog")]
+    root = write_voc(tmp_path / "VOC2012", {"train": {"1": objects}})
+    pixels = np.zeros((10, 20), np.uint8)
+    pixels[1:4, 2:6], pixels[4, 2:6], pixels[6:, 10:] = 2, 255, value
+    (root / "SegmentationObject").mkdir()
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image = Image.fromarray(pixels, mode="P")
+        image.putpalette(list(range(256)) * 3)
+    image.save(root / "SegmentationObject" / "1.png")
+    with pytest.raises(BadInput, match=rf"1\.png: has pixels of value {value}, but 2 <object>"):
+        open_truth(root, "train")
+    assert open_tags(root, "train").records[0].tags  # masks are no matter of training
 
 
 def test_annotations_are_upright(tmp_path):

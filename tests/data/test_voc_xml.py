@@ -60,6 +60,21 @@ def refused(path, *words: str) -> None:
         ("utf-16", "utf-16-be", "Hündin"),
         ("anything", "utf-8-sig", "Hündin"),  # the mark decides
         ("utf-8", "utf-8", "Hündin 😀"),
+        ("x-euc-jp", "euc_jp", "犬"),
+        ("x-sjis", "shift_jis", "犬"),
+        ("x-windows-949", "cp949", "고양이"),
+        ("ks_c_5601-1989", "euc_kr", "고양이"),
+        ("x-x-big5", "big5", "貓"),
+        ("windows-936", "gbk", "狗"),
+        ("x-cp1251", "cp1251", "кошка"),
+        ("dos-874", "cp874", "หมา"),
+        ("iso88592", "iso8859-2", "źrebię"),
+        ("x-mac-roman", "mac_roman", "chién"),
+        ("x-mac-ukrainian", "mac_cyrillic", "кошка"),
+        ("utf8mb4", "utf-8", "Hündin"),
+        ("utf-32", "utf-32-le", "Hündin"),  # without a mark
+        ("utf-32", "utf-32-be", "Hündin"),
+        ("ucs-4", "utf-32", "Hündin"),
     ],
 )
 def test_declared_encodings_are_read(tmp_path, declared, codec, name):
@@ -86,11 +101,19 @@ def test_encodings_without_declaration_are_read(tmp_path, codec):
         ("euc-kr", b"\xff\xff", ("is not euc-kr", "line 2", "UTF-8")),
         ("utf-8", "狗".encode("gbk"), ("line 2", "UTF-8")),
         ("gbk", b"a\x00b", ("is not gbk",)),
+        ("x-unicode_escape", rb"\x64og", ("not known",)),
+        ("windows-9999", b"dog", ("windows-9999", "not known")),
     ],
 )
 def test_wrong_and_unknown_encodings_are_refused(tmp_path, declared, data, words):
     head = f'<?xml version="1.0" encoding="{declared}"?>\n<annotation><object><name>'.encode()
     refused(written(tmp_path, head + data + b"</name></object></annotation>"), *words)
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_unmarked_text_that_ends_amid_a_character(tmp_path, codec):
+    path = written(tmp_path, (annotation(one_object()) + "\n").encode(codec)[:-1])
+    refused(path, f"is not {codec.upper()}, as its first bytes are")
 
 
 def test_undeclared_national_text_is_refused_with_its_place(tmp_path):
@@ -175,12 +198,55 @@ def test_deep_nesting_is_no_crash(tmp_path):
 @pytest.mark.parametrize(
     ("corner", "words"),
     [("nan", "not finite"), ("inf", "not finite"), ("-inf", "not finite"), ("1e999", "not finite"),
-     ("5,5", "incomplete"), ("", "incomplete"), ("0", "outside"), ("21", "inverted")],
+     ("5,5", "incomplete"), ("", "incomplete"), ("0", "outside"), ("21", "inverted"),
+     ("1_0", "no plain numbers"), ("١", "no plain numbers"), ("１", "no plain numbers"),
+     ("0x1", "no plain numbers"), ("1 0", "no plain numbers"), ("+-1", "no plain numbers")],
 )  # fmt: skip
 def test_boxes_that_are_none_are_refused(tmp_path, corner, words):
     root = write_voc(tmp_path, {"train": {"1": [voc_object("cat", (corner, 1, 5, 5))]}})
     with pytest.raises(BadInput, match=rf"1\.xml: box .* of object 1 \(cat\) .*{words}"):
         open_truth(root, "train")
+
+
+@pytest.mark.parametrize("corner", ["1", " 1 ", "+1", "1.0", "1e0", "01", "1."])
+def test_corners_that_are_plain_numbers(tmp_path, corner):
+    root = write_voc(tmp_path, {"train": {"1": [voc_object("cat", (corner, 1, 5, 5))]}})
+    assert open_truth(root, "train").records[0].boxes.tolist() == [[0, 0, 5, 5]]
+
+
+NESTED = one_object(more=one_object("cat"))
+PARTED = one_object(more="<part><name>head</name>" + BOX + "<difficult>0</difficult></part>")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (annotation(NESTED), ("<object> within another",)),
+        (annotation(one_object(more=f"<group>{one_object()}</group>")), ("within another",)),
+        (annotation("<objects>", one_object(), NESTED, "</objects>"), ("within another",)),
+        (annotation(one_object().replace("object>", "item>")), ("<bndbox> in <item>", "<object>")),
+        (annotation(one_object(), one_object().replace("object>", "obj>")), ("<bndbox> in <obj>",)),
+        (annotation("<item><name>dog</name><difficult>0</difficult></item>"), ("<difficult>",)),
+        (annotation("<name>dog</name>", BOX), ("<bndbox> in <annotation>",)),
+        (annotation(BOX.replace("bndbox", "robndbox")), ("<robndbox> in <annotation>",)),
+        (annotation(f"<objects>{BOX}</objects>"), ("<bndbox> in <objects>",)),
+    ],
+)
+def test_objects_are_neither_passed_over_nor_hidden_in_others(tmp_path, text, words):
+    refused(written(tmp_path, text), *words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        annotation("<owner><name>Bob</name></owner>", one_object()),
+        annotation("<part><name>head</name>" + BOX + "</part>", one_object()),
+        annotation(PARTED),
+        annotation(one_object(more=BOX.replace("bndbox", "robndbox"))),
+    ],
+)
+def test_names_and_parts_that_are_no_objects(tmp_path, text):
+    assert names(written(tmp_path, text)) == ["dog"]
 
 
 def test_nothing_is_lost_on_the_way_to_tags_and_truth(tmp_path):

@@ -46,6 +46,20 @@ def test_no_run_and_no_metrics_end_in_one_line(tmp_path, capsys):
         ({"wsod": {"ap50": "\x1b[31m"}}, "wsod.ap50 is no finite number"),
         ({"wsod": {"ap50": [50.0, 51.0]}}, "wsod.ap50 is no finite number"),
         ({"wsod": {"ap50": True}}, "wsod.ap50 is no finite number (true)"),
+        ({"wsod": {"ap50": 1e300}}, "wsod.ap50 is no finite number (1e+300)"),
+        ({"wsod": {"ap50": 10**400}}, "wsod.ap50 is no finite number"),
+        ({"wsod": [1]}, "wsod is no finite number ([1])"),
+        ({"wsod": 50.0, "pgt": "x"}, "pgt is no finite number ('x')"),
+        ({"wsod": [{"ap50": 50.0}]}, "wsod is no finite number"),
+        ({"wsod": {"ap50": {}}}, "wsod.ap50 is no finite number ({})"),
+        ({"wsod": {"ap50": {"cat": 50.0}}}, "wsod.ap50.cat is no place for a figure"),
+        ({"wsod": {"ap50": [[50.0]]}}, "wsod.ap50 is no finite number"),
+        ({"wsod": {"ap50": None}}, "wsod.ap50 is no finite number (null)"),
+        ({"proposals": {"recall": 0.5}}, "proposals.recall is no place for a figure (0.5)"),
+        ({"proposals": {"recall": {"0.50": [0.5]}}}, "proposals.recall.0.50 is no finite number"),
+        ({"wsod": 50.0}, "wsod is no place for a figure (50.0)"),
+        ({"seconds": {"data": {"a": 1.0}}}, "seconds.data.a is no place for a figure"),
+        ({"seconds": {"data": -1e101}}, "seconds.data is no finite number"),
     ],
 )
 def test_metrics_of_another_kind_are_refused_by_name(tmp_path, capsys, metrics, fault):
@@ -56,3 +70,10 @@ def test_metrics_of_another_kind_are_refused_by_name(tmp_path, capsys, metrics, 
     assert entry_point(compare.main, [good, str(tmp_path / "b")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}: ") and fault in line and "\x1b" not in line
+
+
+def test_what_is_no_figure_of_the_table_may_be_anything(tmp_path, capsys):
+    odd = {"wsod": {"ap50": 50.0, "note": [[1]], "per_class": {"cat": None}}, "mine": [{"a": 1}]}
+    path = run(tmp_path / "a", pgt={}, seconds={}, dataset={}, **odd)
+    assert entry_point(compare.main, [path]) == 0
+    assert "| AP50 of the MIL detector | 50.0 | 50.0 |" in capsys.readouterr().out

@@ -54,6 +54,28 @@ def test_a_changed_setting_concerns_its_stage_and_those_behind_it(tiny_data, key
     assert tuple(name for name in STAGES if keys[name] != changed[name]) == CHANGES[change]
 
 
+WEIGHTS = {
+    "--sam {}": STAGES[2:],
+    "--clues {}": STAGES[1:],
+    "--weaktr.init {}": STAGES[1:],
+    "--clues weaktr_paper --weaktr.init {}": STAGES[1:],
+    "--wsod.optim.init {}": STAGES[3:],
+    "--retrain.optim.init {}": ("retrain", "report"),
+}
+
+
+@pytest.mark.parametrize("flag", WEIGHTS)
+def test_other_weights_in_the_same_file_are_other_work(tiny_data, tmp_path, flag):
+    path = tmp_path / "weights.safetensors"
+    asked = flag.format(path).split()
+    path.write_bytes(b"one")
+    first = stage_keys(tiny_data, *asked)
+    assert stage_keys(tiny_data, *asked) == first
+    path.write_bytes(b"two")
+    second = stage_keys(tiny_data, *asked)
+    assert tuple(name for name in STAGES if first[name] != second[name]) == WEIGHTS[flag]
+
+
 def test_another_seed_keeps_the_embedded_data_set(tiny_data, tmp_path, monkeypatch):
     """The mini set lies in `<out>/data`, where the stage "data" has its name."""
 

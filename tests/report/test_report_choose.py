@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weaksam_jax.boxes import to_xywh
 from weaksam_jax.data.records import TagRecord, TruthRecord, TruthSplit
 from weaksam_jax.evaluate import pgt_quality
 from weaksam_jax.report.artefacts import Found
@@ -50,7 +51,7 @@ def test_worst_leaves_out_images_without_faults():
 def found_of(boxes, labels) -> Found:
     count = len(boxes)
     boxes = np.asarray(boxes, float).reshape(-1, 4)
-    return Found(boxes, np.asarray(labels, int), np.ones(count), (None,) * count)
+    return Found(to_xywh(boxes), np.asarray(labels, int), np.ones(count), (None,) * count)
 
 
 def truth_of(boxes, labels, difficult=None) -> TruthRecord:

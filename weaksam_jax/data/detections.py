@@ -85,7 +85,8 @@ def _mend(rows: Rows, table: DetectionTable, split: Split) -> None:
     }
     for field in rows.mended:
         for index, one in enumerate(rows.values):
-            if (value := columns[field](index)) is not None:
+            value = columns[field](index)
+            if value is not None or field in one:
                 one[field] = value
 
 
@@ -201,7 +202,9 @@ def _boxes(rows: Rows, masks: list[dict | None] | None) -> np.ndarray:
 def _masks(rows: Rows, split: Split, image: np.ndarray, needed: bool) -> list[dict | None]:
     """COCO RLE of each row, None for a row without."""
     shapes = rows.raw("segmentation")
-    if not needed and not any(shapes):
+    if not needed and all(one is None or _is_empty(one) for one in shapes):
+        if any(map(_is_empty, shapes)):
+            rows.mended.add("segmentation")
         return [None] * len(rows)
     sizes = [[one.height, one.width] for one in split.records]
     sizes = [sizes[index] for index in image.tolist()]
@@ -210,6 +213,11 @@ def _masks(rows: Rows, split: Split, image: np.ndarray, needed: bool) -> list[di
     found = [_mask(row, size, needed) for row, size in zip(rows, sizes, strict=True)]
     rows.mended.add("segmentation")
     return found
+
+
+def _is_empty(shape: Any) -> bool:
+    """Whether it is a list of no polygons; other empty values are no masks at all."""
+    return isinstance(shape, list) and not shape
 
 
 def _mask(row: Row, size: Sequence[int], needed: bool) -> dict | None:

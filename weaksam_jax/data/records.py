@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from weaksam_jax.boxes import to_xywh
+
 
 @dataclass(frozen=True)
 class TagRecord:
@@ -34,9 +36,10 @@ class TagRecord:
 class TruthRecord:
     """One image and its annotated objects, for evaluation only.
 
-    boxes: float32 `[n, 4]` (see `weaksam_jax.boxes`). labels: int32 `[n]`, class index. difficult,
+    boxes: float64 `[n, 4]` (see `weaksam_jax.boxes`). labels: int32 `[n]`, class index. difficult,
     crowd: bool `[n]`. masks: COCO RLE dictionaries, one per object (None where it has none), or
-    None when the data set has no masks for this image.
+    None when the data set has no masks for this image. written: float64 `[n, 4]`, x y width height
+    as they stand in the file, or None where it has corners.
     """
 
     image_id: int
@@ -49,6 +52,16 @@ class TruthRecord:
     difficult: np.ndarray
     crowd: np.ndarray
     masks: tuple[dict | None, ...] | None = None
+    written: np.ndarray | None = None
+
+    @property
+    def xywh(self) -> np.ndarray:
+        """The boxes as x y width height, float64 `[n, 4]`: what figures are measured with.
+
+        (Corners and back, a width is another number in its last bit, and an IoU that is just 0.5
+        is then less.)
+        """
+        return to_xywh(self.boxes.astype(np.float64)) if self.written is None else self.written
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ readers here take either layout, a file of its own first. Every file has a check
 every reader looks at (`weaksam_jax.data.sealed`; it takes less time than reading).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from weaksam_jax.data.masks import are_codes
 from weaksam_jax.data.packs import open_pack
+from weaksam_jax.data.records import TagRecord, TruthRecord
 from weaksam_jax.data.sealed import (
     is_sealed_arrays,
     is_sealed_json,
@@ -148,10 +149,24 @@ def write_stored(
     write_bytes(path, seal_arrays(arrays, own), durable=False)
 
 
-def read_proposals(root: str | Path, split: str, image_id: int) -> Proposals:
-    """Reads one image's proposals; `BadInput` when the file is missing, truncated or foreign."""
+def read_proposals(root: str | Path, split: str, record: TagRecord | TruthRecord) -> Proposals:
+    """Reads the proposals of an image; `BadInput` when the file is missing, truncated, foreign, or
+    that of an image of another size."""
+    image_id = record.image_id
     arrays, metadata = read_stored(root, split, image_id)
-    return parse_proposals(arrays, metadata, image_id, path=proposal_path(root, split, image_id))
+    path = proposal_path(root, split, image_id)
+    found = parse_proposals(arrays, metadata, image_id, path=path)
+    check_size(arrays["size"].tolist(), record, path)
+    return found
+
+
+def check_size(size: Sequence[int], record: TagRecord | TruthRecord, path: Path) -> None:
+    """`BadInput` for a file of an image of another size (height, width): ids of two data sets are
+    often alike."""
+    if list(size) != [record.height, record.width]:
+        theirs, ours = f"{size[1]} x {size[0]}", f"{record.width} x {record.height}"
+        problem = f"is of an image of {theirs} pixels; image {record.image_id} is {ours}"
+        raise BadInput(path, problem, "give the store of this data set, or export again")
 
 
 def parse_proposals(
@@ -208,16 +223,25 @@ def read_stored(
 
 
 def read_clues(
-    root: str | Path, split: str, image_id: int, *, names: Iterable[str], classes: int
+    root: str | Path,
+    split: str,
+    record: TagRecord | TruthRecord,
+    *,
+    names: Iterable[str],
+    classes: int,
 ) -> dict[str, np.ndarray]:
     """These arrays of one image's file of clues (`bridge.proposals.export.export_split` says which
     there are); with maps comes `class_ids`. classes: how many the data set has.
 
-    Raises `BadInput` when the file is missing or damaged, or holds what no clue network says.
+    Raises `BadInput` when the file is missing or damaged, holds what no clue network says, or is
+    that of an image of another size (files made before this was written say none).
     """
-    arrays, _ = read_stored(root, split, image_id)
+    arrays, _ = read_stored(root, split, record.image_id)
+    path = proposal_path(root, split, record.image_id)
     if fault := clue_fault(arrays, names, classes):
-        raise BadInput(proposal_path(root, split, image_id), fault, "export again")
+        raise BadInput(path, fault, "export again")
+    if "size" in arrays:
+        check_size(arrays["size"].tolist(), record, path)
     return arrays
 
 

@@ -90,6 +90,8 @@ def _code_fault(arrays: Mapping[str, np.ndarray], count: int) -> str | None:
 def clue_fault(arrays: Mapping[str, np.ndarray], names: Iterable[str], classes: int) -> str | None:
     """What is wrong with these arrays of a file of clues of so many classes; None: nothing."""
     names = set(names)
+    if "size" in arrays and _shape(arrays, "size", np.int32) != (2,):
+        return "has no size of an image"
     if names & _MAPS and not _are_classes(arrays.get("class_ids"), classes):
         return f"has no class_ids of {classes} classes"
     for name in sorted(names & _MAPS):

@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from weaksam_jax.data.detections import annotation, annotation_file, as_arrays
+from weaksam_jax.data.detections import annotation_file, as_arrays
 from weaksam_jax.data.records import TruthRecord, TruthSplit
 
 # As pycocotools writes them: 0.5 + 2 * 0.05 is more than 0.6, and IoUs of just 0.6 occur.
@@ -64,11 +64,11 @@ def _objects(record: TruthRecord, truth: TruthSplit, masks: bool) -> list[dict]:
     """One image's objects as COCO annotations."""
     shapes = record.masks if masks and record.masks else [None] * len(record.boxes)
     rows = []
-    columns = record.boxes.astype(np.float64), record.labels, record.crowd, record.difficult
+    columns = record.xywh.tolist(), record.labels, record.crowd, record.difficult
     for box, label, crowd, difficult, shape in zip(*columns, shapes, strict=True):
-        category = truth.category_ids[int(label)]
-        flags = {"iscrowd": int(crowd), "difficult": bool(difficult)}
-        row = annotation(record.image_id, category, box, **flags)
+        row = {"image_id": record.image_id, "category_id": truth.category_ids[int(label)]}
+        row |= {"bbox": box, "area": box[2] * box[3]}
+        row |= {"iscrowd": int(crowd), "difficult": bool(difficult)}
         if not masks or shape is not None:
             rows.append(row if shape is None else {**row, "segmentation": shape})
     return rows

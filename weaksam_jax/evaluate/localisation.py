@@ -5,9 +5,10 @@ from typing import Literal
 
 import numpy as np
 
-from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.boxes import to_xywh
 from weaksam_jax.data.detections import DetectionTable, as_arrays
 from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.overlap import xywh_iou
 from weaksam_jax.evaluate.voc import mean_precision
 
 
@@ -31,18 +32,19 @@ def corloc(
     one pixel further right and down.
     """
     found = as_arrays(detections, truth)
-    boxes, shift = found.boxes, 0.0
+    boxes, shift = found.xywh, np.zeros(4)
     if convention == "official":
         last = np.asarray([0, 0, 1, 1])
-        boxes, shift = np.round(boxes - last, 1) + last, 1.0
+        boxes = to_xywh(np.round(found.boxes - last, 1) + last)
+        shift = np.asarray([1, 1, 0, 0])
     best, per_class = _best_of_each(found), {}
     for label, name in enumerate(truth.classes):
         hits = []
         for image, record in enumerate(truth.records):
-            own = record.boxes[record.labels == label].astype(np.float64) + shift
+            own = record.xywh[record.labels == label] + shift
             if len(own):
                 place = best.get((image, label))
-                hits.append(place is not None and box_iou(boxes[place][None], own).max() > iou)
+                hits.append(place is not None and xywh_iou(boxes[place][None], own).max() > iou)
         if hits:
             per_class[name] = 100 * float(np.mean(hits))
     return {"corloc": mean_precision(per_class), "per_class": per_class}

@@ -118,7 +118,8 @@ def _masked(record: TruthRecord) -> TruthRecord:
     has = np.asarray([mask is not None for mask in record.masks], bool)
     names = ("boxes", "labels", "difficult", "crowd")
     columns = {name: getattr(record, name)[has] for name in names}
-    return replace(record, masks=tuple(m for m in record.masks if m is not None), **columns)
+    masks = tuple(mask for mask in record.masks if mask is not None)
+    return replace(record, masks=masks, written=record.xywh[has], **columns)
 
 
 def rle_iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Recall of proposals, and precision and recall of pseudo ground truth."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
-from weaksam_jax.boxes import containment
-from weaksam_jax.boxes import iou as box_iou
+from weaksam_jax.boxes import containment, from_xywh, to_xywh
 from weaksam_jax.data.detections import annotation_arrays
 from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.overlap import xywh_iou
 
 
 def greedy_matches(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:
@@ -32,10 +33,12 @@ def proposal_recall(
     thresholds: Sequence[float] = (0.5, 0.75, 0.9),
     limit: int | None = None,
     difficult: bool = True,
+    form: Literal["corners", "xywh"] = "corners",
 ) -> dict[str, float]:
     """Share (0..1) of the objects found at each IoU, {"0.50": ..., "0.75": ..., "0.90": ...}.
 
-    boxes: `[n, 4]` per image of `truth`, best first; limit: only the first `limit` count. Matching
+    boxes: `[n, 4]` per image of `truth`, best first, x1 y1 x2 y2 or, by `form`, x y width height as
+    they are written; limit: only the first `limit` count. Matching
     is one-to-one and greedy. Crowds do not count; difficult objects do, as in the paper's tables,
     unless `difficult` is False. (WeakSAM's evaluator, but for the images without proposals that it
     drops from the denominator: here their objects count as missed.)
@@ -43,9 +46,10 @@ def proposal_recall(
     found, total = {threshold: 0 for threshold in thresholds}, 0
     for own, record in zip(boxes, truth.records, strict=True):
         counts = ~record.crowd if difficult else ~(record.crowd | record.difficult)
-        objects = record.boxes[counts]
+        objects = record.xywh[counts]
         total += len(objects)
-        overlap = box_iou(own[:limit].astype(np.float64), objects.astype(np.float64))
+        own = own[:limit].astype(np.float64)
+        overlap = xywh_iou(own if form == "xywh" else to_xywh(own), objects)
         for threshold in thresholds:
             found[threshold] += len(greedy_matches(overlap, threshold))
     return {f"{threshold:.2f}": count / max(total, 1) for threshold, count in found.items()}
@@ -68,12 +72,12 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
     of_image = np.split(order, starts) if truth.records else []
     counts = np.zeros((len(truth.classes), 4), np.int64)  # right, boxes, objects, part_only
     for here, record in zip(of_image, truth.records, strict=True):
-        boxes, labels = found.boxes[here], found.labels[here]
+        boxes, labels = found.xywh[here], found.labels[here]
         for label in np.union1d(record.labels, labels):
             own = record.labels == label
             ignored = (record.difficult | record.crowd)[own]
             mine = boxes[labels == label]
-            counts[label] += _judge(mine, record.boxes[own].astype(np.float64), ignored, iou=iou)
+            counts[label] += _judge(mine, record.xywh[own], ignored, iou=iou)
     some = {
         name: _shares(*row) for name, row in zip(truth.classes, counts, strict=True) if row.any()
     }
@@ -82,8 +86,8 @@ def pgt_quality(pgt: Mapping, truth: TruthSplit, iou: float = 0.5) -> dict:
 
 
 def _judge(mine: np.ndarray, theirs: np.ndarray, ignored: np.ndarray, iou: float) -> np.ndarray:
-    """(right, boxes, objects, part_only) of one class in one image."""
-    overlap = box_iou(mine, theirs)
+    """(right, boxes, objects, part_only) of one class in one image; boxes as x y width height."""
+    overlap = xywh_iou(mine, theirs)
     pairs = greedy_matches(overlap[:, ~ignored], iou)
     on_ignored = (overlap[:, ignored] >= iou).any(1)
     matched = [row for row, _ in pairs]
@@ -91,7 +95,8 @@ def _judge(mine: np.ndarray, theirs: np.ndarray, ignored: np.ndarray, iou: float
     wrong = ~on_ignored
     wrong[matched] = False
     left = np.setdiff1d(np.arange((~ignored).sum()), [column for _, column in pairs])
-    part_only = (containment(mine[wrong], theirs[~ignored][left]) >= 0.75).any(0).sum()
+    inside = containment(from_xywh(mine[wrong]), from_xywh(theirs[~ignored][left]))
+    part_only = (inside >= 0.75).any(0).sum()
     return np.asarray([len(pairs), (~on_ignored).sum(), (~ignored).sum(), part_only])
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-from weaksam_jax.boxes import iou as box_iou
 from weaksam_jax.data.detections import DetectionTable, as_arrays
 from weaksam_jax.data.records import TruthSplit
+from weaksam_jax.evaluate.overlap import xywh_iou
 
 # (detection, image, index of objects) -> IoU of the detection with each of those objects.
 Overlap = Callable[[int, int, np.ndarray], np.ndarray]
@@ -94,8 +94,7 @@ def _objects(truth: TruthSplit, label: int) -> tuple[dict[int, tuple], int]:
 
 def _box_overlap(found: DetectionTable, truth: TruthSplit) -> Overlap:
     def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
-        boxes = truth.records[image].boxes[own].astype(np.float64)
-        return box_iou(found.boxes[detection][None], boxes)[0]
+        return xywh_iou(found.xywh[detection][None], truth.records[image].xywh[own])[0]
 
     return overlap
 

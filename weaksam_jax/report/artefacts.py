@@ -1,6 +1,5 @@
 """What a run made, read for the report. Every part may be missing: None then."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ import numpy as np
 
 from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.detections import by_image, label_of, read_detections
-from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import Proposals, is_stored, read_clues, read_proposals
 from weaksam_jax.errors import BadFile
-from weaksam_jax.files import read_json
+from weaksam_jax.files import read_json, read_json_lines
 
 MOST_STAGES = 50  # of a log; a run has ten
 MOST_NUMBER = 1e100
@@ -71,20 +70,25 @@ PARTS = {
 class Found:
     """Boxes of one image, best first.
 
-    boxes `[n, 4]` x1 y1 x2 y2 in pixels; labels int `[n]` class indices; scores `[n]` (1 where the
-    file has none); masks: COCO RLE or None, one per box.
+    xywh float64 `[n, 4]` x y width height in pixels, as in the file; labels int `[n]` class
+    indices; scores `[n]` (1 where the file has none); masks: COCO RLE or None, one per box.
     """
 
-    boxes: np.ndarray
+    xywh: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     masks: tuple[dict | None, ...]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float64 `[n, 4]`, x1 y1 x2 y2."""
+        return from_xywh(self.xywh)
 
     def above(self, score: float) -> "Found":
         """Those with at least this score."""
         keep = self.scores >= score
         masks = tuple(mask for mask, kept in zip(self.masks, keep, strict=True) if kept)
-        return Found(self.boxes[keep], self.labels[keep], self.scores[keep], masks=masks)
+        return Found(self.xywh[keep], self.labels[keep], self.scores[keep], masks=masks)
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,18 @@ class Artefacts:
     log: dict[str, list[dict]]
     found: Mapping[str, dict[int, Found] | None]
 
-    def clues(self, image_id: int) -> dict[str, np.ndarray] | None:
+    def clues(self, record: TagRecord) -> dict[str, np.ndarray] | None:
         """coarse, fine `[c, h, w]`, class_ids, class_logits, points of a training image."""
-        place = self.files.clues, self.train.split, image_id
+        place, classes = (self.files.clues, self.train.split), len(self.train.classes)
         names = ("coarse", "fine", "class_logits", "points")
-        classes = len(self.train.classes)
-        return read_clues(*place, names=names, classes=classes) if is_stored(*place) else None
+        if not is_stored(*place, record.image_id):
+            return None
+        return read_clues(*place, record, names=names, classes=classes)
 
-    def proposals(self, image_id: int) -> Proposals | None:
+    def proposals(self, record: TagRecord) -> Proposals | None:
         """The proposals of a training image."""
-        place = self.files.proposals, self.train.split, image_id
-        return read_proposals(*place) if is_stored(*place) else None
+        place = self.files.proposals, self.train.split
+        return read_proposals(*place, record) if is_stored(*place, record.image_id) else None
 
     @property
     def detections(self) -> dict[int, Found] | None:
@@ -139,16 +144,15 @@ def read_log(path: Path) -> dict[str, list[dict]]:
     Raises `BadFile` for a line that is none, but for the last, which a kill may have cut short.
     """
     stages = defaultdict(list)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, text in enumerate(lines, 1):
+    hint = "move the file away and run that stage again"
+    lines = read_json_lines(path, "log line", hint) if path.exists() else []
+    for number, _, line in lines:
         try:
-            line = json.loads(text)
             own = {"step": _step(line["step"]), **numbers(line)}
             stages[line["stage"] if isinstance(line["stage"], str) else ""].append(own)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if number == len(lines):
+        except (ValueError, KeyError, TypeError) as error:
+            if number == lines[-1][0]:
                 continue
-            hint = "move the file away and run that stage again"
             raise BadFile(path, f"line {number} is no log line", hint) from error
     found = [(name, sorted(own, key=lambda line: line["step"])) for name, own in stages.items()]
     return dict(found[:MOST_STAGES])
@@ -170,15 +174,16 @@ def read_object(path: Path) -> dict:
 
 def read_figures(path: Path) -> dict:
     """metrics.json: nested objects of numbers, text and lists of these; the rest is left out, for
-    a run may be a stranger's."""
-    return _figures(read_object(path))
+    a run may be a stranger's. (`experiments.compare` looks at what is left out.)"""
+    return figures(read_object(path))
 
 
-def _figures(content: Mapping, depth: int = 6) -> dict:
+def figures(content: Mapping, depth: int = 6) -> dict:
+    """What `read_figures` takes of an object of that depth."""
     kept = {}
     for name, value in content.items():
         if isinstance(value, dict) and depth:
-            kept[name] = _figures(value, depth - 1)
+            kept[name] = figures(value, depth - 1)
         elif _is_leaf(value) or (isinstance(value, list) and all(map(_is_leaf, value))):
             kept[name] = value
     return kept
@@ -220,7 +225,7 @@ def _found(path: Path, split: TagSplit | None) -> dict[int, Found] | None:
 def _one(rows: list[Mapping], labels: Mapping[int, int]) -> Found:
     rows = sorted(rows, key=lambda row: -row.get("score", 1.0))
     return Found(
-        from_xywh(np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4)),
+        np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
         np.asarray([labels[row["category_id"]] for row in rows], np.int64),
         np.asarray([row.get("score", 1.0) for row in rows], np.float64),
         masks=tuple(row.get("segmentation") for row in rows),

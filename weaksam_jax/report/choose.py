@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weaksam_jax.boxes import iou
 from weaksam_jax.data.records import TagRecord, TruthRecord
+from weaksam_jax.evaluate.overlap import xywh_iou
 from weaksam_jax.evaluate.recall import greedy_matches
 from weaksam_jax.report.artefacts import Found
 
@@ -38,14 +38,14 @@ class Verdict:
 def judge(found: Found, truth: TruthRecord, threshold: float = 0.5) -> Verdict:
     """Class by class, one box to one object, highest IoU first, IoU >= threshold."""
     ignored = truth.difficult | truth.crowd
-    right, matched = np.zeros(len(found.boxes), bool), ignored.copy()
+    right, matched = np.zeros(len(found.xywh), bool), ignored.copy()
     for label in np.unique(found.labels):
         mine = np.flatnonzero(found.labels == label)
         theirs = np.flatnonzero((truth.labels == label) & ~ignored)
         spared = np.flatnonzero((truth.labels == label) & ignored)
-        boxes = found.boxes[mine]
-        right[mine] = (iou(boxes, truth.boxes[spared].astype(float)) >= threshold).any(1)
-        for row, column in greedy_matches(iou(boxes, truth.boxes[theirs].astype(float)), threshold):
+        boxes = found.xywh[mine]
+        right[mine] = (xywh_iou(boxes, truth.xywh[spared]) >= threshold).any(1)
+        for row, column in greedy_matches(xywh_iou(boxes, truth.xywh[theirs]), threshold):
             right[mine[row]], matched[theirs[column]] = True, True
     return Verdict(right, matched, int((~ignored).sum()))
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weaksam_jax.boxes import iou
+from weaksam_jax.boxes import to_xywh
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TruthRecord, TruthSplit
 from weaksam_jax.data.store import SOURCES
+from weaksam_jax.evaluate.overlap import xywh_iou
 from weaksam_jax.report.artefacts import Artefacts, Found
 from weaksam_jax.report.choose import Verdict, judge
 from weaksam_jax.report.draw import (
@@ -135,7 +136,7 @@ def photo(scene: Scene) -> Panel:
 
 def points(scene: Scene) -> Panel | None:
     """The fine class activation maps of the image's classes, and the prompt points."""
-    clues = scene.artefacts.clues(scene.record.image_id)
+    clues = scene.artefacts.clues(scene.record)
     if clues is None:
         return _absent(scene, "clues", "points over class maps")
     colors = [scene.colors[label] for label in clues["class_ids"]]
@@ -147,7 +148,7 @@ def points(scene: Scene) -> Panel | None:
 
 def proposals(scene: Scene) -> Panel | None:
     """The proposals, thin, over the darkened photo; in colour the best fit of each true object."""
-    found = scene.artefacts.proposals(scene.record.image_id)
+    found = scene.artefacts.proposals(scene.record)
     if found is None:
         return _absent(scene, "proposals", "proposals")
     count = min(len(found), MOST_PROPOSALS)
@@ -165,7 +166,7 @@ def proposals(scene: Scene) -> Panel | None:
     note = _count(len(found), "proposal", "proposals")
     note += f", {count} drawn" if count < len(found) else ""
     if scene.truth is not None and len(found) and len(scene.truth.boxes):
-        overlap = iou(found.boxes.astype(float), scene.truth.boxes.astype(float))
+        overlap = xywh_iou(to_xywh(found.boxes.astype(float)), scene.truth.xywh)
         boxes, best = found.boxes[overlap.argmax(0)] * scene.scale, overlap.max(0)
         labels, colors = scene.truth.labels, scene.colors
         drawn = draw_boxes(

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from small_sam import blocky_image, small_sam
+from stores import stored_proposals
 
 from bridge.clues.interface import Clues, minmax
 from bridge.export import main
@@ -18,7 +19,7 @@ from bridge.runtime.ranks import parse_shard
 from bridge.weights.fingerprints import network_fingerprint
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.store import proposal_path, read_manifest, read_proposals
+from weaksam_jax.data.store import proposal_path, read_manifest
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays
 
@@ -93,7 +94,7 @@ def test_shards_and_a_kill_end_in_the_same_bits(split, sam, tmp_path):
 def test_files_hold_what_was_computed(split, sam, tmp_path):
     export(split, sam, tmp_path)
     manifest = read_manifest(tmp_path / "p", "train")
-    stored = [read_proposals(tmp_path / "p", "train", one.image_id) for one in split.records]
+    stored = [stored_proposals(tmp_path / "p", "train", one.image_id) for one in split.records]
     assert manifest["images"] == [one.image_id for one in split.records]
     assert manifest["per_image"] == pytest.approx(np.mean([len(one) for one in stored]))
     assert manifest["labels"] == "tags" and manifest["negatives"] == 1
@@ -152,13 +153,13 @@ def test_grid_alone_and_selective_search(split, sam, tmp_path):
         split, None, sam, SETTINGS, tmp_path / "g", tmp_path / "none", progress=False
     )
     assert report.complete and not (tmp_path / "none").exists()
-    assert (read_proposals(tmp_path / "g", "train", 100).source == 0).all()
+    assert (stored_proposals(tmp_path / "g", "train", 100).source == 0).all()
     search = replace(SETTINGS, source="selective_search")
     report = export_split(
         split, FakeClues(), None, search, tmp_path / "s", tmp_path / "c", progress=False
     )
     assert report.complete
-    found = read_proposals(tmp_path / "s", "train", 100)
+    found = stored_proposals(tmp_path / "s", "train", 100)
     assert (found.source == 4).all() and found.masks is None
     assert proposal_path(tmp_path / "c", "train", 100).exists()
     with pytest.raises(ValueError, match="need a SAM"):
@@ -234,7 +235,7 @@ def test_command_line(tmp_path, capsys):
     decode = [*common[:-1], str(tmp_path / "decoded"), "--keep-decoded", "--encoder-dtype"]
     assert entry_point(main, [*decode, "bfloat16"]) == 0
     ids = read_manifest(tmp_path / "decoded", "train")["images"]
-    stored = [read_proposals(tmp_path / "decoded", "train", one) for one in ids]
+    stored = [stored_proposals(tmp_path / "decoded", "train", one) for one in ids]
     assert all(len(one.decoded.boxes) >= 300 > len(one) > 0 for one in stored)  # 10 x 10 x 3
     capsys.readouterr()
     assert entry_point(main, [*search, "--shard", "2/2"]) == 2

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from stores import stored_proposals
 
 from bridge.proposals.official_pickles import export_official, import_official, read_official
 from bridge.proposals.verify import verify_split
@@ -18,7 +19,7 @@ from bridge.weights.machine import load
 from bridge.weights.pickles import NUMPY, read_pickle
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
-from weaksam_jax.data.store import SOURCES, read_manifest, read_proposals, write_proposals
+from weaksam_jax.data.store import SOURCES, read_manifest, write_proposals
 from weaksam_jax.errors import BadInput
 
 # Not sorted, and of both VOC years; (width, height) differ, so that a wrong order shows.
@@ -122,7 +123,7 @@ def test_a_store_goes_there_and_back(voc, split, tmp_path, capsys):
     assert "10 boxes of trainval" in capsys.readouterr().out
     assert verify_split(store, "trainval", progress=False) == 3
     assert read_manifest(store, "trainval")["images"] == sorted(IDS)
-    one = read_proposals(store, "trainval", 2008000002)
+    one = stored_proposals(store, "trainval", 2008000002)
     assert (one.width, one.height) == (60, 40) and one.masks is None
     assert set(one.source) == {SOURCES.index("imported")}
     for form in ("mist-voc", "mist-coco", "oicr"):
@@ -143,8 +144,8 @@ def test_a_store_goes_there_and_back(voc, split, tmp_path, capsys):
             np.testing.assert_array_equal(own, expected)
         import_official(out, split, tmp_path / "again", "grid")
         for image_id in IDS:
-            again = read_proposals(tmp_path / "again", "trainval", image_id)
-            first = read_proposals(store, "trainval", image_id)
+            again = stored_proposals(tmp_path / "again", "trainval", image_id)
+            first = stored_proposals(store, "trainval", image_id)
             np.testing.assert_array_equal(again.boxes, first.boxes)
             assert set(again.source) <= {SOURCES.index("grid")}
 
@@ -160,7 +161,7 @@ def test_written_pickles_need_no_numpy_2(split, tmp_path):
 
 def test_fractions_are_truncated_as_in_the_official_code(split, tmp_path):
     import_official(write(tmp_path / "a.pkl", mist(inclusive())), split, tmp_path / "s")
-    old = read_proposals(tmp_path / "s", "trainval", 17)
+    old = stored_proposals(tmp_path / "s", "trainval", 17)
     boxes = np.asarray([[3.9, 0, 20.7, 5.2], [4.0, 2, 4.5, 2.5]], np.float32)
     columns = dict.fromkeys(("predicted_iou", "stability"), np.zeros(2, np.float32))
     columns |= {"source": np.zeros(2, np.uint8), "token": np.zeros(2, np.uint8)}

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_sam import HEIGHT, WIDTH, blocky_image
+from stores import stored_proposals
 
 from bridge.proposals.export import ExportConfig
 from bridge.proposals.prompts import Prompts, dense_grid
@@ -19,7 +20,7 @@ from weaksam_jax.boxes import iou
 from weaksam_jax.data.datasets import open_truth
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
+from weaksam_jax.data.store import SOURCES, write_proposals
 
 GRID, COARSE, FINE, CROSS = range(4)
 NONE = np.zeros((0, 5), np.float32)
@@ -196,7 +197,7 @@ def test_no_prompts_and_small_images(sam, tmp_path):
     tiny = propose(sam, blocky_image(0, 1, 3), Prompts(np.zeros((0, 2)), one), ALL)
     assert (tiny.height, tiny.width) == (1, 3) and (tiny.boxes[:, 3] == 1).all()
     write_proposals(tmp_path, "train", nothing, {})
-    assert len(read_proposals(tmp_path, "train", 7)) == 0
+    assert len(stored_proposals(tmp_path, "train", 7)) == 0
 
 
 @pytest.mark.slow

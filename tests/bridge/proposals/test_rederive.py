@@ -5,12 +5,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from small_sam import HEIGHT, WIDTH
+from stores import stored_proposals
 
 from bridge.clues.interface import Clues, minmax
 from bridge.proposals.prompts import PromptConfig, prompt_points
 from bridge.proposals.sam_proposals import propose
 from bridge.proposals.selection import ProposalConfig, rederive
-from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
+from weaksam_jax.data.store import SOURCES, write_proposals
 from weaksam_jax.errors import BadInput
 
 # The paper's Table 4: prompt sources added one after the other.
@@ -45,7 +46,7 @@ def stored(sam, image, clues, tmp_path_factory):
     root = tmp_path_factory.mktemp("proposals")
     every = propose(sam, image, prompts_of(clues, TABLE_4[-1]), KEPT, image_id=12)
     write_proposals(root, "train", every, {})
-    return read_proposals(root, "train", 12)
+    return stored_proposals(root, "train", 12)
 
 
 def assert_same_bits(found, expected, but=()):

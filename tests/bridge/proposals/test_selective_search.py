@@ -4,11 +4,12 @@ import cv2
 import numpy as np
 import pytest
 from small_sam import blocky_image
+from stores import stored_proposals
 
 from bridge.proposals import selective_search as module
 from bridge.proposals.selective_search import SelectiveSearchConfig, rank, selective_search
 from weaksam_jax.boxes import area, iou
-from weaksam_jax.data.store import SOURCES, read_proposals, write_proposals
+from weaksam_jax.data.store import SOURCES, write_proposals
 from weaksam_jax.errors import BadInput
 
 ALL = SelectiveSearchConfig(max_boxes=None, min_side=0, nms=None)
@@ -47,7 +48,7 @@ def test_settings_bound_the_boxes(image, tmp_path):
     assert (iou(found.boxes, found.boxes) - np.eye(12)).max() <= 0.8
     assert (np.diff(found.predicted_iou) < 0).all() and found.predicted_iou.min() > 0
     write_proposals(tmp_path, "test", found, {})
-    again = read_proposals(tmp_path, "test", 4)
+    again = stored_proposals(tmp_path, "test", 4)
     assert again.masks is None and (again.source == SOURCES.index("selective_search")).all()
 
 

@@ -310,7 +310,7 @@ def test_a_store_of_other_photos_is_refused(split, tmp_path):
         for r, size in zip(split.records, sizes, strict=True)
     ]
     write_store(tmp_path, split, others)
-    with pytest.raises(BadInput, match=r"in the store; give the store of VOC2007"):
+    with pytest.raises(BadInput, match=r"of an image of .* give the store of this data set"):
         given("x", tmp_path, split)
 
 

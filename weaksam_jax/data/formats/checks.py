@@ -11,6 +11,15 @@ from weaksam_jax.files import read_text
 # Blanks at either end; with them what editors leave where files were joined, which is not seen.
 _BLANKS = re.compile("^[\\s\ufeff\u200b]+|[\\s\ufeff\u200b]+$")
 
+# What shows nothing, wherever it stands: soft hyphens, joiners of words, marks of direction.
+_UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u2060-\u2064\u206a-\u206f\ufeff]")
+# What shows nothing beside Latin letters, but shapes Persian, Hindi and emoji.
+_SHAPING = re.compile(
+    "(?:^|(?<=[\u0000-\u036f]))[\u200c\u200d\ufe00-\ufe0f\U000e0020-\U000e007f]+"
+    "|[\u200c\u200d]+(?=[\u0000-\u036f]|$)"
+)
+_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")  # that look like the ordinary one
+
 
 def clean(text: str) -> str:
     """A field without the blanks around it."""
@@ -18,7 +27,8 @@ def clean(text: str) -> str:
 
 
 def clean_name(text: str, path: str | Path, what: str) -> str:
-    """The name of a class as all readers take it: without blanks around it, in Unicode's form NFC.
+    """The name of a class as all readers take it: without blanks around it and what cannot be seen
+    in it, every space the ordinary one, in Unicode's form NFC.
 
     Two names that look alike are so one name. Everything that can be seen may stand in it, "/" too
     (`weaksam_jax.text.file_name_of` makes files of it). what: what has the name, for the error.
@@ -28,7 +38,9 @@ def clean_name(text: str, path: str | Path, what: str) -> str:
     name = clean(text)
     if name and name.isascii() and name.isprintable():
         return name
-    name = unicodedata.normalize("NFC", name)
+    name, before = _as_seen(name), name
+    while name != before:  # what was taken out may have stood between two that belong together
+        name, before = _as_seen(name), name
     if not name:
         raise BadInput(path, f"{what} has no name", "name it")
     bad = [one for one in name if unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp")]
@@ -36,6 +48,11 @@ def clean_name(text: str, path: str | Path, what: str) -> str:
         problem = f"{what} has the name {name!a}, which holds the character U+{ord(bad[0]):04X}"
         raise BadInput(path, problem, "name it with characters that can be seen")
     return name
+
+
+def _as_seen(name: str) -> str:
+    name = _UNSEEN.sub("", unicodedata.normalize("NFC", name))
+    return unicodedata.normalize("NFC", clean(_SPACES.sub(" ", _SHAPING.sub("", name))))
 
 
 def check_inside(name: str, path: str | Path, what: str) -> str:

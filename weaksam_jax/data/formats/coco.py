@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from weaksam_jax.boxes import from_xywh
 from weaksam_jax.data.formats.checks import check_inside, clean_name
-from weaksam_jax.data.formats.file_index import FileIndex
+from weaksam_jax.data.formats.file_index import FileIndex, first_twins
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.json_rows import Row, Rows, shown
 from weaksam_jax.data.masks import boxes_of, read_mask
@@ -108,17 +109,17 @@ def coco_truth(root: Path, split: str) -> TruthSplit:
         width, height = photo["width"], photo["height"]
         own = order[bounds[index] : bounds[index + 1]]
         masks = tuple(_mask(rows[i], width, height) for i in own.tolist())
-        corners = boxes_of((rows[i] for i in own.tolist()), masks) if boxes is None else boxes[own]
-        _check_inside(rows, own, corners, width=width, height=height)
-        corners = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
+        xywh = boxes_of((rows[i] for i in own.tolist()), masks) if boxes is None else boxes[own]
+        _check_inside(rows, own, xywh, width=width, height=height)
         records.append(
             TruthRecord(
                 **photo,
-                boxes=corners.astype(np.float32),
+                boxes=from_xywh(xywh),
                 labels=content.labels[own].astype(np.int32),
                 difficult=np.zeros(len(own), bool),
                 crowd=content.crowd[own],
                 masks=masks if masked and (any(masks) or not masks) else None,
+                written=xywh,
             )
         )
     return TruthSplit(**content.about, records=tuple(records))
@@ -131,9 +132,14 @@ def coco_truth_files(root: Path, split: str) -> list[Path]:
 
 def _files(root: Path) -> dict[str, Path]:
     """Split name -> annotation file."""
-    paths = sorted((root / "annotations").glob("*.json"))
-    paths = [path for path in paths if not path.name.startswith((".", *_OTHER_TASKS))]
-    return {path.stem.removeprefix("instances_"): path for path in paths}
+    files: dict[str, Path] = {}
+    for path in sorted((root / "annotations").glob("*.json")):
+        if not path.name.startswith((".", *_OTHER_TASKS)):
+            name = path.stem.removeprefix("instances_")
+            if (other := files.setdefault(name, path)) != path:
+                problem = f"and {path.name} are both of the split {name}"
+                raise BadInput(other, problem, "rename one of them, or move it elsewhere")
+    return files
 
 
 def _find_split(root: Path, split: str) -> tuple[str, Path]:
@@ -227,8 +233,12 @@ def _photos(content: _Content) -> Iterator[dict[str, Any]]:
     images = content.root / "images"
     places = images / content.split, images, content.root / content.split, content.root
     folders = [FileIndex(place) for place in places]
-    for index, name in enumerate(bar):
-        where = _image_path(folders, name)
+    paths = [_image_path(folders, name) for name in content.names]
+    if (twins := first_twins(paths)) is not None:
+        one, other = (content.images[index] for index in twins)
+        hint = f"{one.entry} has it, too: give each its own"
+        raise other.fail(f"file_name is another name of {paths[twins[0]]}", hint)
+    for index, (name, where) in enumerate(zip(bar, paths, strict=True)):
         width, height = image_size(where)
         row = content.images[index]
         stated = row.integer("width", default=width), row.integer("height", default=height)

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +76,26 @@ class FileIndex:
                 names.setdefault(_form(Path(one).stem) + "/", []).append(one)
             self._listed[folder] = names
         return self._listed[folder]
+
+
+def first_twins(paths: Iterable[Path]) -> tuple[int, int] | None:
+    """The first two places of a list that are one file (`a.jpg` and `A.JPG` on a disk that does not
+    tell them apart), or None. A link is a file of its own."""
+    first: dict[str, list[tuple[int, Path]]] = {}
+    for index, path in enumerate(paths):
+        alike = first.setdefault(_form(str(path)).casefold(), [])
+        for place, other in alike:
+            if other == path or _is_one_file(other, path):
+                return place, index
+        alike.append((index, path))
+    return None
+
+
+def _is_one_file(a: Path, b: Path) -> bool:
+    try:
+        return not (a.is_symlink() or b.is_symlink()) and os.path.samefile(a, b)
+    except OSError:  # one of them is missing
+        return False
 
 
 def _form(name: str) -> str:

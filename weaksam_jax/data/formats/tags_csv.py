@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weaksam_jax.data.formats.checks import check_inside, clean, clean_name, read_classes
-from weaksam_jax.data.formats.file_index import FileIndex
+from weaksam_jax.data.formats.file_index import FileIndex, first_twins
 from weaksam_jax.data.images import image_size
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
@@ -61,10 +61,10 @@ def csv_tags(root: Path, split: str) -> TagSplit:
     if not chosen:
         problem = f"split {split} is empty"
         raise BadInput(root / "tags.csv", problem, f"write {split} into the column split")
-    records, images = [], FileIndex(root / "images")
+    records, paths = [], _paths(root, rows)
     for row in progress_bar(chosen, f"read {split}", delay=3):
         tags = {_tag_index(root / "tags.csv", row, tag, index=index) for tag in row.tags}
-        path = _image_path(images, row.file)
+        path = paths[row.file]
         width, height = image_size(path)
         record = TagRecord(
             ids[row.file], row.file, path, width=width, height=height, tags=tuple(sorted(tags))
@@ -89,6 +89,18 @@ def _tag_index(path: Path, row: _Row, tag: str, index: dict[str, int]) -> int:
         problem = f"line {row.line}: tag {tag!r} is not in the class list"
         raise BadInput(path, problem, f"correct it or add it to {path.parent / 'classes.txt'}")
     return index[tag]
+
+
+def _paths(root: Path, rows: list[_Row]) -> dict[str, Path]:
+    """The file of each row's name, of both splits: a photo of both would be tested on what it
+    taught."""
+    images = FileIndex(root / "images")
+    paths = [_image_path(images, row.file) for row in rows]
+    if (twins := first_twins(paths)) is not None:
+        one, other = (rows[index] for index in twins)
+        problem = f"line {other.line}: {other.file} is the file of line {one.line}, {one.file}"
+        raise BadInput(root / "tags.csv", problem, "list every image once")
+    return {row.file: path for row, path in zip(rows, paths, strict=True)}
 
 
 def _image_path(images: FileIndex, name: str) -> Path:

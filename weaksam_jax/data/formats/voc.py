@@ -200,7 +200,7 @@ def _truth_record(files: VocFiles, image: VocImage, index: dict[str, int]) -> Tr
         image.path,
         width=width,
         height=height,
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        boxes=np.asarray(boxes, np.float64).reshape(-1, 4),
         labels=np.asarray(labels, np.int32),
         difficult=np.asarray([one.difficult for one in objects], bool),
         crowd=np.zeros(len(boxes), bool),
@@ -215,6 +215,11 @@ def _masks(path: Path, objects: int, width: int, height: int) -> tuple[dict | No
     if pixels.shape != (height, width):
         problem = f"mask of shape {pixels.shape} is not a palette image of {height} x {width}"
         raise BadInput(path, problem, "replace the file")
+    values = np.unique(pixels)
+    strange = values[~np.isin(values, [*range(objects + 1), 255])]
+    if len(strange):
+        problem = f"has pixels of value {strange[0]}, but {objects} <object> in its annotation"
+        raise BadInput(path, problem, "give the k-th <object> value k (0: background, 255: void)")
     return tuple(
         encode_mask(pixels == k) if (pixels == k).any() else None for k in range(1, objects + 1)
     )

@@ -6,7 +6,6 @@ bound), and nothing outside of the file is ever read.
 """
 
 import codecs
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from weaksam_jax.data.formats.checks import clean, clean_name
+from weaksam_jax.data.json_rows import as_number
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.files import read_bytes
 from weaksam_jax.text import decode_text, marked_encoding
@@ -31,16 +31,39 @@ _GREATER = {
     "iso8859-1": "cp1252",
     "ascii": "utf-8",
 }
-# Names in use that Python does not know, and codecs of Python's that are no encodings of files.
+# Names in use that Python does not know (most are WHATWG's), and codecs of Python's that are no
+# encodings of files.
 _OTHER_NAMES = {
     "windows-31j": "cp932",
-    "x-sjis": "shift_jis",
-    "x-gbk": "gbk",
-    "gb_2312-80": "gb2312",
-    "ucs-2": "utf-16",
-    "iso-10646-ucs-2": "utf-16",
+    "dos-874": "cp874",
+    "cn-big5": "big5",
+    "cseucpkdfmtjapanese": "euc_jp",
+    "koi8-ru": "koi8-u",
+    "mac-ukrainian": "mac-cyrillic",
+    "csisolatin9": "iso8859-15",
+    "sun_eu_greek": "iso8859-7",
+    **dict.fromkeys(("csgb2312", "gb_2312", "gb_2312-80"), "gb2312"),
+    **dict.fromkeys(("cseuckr", "csksc56011987", "iso-ir-149", "ksc_5601"), "euc_kr"),
+    "ks_c_5601-1989": "euc_kr",
+    **dict.fromkeys(("koi", "koi8"), "koi8-r"),
+    **dict.fromkeys(("mac", "csmacintosh"), "mac-roman"),
+    **dict.fromkeys(("iso-8859-6-e", "iso-8859-6-i"), "iso8859-6"),
+    **dict.fromkeys(("iso-8859-8-e", "iso-8859-8-i", "logical"), "iso8859-8"),
+    **dict.fromkeys(("utf-8n", "utf8n", "utf8mb4", "unicode-1-1-utf-8", "unicode11utf8"), "utf-8"),
+    **dict.fromkeys(("ucs-2", "iso-10646-ucs-2", "csunicode", "unicode", "unicodefeff"), "utf-16"),
+    "unicodefffe": "utf-16",
+    **dict.fromkeys(("ucs-4", "iso-10646-ucs-4"), "utf-32"),
     **dict.fromkeys(("unicode_escape", "raw_unicode_escape", "idna", "punycode"), ""),
 }
+_UNMARKED = {  # what "<" is in them; the longer first
+    b"<\0\0\0": "utf-32-le",
+    b"\0\0\0<": "utf-32-be",
+    b"<\0": "utf-16-le",
+    b"\0<": "utf-16-be",
+}
+# What only an object has: elsewhere it tells of an object that would be passed over.
+_OF_OBJECTS = {"bndbox", "robndbox", "difficult"}
+_ENDLESS = re.compile(r"[+-]?(nan|inf(inity)?|[0-9.]+e\+?[0-9]{3,})", re.IGNORECASE)
 _WORDS = {
     **dict.fromkeys(("", "0", "false", "no", "n", "f"), False),
     **dict.fromkeys(("1", "true", "yes", "y", "t"), True),
@@ -70,7 +93,7 @@ def read_annotation(path: Path) -> list[VocObject]:
     Raises `BadInput` with `path` when it is no annotation, or what an object says is not one thing.
     """
     root = _parse(path)
-    return [_object(one, number, path) for number, one in enumerate(_objects(root), 1)]
+    return [_object(one, number, path) for number, one in enumerate(_objects(root, path), 1)]
 
 
 def box_of(item: VocObject, path: Path, width: int, height: int) -> list[float]:
@@ -79,11 +102,11 @@ def box_of(item: VocObject, path: Path, width: int, height: int) -> list[float]:
     shown = f"box {' '.join(texts)} of {item}"
     hint = f"correct it (1-based, inclusive; the image is {width} x {height})"
     try:
-        xmin, ymin, xmax, ymax = (float(text) for text in texts)
+        xmin, ymin, xmax, ymax = map(as_number, texts)
     except ValueError as error:
-        raise BadInput(path, f"{shown} is incomplete", hint) from error
-    if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))):
-        raise BadInput(path, f"{shown} is not finite", hint)
+        endless = any(map(_ENDLESS.fullmatch, texts))
+        problem = "is not finite" if endless else "is incomplete or of no plain numbers"
+        raise BadInput(path, f"{shown} {problem}", hint) from error
     if not (xmax >= xmin and ymax >= ymin):
         raise BadInput(path, f"{shown} is inverted", hint)
     if not (xmin >= 1 and ymin >= 1 and xmax <= width and ymax <= height):
@@ -135,15 +158,25 @@ def _only(
     return found[0] if found else None
 
 
-def _objects(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    """Every `<object>` that is not within an object or a part, in the order of the file."""
-    waiting = [root]
+def _objects(root: ElementTree.Element, path: Path) -> Iterator[ElementTree.Element]:
+    """Every `<object>` that is not within a part, in the order of the file.
+
+    `BadInput` for one within another, and for what only objects have outside of all.
+    """
+    waiting = [(root, "")]
     while waiting:
-        element = waiting.pop()
+        element, within = waiting.pop()
+        if element.tag in _OF_OBJECTS and within != "object":
+            problem = f"has <{element.tag}> in <{within}>, which is no <object>"
+            raise BadInput(path, problem, "write each object as <object>")
+        if element.tag == "object" and within == "object":
+            hint = "close each with </object> before the next"
+            raise BadInput(path, "has an <object> within another <object>", hint)
         if element.tag == "object":
             yield element
-        elif element.tag != "part":
-            waiting += reversed(element)
+        if element.tag != "part":
+            inside = "object" if "object" in (element.tag, within) else element.tag
+            waiting += [(child, inside) for child in reversed(element)]
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -174,22 +207,24 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes, path: Path) -> str:
     declared = re.match(rb"\s*<\?xml[^>]*\sencoding\s*=\s*[\"']([^\"'>]*)[\"']", data[:1000])
-    for start, encoding in ((b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")):
+    for start, encoding in _UNMARKED.items():
         if data.startswith(start):
-            return _decode_as(data, (encoding,), encoding, path=path)
+            said = f"{encoding.upper()}, as its first bytes are"
+            return _decode_as(data, (encoding,), said, path=path)
     if declared is None or marked_encoding(data):
         return decode_text(data, path)
     name = declared[1].decode("latin-1").strip()
     encoding = _codec(name, path)
     if encoding.startswith(("utf-8", "utf-16", "utf-32")):
         return decode_text(data, path)  # what can be read as ASCII here is no UTF-16
-    return _decode_as(data, (_GREATER.get(encoding, encoding), encoding), name, path=path)
+    said = f"{name}, the encoding that it declares"
+    return _decode_as(data, (_GREATER.get(encoding, encoding), encoding), said, path=path)
 
 
 def _codec(name: str, path: Path) -> str:
     """Python's name of an encoding that a file declares."""
     try:
-        codec = codecs.lookup(_OTHER_NAMES.get(name.lower(), name))
+        codec = codecs.lookup(_known_name(name.lower()))
         b"a".decode(codec.name, errors="replace")
         return codec.name
     except Exception as error:  # unknown, no name at all, or no encoding of text
@@ -197,8 +232,17 @@ def _codec(name: str, path: Path) -> str:
         raise BadInput(path, problem, "correct the name, or save it as UTF-8") from error
 
 
-def _decode_as(data: bytes, encodings: tuple[str, ...], name: str, path: Path) -> str:
-    """The text in the first encoding that fits; name: what the file says."""
+def _known_name(name: str) -> str:
+    """The name by which Python may know an encoding: `x-euc-jp` is euc-jp, `windows-949` cp949."""
+    if name not in _OTHER_NAMES:
+        name = re.sub(r"^(x-)+", "", name)
+        name = re.sub(r"^iso_?8859([0-9]{1,2})$", r"iso8859-\1", name)
+    name = _OTHER_NAMES.get(name, name)
+    return re.sub(r"^(windows-|ms)([0-9]+)$", r"cp\2", name)
+
+
+def _decode_as(data: bytes, encodings: tuple[str, ...], said: str, path: Path) -> str:
+    """The text in the first encoding that fits; said: what the file says of its own."""
     where = ""
     for one in encodings:
         try:
@@ -208,5 +252,5 @@ def _decode_as(data: bytes, encodings: tuple[str, ...], name: str, path: Path) -
             continue
         if "\0" not in text:
             return text
-    problem = f"is not {name}, the encoding that it declares{where}"
+    problem = f"is not {said}{where}"
     raise BadInput(path, problem, "correct the name, or save it as UTF-8")

@@ -22,7 +22,7 @@ def clue_evidence(
         path = proposal_path(root, split, record.image_id)
         hint = "export clues beside the proposals, or set clue_evidence to 0"
         raise BadInput(path, "does not exist (the clues of an image)", hint)
-    stored = read_clues(root, split, record.image_id, names=("fine",), classes=classes)
+    stored = read_clues(root, split, record, names=("fine",), classes=classes)
     maps = stored["fine"].astype(np.float32)
     scale = np.asarray([maps.shape[2] / record.width, maps.shape[1] / record.height] * 2)
     found = np.zeros((len(boxes), classes), np.float32)

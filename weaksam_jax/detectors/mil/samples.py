@@ -38,7 +38,7 @@ def load_boxes(
     test: its least side, 20 for VOC and 2 for COCO, counts the last pixel (`xmax - xmin + 1`), and
     so do continuous corners (`x2 - x1`), so min_side is the same number.
     """
-    proposals = read_proposals(root, split.split, record.image_id)
+    proposals = read_proposals(root, split.split, record)
     place = np.zeros(len(proposals), np.int64)
     for source in np.unique(proposals.source):
         own = proposals.source == source
