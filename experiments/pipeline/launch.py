@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
+from experiments.pipeline.graph import run_pipeline
 from experiments.pipeline.jobs import JOBS
 from experiments.pipeline.options import parse_options
-from experiments.pipeline.stages import run_pipeline
 from weaksam_jax.engine.distributed import start
 
 

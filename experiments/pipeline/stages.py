@@ -1,216 +1,28 @@
-"""The stages of the pipeline, in order: what each reads, does, writes and measures.
+"""What the stages of the pipeline do, in order.
 
-Truth (boxes, masks) is opened here for measuring only, after a stage has done its work; every
-function that trains or proposes is given a `TagSplit`.
+Every function that trains or proposes is given a `TagSplit`; truth (boxes, masks) is opened for
+figures (`experiments.pipeline.figures`) and the page only.
 """
 
-import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
-from experiments.pipeline import detectors, figures
-from experiments.pipeline.config import check_weights
+from experiments.pipeline import detectors
 from experiments.pipeline.detectors import MilInputs, RetrainConfig
-from experiments.pipeline.options import PipelineOptions, settings_json
-from experiments.pipeline.run import Run, new_run
-from experiments.pipeline.runner import Runner, Stage, say
-from experiments.pipeline.work_folder import key_of
-from weaksam_jax.data.datasets import dataset_fingerprint, verify_images
+from experiments.pipeline.run import Run
+from weaksam_jax.data.datasets import verify_images
 from weaksam_jax.data.detections import naming, read_detections
-from weaksam_jax.data.mini_set import write_mini
-from weaksam_jax.data.store import manifest_path, read_manifest
 from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
-from weaksam_jax.errors import BadFile, BadInput, did_you_mean
-from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
-from weaksam_jax.locks import Lock, holder, locked
-from weaksam_jax.outputs import check_apart, check_folder, real
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_json, write_json
 from weaksam_jax.pgt import PgtConfig, make_pgt
-from weaksam_jax.settings import change, to_plain
-
-STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
-EXTRA_STAGES = ("retrain_without_drop",)
-# The embedded set is one data set; --seed varies the training on it.
-MINI_SEED = 0
-
-
-def run_pipeline(options: PipelineOptions) -> dict:
-    """Runs the whole pipeline (or the chosen stages); returns metrics.json's content.
-
-    Raises `BadInput` before anything is written for what does not fit together, for an `out` that
-    is or holds the data set or others' work, and while another process runs in it.
-    """
-    run = new_run(options)
-    wanted = chosen_stages(options.stages)
-    stages = wanted or usual_stages(run)
-    check_weights(run.config, stages)
-    if "retrain" in stages:  # what does not fit is said at once
-        detectors.check_start(detectors.retrainer(run.config.retrain, 2))
-    if run.options.data != "mini":
-        _ = run.data.names  # a data set that is none is named before anything is written
-    held: list[Lock] = []
-    with contextlib.ExitStack() as stack:
-        run_on_leader(lambda: held.extend([stack.enter_context(hold(run))]))
-        run_on_leader(lambda: prepare(run))
-        runner = Runner(run.folder, run.seed, lock=held[0] if held else None)
-        metrics = runner.run(graph(run), wanted)
-    page = run.folder.report
-    run_on_leader(lambda: say(f"finished: {page if page.exists() else run.folder.root}"))
-    return metrics
-
-
-def hold(run: Run) -> AbstractContextManager[Lock]:
-    """The lock of the run's folder, for this process alone; `BadInput` as `run_pipeline`."""
-    folder, own = run.folder, list(run.folder.own_files)
-    if run.options.data == "mini":
-        own.append("data")
-    elif real(run.options.data) != real(folder.mini_set) or not holder(folder.root):
-        check_folder("--out", folder.root, run.options.data)
-    given = {"--proposals": None if run.exports else run.proposals, "--sam": run.config.sam}
-    given |= {"--clues": run.config.clues, "--weaktr.init": run.config.weaktr.init}
-    given |= {"--wsod.optim.init": run.config.wsod.optim.init}
-    given |= {"--retrain.optim.init": run.config.retrain.optim.init}
-    for name in (*STAGES[1:], *EXTRA_STAGES):
-        check_apart("--out", folder.stage(name), given)
-        key_of(folder.stage(name))
-    return locked(folder.root, "run", own)
-
-
-def prepare(run: Run) -> None:
-    """Writes settings.json and, once, the embedded set; it is small, seeded and no stage."""
-    if run.options.data == "mini":
-        say("the embedded mini set is used (give --data for a real data set or your own photos)")
-        if not run.folder.mini_set.exists():
-            write_mini(run.folder.mini_set.parent, MINI_SEED)
-    write_json(run.folder.settings, settings_json(run.options), indent=1)
-
-
-# Which stages there are
-
-
-def chosen_stages(text: str | None) -> list[str] | None:
-    """The names of --stages, checked; None: the whole pipeline."""
-    if text is None:
-        return None
-    chosen, known = (
-        [name.strip() for name in text.split(",") if name.strip()],
-        STAGES + EXTRA_STAGES,
-    )
-    for name in chosen:
-        if name not in known:
-            hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
-            raise BadInput("--stages", f"{name} is no stage", hint)
-    return chosen
-
-
-def usual_stages(run: Run) -> list[str]:
-    """The stages of the whole pipeline that these options have work for."""
-    idle = set() if needs_clues(run) else {"clues"}
-    idle |= set() if run.exports else {"proposals"}
-    idle |= {"retrain"} if run.options.retrain == "none" else set()
-    return [name for name in STAGES if name not in idle]
 
 
 def needs_clues(run: Run) -> bool:
     """Whether a clue network is trained or loaded: for proposals, or for new photos whose
     detections are weighed with its tags."""
     return run.exports or run.config.retrain.test.tag_power > 0
-
-
-def graph(run: Run) -> list[Stage]:
-    """The stage graph. Settings and inputs of every stage are named here, so that a change of one
-    makes the stage run again."""
-    config = run.config
-    export = replace(config.export, source=run.options.proposals if run.exports else "sam")
-    sam = [config.sam, _content(config.sam)]
-    made_by = [export, sam, config.clue_use, *_stored_elsewhere(run)]
-    mil = [config.wsod, _content(config.wsod.optim.init)]
-    store = ("data", "clues") if run.exports else ("data",)
-    masks = [config.masks, sam]
-
-    def stage(name: str, settings: list, reads: tuple, work: partial, **more) -> Stage:
-        return _judged(run, _stage(name, settings, reads, run=work), getattr(figures, name), **more)
-
-    export_all, train = partial(make_proposals, run, export), partial(train_wsod, run)
-    stages = [
-        # <out>/data may hold the data set itself: it is not this stage's to delete.
-        stage("data", _images(run), (), work=partial(check_data, run), owns_folder=False),
-        *([_clue_stage(run)] if needs_clues(run) else []),
-        stage("proposals", made_by, store, work=export_all, owns_folder=run.exports),
-        stage("wsod", mil, ("proposals",), work=train, together=True),
-        stage("pgt", [config.pgt], ("wsod",), work=partial(make_pseudo_boxes, run)),
-    ]
-    extra = []
-    if run.options.retrain != "none":
-        stages.append(_retraining(run, "retrain", config.retrain))
-        if hasattr(config.retrain.loss, "drop"):
-            plain = change(config.retrain, {"loss.drop": None})
-            extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
-    stages.append(stage("masks", masks, ("pgt",), work=partial(make_masks, run)))
-    names = tuple(one.name for one in stages)
-    report = _stage("report", [run.judged], names, run=partial(write_page, run))
-    return [*stages, *extra, replace(report, shows=tuple(one.name for one in extra))]
-
-
-def _stage(name: str, settings: list, reads: tuple, run: Callable[[], dict]) -> Stage:
-    """A `Stage` whose settings are plain values, so that their fingerprint is stable."""
-    return Stage(name, to_plain(settings), reads, run=run)
-
-
-def _judged(run: Run, stage: Stage, measure: Callable[[Run], dict], **more) -> Stage:
-    """With figures that are measured again when the truth, or the rule of AP50, has changed."""
-    return replace(stage, measure=partial(measure, run), truth=lambda: run.judged, **more)
-
-
-def _retraining(run: Run, name: str, config: RetrainConfig) -> Stage:
-    """A stage that retrains on the pseudo boxes."""
-    settings = [config, _content(config.optim.init)]
-    stage = _stage(name, settings, ("pgt",), run=partial(retrain, run, name, config))
-    return _judged(run, stage, partial(figures.retrained, name), together=True)
-
-
-def _clue_stage(run: Run) -> Stage:
-    network = run.config.clue_recipe()
-    if isinstance(network, Path):
-        network = file_fingerprint(network)
-    start = _content(getattr(network, "init", None))
-    settings = [run.config.clues, network, start]
-    return _stage("clues", settings, ("data",), run=partial(train_clues, run))
-
-
-def _images(run: Run) -> list:
-    """What identifies the images and tags of both splits."""
-    names, path, cache = run.data.names.values(), run.data.path, run.folder.hashes
-    return run_on_leader(
-        lambda: [[[name, dataset_fingerprint(path, name, cache)] for name in names]]
-    )
-
-
-def _stored_elsewhere(run: Run) -> list:
-    """What identifies a proposal store made elsewhere; nothing for the run's own."""
-    if run.exports:
-        return [[]]
-    found = []
-    for name in run.data.names.values():
-        manifest = read_manifest(run.proposals, name)
-        if manifest is None:
-            path = manifest_path(run.proposals, name)
-            hint = f"finish python -m bridge.export --split {name} into that folder"
-            raise BadFile(path, "does not exist", hint)
-        found.append(fingerprint(manifest))
-    return [found]
-
-
-def _content(name: str | Path | None) -> str | None:
-    """What identifies the weights in a file, so that another file of that name is noticed."""
-    return file_fingerprint(Path(name)) if name and Path(name).is_file() else None
-
-
-# What they do
 
 
 def check_data(run: Run) -> dict:

@@ -11,8 +11,8 @@ from bridge.clues.weaktr import WeakTr, WeakTrConfig
 from bridge.clues.weaktr_recipe import WeakTrRecipe
 from experiments.pipeline import clues
 from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.graph import graph, run_pipeline
 from experiments.pipeline.run import new_run
-from experiments.pipeline.stages import graph, run_pipeline
 from weaksam_jax.data.datasets import open_tags, split_names
 from weaksam_jax.data.images import load_image
 from weaksam_jax.errors import BadInput

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from tiny_pipeline import STAGES, flags, options
 
-from experiments.pipeline import stages, work_folder
+from experiments.pipeline import graph, work_folder
 from experiments.pipeline.config import mini
 from experiments.pipeline.options import PipelineOptions
 from experiments.pipeline.run import new_run
@@ -38,7 +38,7 @@ CHANGES = {
 def stage_keys(data, *more):
     run = new_run(options(*flags(data, data.parent, *more)))
     runner = Runner(run.folder, run.seed)
-    for stage in stages.graph(run):
+    for stage in graph.graph(run):
         runner.keys[stage.name] = runner.key(stage)
     return runner.keys
 
@@ -82,10 +82,10 @@ def test_another_seed_keeps_the_embedded_data_set(tiny_data, tmp_path, monkeypat
     def write_mini(folder, seed):
         shutil.copytree(tiny_data, folder / "VOC2007")
 
-    monkeypatch.setattr(stages, "write_mini", write_mini)
+    monkeypatch.setattr(graph, "write_mini", write_mini)
     for seed in (0, 1):
         command = flags("mini", tmp_path / "run", "--stages", "data", "--seed", str(seed))
-        metrics = stages.run_pipeline(options(*command))
+        metrics = graph.run_pipeline(options(*command))
         assert metrics["seed"] == seed and metrics["dataset"]["train_images"] == 8
 
 
@@ -133,6 +133,6 @@ def test_a_store_made_elsewhere_needs_no_clue_network(tmp_path, proposals, tag_p
     where = "sam" if proposals == "sam" else str(tmp_path / "store")
     asked = PipelineOptions(str(data), tmp_path / "run", proposals=where, settings=settings)
     run = new_run(asked)
-    found = {stage.name: stage for stage in stages.graph(run)}
-    assert ("clues" in found) == has_clues == ("clues" in stages.usual_stages(run))
+    found = {stage.name: stage for stage in graph.graph(run)}
+    assert ("clues" in found) == has_clues == ("clues" in graph.usual_stages(run))
     assert ("clues" in found["proposals"].reads) == (proposals == "sam")

@@ -21,7 +21,7 @@ PRELOADED = (
     ),
     *(
         "experiments.pgt",
-        "experiments.pipeline.stages",
+        "experiments.pipeline.graph",
         "pycocotools.cocoeval",
         "small_torchvision",
     ),

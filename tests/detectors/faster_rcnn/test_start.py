@@ -8,7 +8,7 @@ import pytest
 from configs import vary
 from tiny_pipeline import options
 
-from experiments.pipeline.stages import run_pipeline
+from experiments.pipeline.graph import run_pipeline
 from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.detectors import read_weights, save_detector
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn, FasterRcnnConfig
