@@ -61,11 +61,11 @@ def test_an_unannotated_split_has_files_and_no_figures(drawn, flags, tmp_path, c
     (root / "ImageSets" / "Main" / "test.txt").write_text(names)
     (root / "classes.txt").write_text("\n".join(drawn[1].classes))
     flags[flags.index("--data") + 1] = str(root)
-    more = ["--split", "test", "--voc-files", str(tmp_path)]
+    more = ["--split", "test", "--voc-files", str(tmp_path / "server")]
     assert entry_point(command.main, [*flags, *more]) == 0
     assert "no boxes of this split" in capsys.readouterr().out
     assert not (tmp_path / "out" / "metrics.json").exists()
-    assert len(list(tmp_path.glob("comp4_det_test_*.txt"))) == len(drawn[1].classes)
+    assert len(list((tmp_path / "server").glob("comp4_det_test_*.txt"))) == len(drawn[1].classes)
 
 
 @pytest.mark.parametrize(
