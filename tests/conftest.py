@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,8 +13,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait
 # XLA's optimizations take half of the suite's time and are not ours to test; the whole pipelines of
 # `tiny_pipeline` run with them, as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A program is compiled once, however many tests, workers and processes of this session build it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="weaksam-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
 import pytest
 from hypothesis import settings
 
@@ -50,15 +55,3 @@ def small_disk(tmp_path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """The same program is compiled once, however many runs of this module build it."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, option) for option in options]
-    jax.config.update(options[0], str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update(options[1], 0)
-    yield
-    for option, value in zip(options, before, strict=True):
-        jax.config.update(option, value)

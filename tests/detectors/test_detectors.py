@@ -46,7 +46,6 @@ SMALL = {
     ),
 }
 every_kind = pytest.mark.parametrize("kind", DETECTORS)
-pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def detector_of(kind, classes=NAMES, **parts):

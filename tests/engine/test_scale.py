@@ -35,35 +35,20 @@ def inputs(tmp_path_factory):
     return mil_job.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(tmp_path_factory):
-    """What is compiled is kept."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def trained(inputs, tmp_path_factory):
     """{name: losses and parameters} of one training on 1, 4 and 8 devices and with 4
     micro-batches, and by two processes of two devices."""
-    out, cache = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("programs")
+    out = tmp_path_factory.mktemp("out")
     cut = {**ONE_SIZE, "optim": {**ONE_SIZE["optim"], "micro_batches": 4}}
     runs = {str(n): {"devices": n, "config": ONE_SIZE} for n in (1, 4, 8)}
     runs["micro-batches"] = {"devices": 1, "config": cut}
     job = processes.write_job(out / "a.json", root=inputs, out=out, runs=runs)
-    processes.run(job, devices=8, cache=cache, timeout=800)
+    processes.run(job, devices=8, timeout=800)
     job = processes.write_job(
         out / "b.json", root=inputs, out=out, runs={"processes": {"config": ONE_SIZE}}
     )
-    processes.run(job, count=2, devices=2, cache=cache, timeout=800)
+    processes.run(job, count=2, devices=2, timeout=800)
     return {path.stem: dict(np.load(path)) for path in out.glob("*.npz")}
 
 
@@ -175,11 +160,11 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_work():
 def test_the_pipeline_by_two_processes_is_the_pipeline_by_one(tmp_path):
     """Two processes of two devices against one of four: the same parts of every batch."""
     data = tiny_pipeline.write_tiny(tmp_path / "data")
-    one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
+    one, two = tmp_path / "one", tmp_path / "two"
 
     def run_pipeline(out, count, devices):
         arguments = ["-m", "experiments.custom", *tiny_pipeline.flags(data, out)]
-        processes.run(arguments, count, devices, cache, timeout=800)
+        processes.run(arguments, count, devices, timeout=800)
 
     run_pipeline(one, 1, 4)
     shutil.copytree(one, two)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
-CACHE = tempfile.mkdtemp()  # of compiled programs, which the scripts share
-
-
 def run(name, *arguments):
     """What an example prints."""
     command = [sys.executable, ROOT / "examples" / name, *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
         list(map(str, command)), env=env, capture_output=True, text=True, timeout=600, check=False
     )

@@ -180,7 +180,7 @@ def test_disk_full_while_the_clue_network_is_saved(tiny_data, small_disk, capsys
 
 
 @pytest.mark.slow
-def test_disk_full_while_a_checkpoint_is_saved(undisturbed, cache, small_disk):
+def test_disk_full_while_a_checkpoint_is_saved(undisturbed, small_disk):
     needed = [undisturbed.out / name for name in ("stages", "clues", "proposals")]
     used = sum(path.stat().st_size + 4096 for top in needed for path in top.rglob("*"))
     out = small_disk(used // 1024 + 400) / "run"
@@ -188,7 +188,7 @@ def test_disk_full_while_a_checkpoint_is_saved(undisturbed, cache, small_disk):
         shutil.copytree(top, out / top.name)
     shutil.copy(undisturbed.out / LOCK, out)
     forget(out, "wsod")
-    process = start(cache, undisturbed.data, out)
+    process = start(undisturbed.data, out)
     _, said = process.communicate()
     assert process.returncode == 2, said[-3000:]
     assert fault_of(said).startswith("error: disk full while writing")

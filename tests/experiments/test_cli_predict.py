@@ -21,7 +21,6 @@ from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.files import write_json
 from weaksam_jax.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("compile_once")
 NAMES, IDS = ("cat", "dog"), (7, 3)
 TINY = vary(
     mini().retrain,

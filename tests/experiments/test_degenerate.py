@@ -12,7 +12,6 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.files import read_arrays, read_json
 
-pytestmark = pytest.mark.usefixtures("compile_once")
 # (width, height, tags, split) of each image.
 PAIR = [(96, 96, "cat", "train"), (80, 96, "dog", "train"), (96, 96, "cat", "test")]
 ONE = [(96, 96, "cat", "train"), (96, 96, "cat", "test")]

@@ -101,14 +101,14 @@ def test_report_needs_no_network(undisturbed):
     assert "@import" not in text and "url(" not in styles
 
 
-def test_second_call_is_quick_and_changes_nothing(undisturbed, cache):
+def test_second_call_is_quick_and_changes_nothing(undisturbed):
     def times():
         return {path: path.stat().st_mtime_ns for path in undisturbed.out.rglob("*")}
 
     rewritten = {undisturbed.out / name for name in ("metrics.json", "settings.json", LOCK)}
     before, metrics = times(), metrics_of(undisturbed.out)
     began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    said = run_pipeline(cache, undisturbed.data, undisturbed.out)
+    said = run_pipeline(undisturbed.data, undisturbed.out)
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began
     assert stages_run(said) == [] and metrics_of(undisturbed.out) == metrics
     after = times()
@@ -117,10 +117,10 @@ def test_second_call_is_quick_and_changes_nothing(undisturbed, cache):
     assert seconds < 30  # of CPU: the machine may be busy with others
 
 
-def test_changed_masks_are_made_again_and_nothing_before_them(undisturbed, cache, tmp_path):
+def test_changed_masks_are_made_again_and_nothing_before_them(undisturbed, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(undisturbed.out, out)
-    said = run_pipeline(cache, undisturbed.data, out, "--masks.clip-to-box")
+    said = run_pipeline(undisturbed.data, out, "--masks.clip-to-box")
     assert stages_run(said) == ["masks", "report"]
     for annotation in json.loads((out / "masks" / "pseudo.json").read_text())["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -154,7 +154,7 @@ def test_evaluate_repeats_the_figures_of_the_run(undisturbed, tmp_path):
     assert masks["masked_images"] == 8 and 0 <= masks["ap75"] <= masks["ap25"] <= 100
 
 
-def test_predict_draws_a_new_photo(undisturbed, cache, tmp_path):
+def test_predict_draws_a_new_photo(undisturbed, tmp_path):
     photo = tmp_path / "holiday.png"
     Image.open(undisturbed.data / "JPEGImages" / "000009.jpg").resize((150, 100)).save(photo)
     out = tmp_path / "predictions"
@@ -162,7 +162,7 @@ def test_predict_draws_a_new_photo(undisturbed, cache, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "experiments.predict", *command],
         cwd=ROOT,
-        env=environment(cache),
+        env=environment(),
         check=True,
     )
     found = json.loads((out / "predictions.json").read_text())
@@ -175,7 +175,7 @@ def test_predict_draws_a_new_photo(undisturbed, cache, tmp_path):
     assert Image.open(out / "holiday.png").width >= 150
 
 
-def test_tags_alone_run_the_pipeline_without_figures_that_need_truth(undisturbed, cache, tmp_path):
+def test_tags_alone_run_the_pipeline_without_figures_that_need_truth(undisturbed, tmp_path):
     """The same images as `images/` + tags.csv: one for training without a tag, and all test images,
     as photographs are that one only wants to look at."""
     data, out = tmp_path / "photos", tmp_path / "run"
@@ -193,7 +193,7 @@ def test_tags_alone_run_the_pipeline_without_figures_that_need_truth(undisturbed
     ]
     (data / "tags.csv").write_text("\n".join(["file,tags,split", *rows]))
     (data / "classes.txt").write_text("\n".join(classes))
-    said = run_pipeline(cache, data, out)
+    said = run_pipeline(data, out)
     assert stages_run(said) == list(STAGES)
     metrics = metrics_of(out)
     assert metrics["dataset"]["negatives"] == 1 and metrics["dataset"]["train_images"] == 8

@@ -38,20 +38,20 @@ def end_at(process, stage, seconds, number):
     return process.wait(), "".join(said)
 
 
-def test_kills_at_random_moments_do_not_change_the_result(undisturbed, cache, tmp_path):
+def test_kills_at_random_moments_do_not_change_the_result(undisturbed, tmp_path):
     out = tmp_path / "run"
     seconds = json.loads((undisturbed.out / "metrics.json").read_text())["seconds"]
     killed = 0
     for stage, delay in moments(seconds):
-        status, said = end_at(start(cache, undisturbed.data, out), stage, delay, signal.SIGKILL)
+        status, said = end_at(start(undisturbed.data, out), stage, delay, signal.SIGKILL)
         assert status in (0, -signal.SIGKILL), said[-3000:]
         killed += status == -signal.SIGKILL
     assert killed, "every call ended before its kill"
-    run_pipeline(cache, undisturbed.data, out)
+    run_pipeline(undisturbed.data, out)
     assert_same_results(undisturbed.out, out)
 
 
-def test_ctrl_c_and_sigterm_end_in_one_line_and_resume(undisturbed, cache, tmp_path):
+def test_ctrl_c_and_sigterm_end_in_one_line_and_resume(undisturbed, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(undisturbed.out, out)
     for stage in STAGES[3:]:
@@ -62,11 +62,11 @@ def test_ctrl_c_and_sigterm_end_in_one_line_and_resume(undisturbed, cache, tmp_p
         ("wsod", signal.SIGINT, 130, "interrupted"),
         ("retrain", signal.SIGTERM, 143, "terminated"),
     ):
-        process = start(cache, undisturbed.data, out)
+        process = start(undisturbed.data, out)
         got, said = end_at(process, stage, 0.3, number)
         assert got == status, said[-3000:]
         assert said.splitlines()[-1] == f"{word}; the same command resumes"
         assert "Traceback" not in said
         assert not (out / "stages" / f"{stage}.json").exists() and not list(out.rglob("*.tmp"))
-    run_pipeline(cache, undisturbed.data, out)
+    run_pipeline(undisturbed.data, out)
     assert_same_results(undisturbed.out, out)

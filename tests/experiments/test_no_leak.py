@@ -9,9 +9,7 @@ from tiny_pipeline import assert_same_results, run_pipeline
 
 
 @pytest.mark.slow
-def test_boxes_and_masks_of_the_training_images_have_no_part_in_the_pipeline(
-    undisturbed, cache, tmp_path
-):
+def test_boxes_and_masks_of_the_training_images_have_no_part_in_the_pipeline(undisturbed, tmp_path):
     data, out = tmp_path / "VOC2007", tmp_path / "run"
     shutil.copytree(undisturbed.data, data)
     removed = 0
@@ -23,7 +21,7 @@ def test_boxes_and_masks_of_the_training_images_have_no_part_in_the_pipeline(
         for folder in ("SegmentationObject", "SegmentationClass"):
             (data / folder / f"{name}.png").unlink()
     assert removed > 8, "there was something to leak"
-    run_pipeline(cache, data, out)
+    run_pipeline(data, out)
     assert_same_results(undisturbed.out, out)
     with_truth = json.loads((undisturbed.out / "metrics.json").read_text())
     without = json.loads((out / "metrics.json").read_text())

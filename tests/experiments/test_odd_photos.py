@@ -22,7 +22,7 @@ from weaksam_jax.data.formats import tfds
 from weaksam_jax.files import read_json
 from weaksam_jax.report import page
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_once")]
+pytestmark = pytest.mark.slow
 COUNT = 26
 
 

@@ -16,13 +16,12 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def start(arguments, count=1, devices=1, cache=None) -> list[subprocess.Popen]:
+def start(arguments, count=1, devices=1) -> list[subprocess.Popen]:
     """`count` processes that find each other by our variables, with so many devices each."""
     port, found = free_port(), []
     for index in range(count):
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        env |= {"JAX_COMPILATION_CACHE_DIR": str(cache or ""), "TF_CPP_MIN_LOG_LEVEL": "1"}
-        env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OMP_NUM_THREADS": "1"}
+        env |= {"TF_CPP_MIN_LOG_LEVEL": "1", "OMP_NUM_THREADS": "1"}
         if count > 1:
             env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
             env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
@@ -48,9 +47,9 @@ def own(output: str) -> str:
     return "".join(line for line in lines if not line.startswith("[Gloo]"))
 
 
-def run(arguments, count=1, devices=1, cache=None, timeout=240) -> list[str]:
+def run(arguments, count=1, devices=1, timeout=240) -> list[str]:
     """stdout of each process; all must end with 0."""
-    ended = finish(start(arguments, count, devices, cache), timeout)
+    ended = finish(start(arguments, count, devices), timeout)
     for status, _, errors in ended:
         assert status == 0, errors[-3000:]
     return [output for _, output, _ in ended]

@@ -63,33 +63,26 @@ def options(*argv: str, job: str = "custom") -> PipelineOptions:
     return parse_options(argv, "", JOBS[job])
 
 
-def start(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen:
+def start(data: Path, out: Path, *more: str) -> subprocess.Popen:
     """`python -m experiments.custom` in its own process; see `environment`."""
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.custom", *flags(data, out, *more)],
         cwd=ROOT,
-        env=environment(cache),
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """Programs that XLA compiled, with its optimizations, are kept in `cache`: most of a tiny run
-    is compiling."""
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-    }
+def environment() -> dict[str, str]:
+    """Programs are compiled with XLA's optimizations, as users have them."""
+    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
-def run_pipeline(cache: Path, data: Path, out: Path, *more: str) -> str:
+def run_pipeline(data: Path, out: Path, *more: str) -> str:
     """Runs the pipeline to its end; returns what it said on stderr."""
-    process = start(cache, data, out, *more)
+    process = start(data, out, *more)
     _, said = process.communicate()
     assert process.returncode == 0, said[-3000:]
     return said

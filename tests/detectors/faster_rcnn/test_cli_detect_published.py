@@ -26,8 +26,6 @@ from weaksam_jax.detectors.mil import MilConfig, MilDetector
 from weaksam_jax.evaluate import voc_ap
 from weaksam_jax.files import read_arrays, write_arrays
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 WIDTH, CHANNELS, HIDDEN = 4, 8, 24
 SIZES = (32, 64, 128, 256, 512)
 PADDED, SCORE, DETECTIONS, PRE_NMS, POST_NMS = (192, 192), 0.15, 30, 100, 200

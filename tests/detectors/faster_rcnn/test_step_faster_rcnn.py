@@ -20,13 +20,11 @@ from weaksam_jax.engine.mesh import AXIS, data_mesh, put_batch
 from weaksam_jax.engine.step import count_compilations, create_state, make_train_step
 from weaksam_jax.engine.train import frozen_loss
 
-pytestmark = pytest.mark.usefixtures("compile_once")
 
-
-def test_devices_and_micro_batches_take_the_gradient_of_the_whole_batch(tmp_path):
+def test_devices_and_micro_batches_take_the_gradient_of_the_whole_batch():
     """`devices_job.py` holds the step against the parts in one `vmap` on one device."""
     job = Path(processes.__file__).parent / "devices_job.py"
-    (output,) = processes.run([job], devices=4, cache=tmp_path)
+    (output,) = processes.run([job], devices=4)
     assert output.splitlines() == ["n_valid 4 1", "n_kept 4 1", "n_kept 2 2"]
 
 

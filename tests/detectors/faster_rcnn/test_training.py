@@ -21,8 +21,6 @@ from weaksam_jax.detectors.mil import MilConfig, MilDetector
 from weaksam_jax.engine import train as training
 from weaksam_jax.engine.mesh import data_mesh
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 
 def read_log(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

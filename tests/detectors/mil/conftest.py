@@ -1,6 +1,5 @@
 """Six training and three test images with random proposals, for all tests here."""
 
-import jax
 import numpy as np
 import pytest
 from configs import vary
@@ -8,27 +7,6 @@ from tiny_mil import TINY, train, write_random
 
 from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.mini_set import write_mini
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """The folder of compiled programs."""
-    return tmp_path_factory.mktemp("xla")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(cache):
-    """The same step is compiled by many tests: keep it on disk."""
-    names = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

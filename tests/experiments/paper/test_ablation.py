@@ -21,8 +21,6 @@ from weaksam_jax.cli import entry_point
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, TestConfig
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 
 @dataclass(frozen=True)
 class Number:

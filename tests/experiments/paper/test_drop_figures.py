@@ -35,7 +35,6 @@ from weaksam_jax.engine.optimizer import OptimConfig
 from weaksam_jax.engine.weights import save_params
 from weaksam_jax.settings import change
 
-pytestmark = pytest.mark.usefixtures("compile_once")
 TINY = FasterRcnnConfig(
     model=ModelConfig(channels=8, fc_width=8),
     loss=LossConfig(
