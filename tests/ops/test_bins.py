@@ -132,7 +132,10 @@ def test_the_program_has_no_loop_sort_or_scatter_on_a_tpu():
     def grad(features, boxes):
         return jax.grad(lambda f: roi_pool(f, boxes, 1 / 8).sum())(features)
 
-    shapes = jax.ShapeDtypeStruct((40, 50, 64), jnp.float32), jax.ShapeDtypeStruct((30, 4), float)
+    shapes = (
+        jax.ShapeDtypeStruct((40, 50, 64), jnp.float32),
+        jax.ShapeDtypeStruct((30, 4), jnp.float32),
+    )
     text = jax.jit(grad).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
     counts = {name: len(re.findall(rf"stablehlo\.{name}\b", text)) for name in ("while", "sort")}
     assert counts == {"while": 1, "sort": 0}
