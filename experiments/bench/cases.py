@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments.bench import mil, rcnn, sam
+from experiments.bench import box_ops, mil, rcnn, sam
 from experiments.bench.entry import Case, Entry, random_boxes
 
 # A view of 480 x 640 through VGG16: what the MIL detector pools from.
@@ -79,6 +79,26 @@ def roi_pool(count: int) -> Entry:
     ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
     other = "torch adaptive_max_pool2d loop"
     return Entry(work, ours_call, other, other=with_adaptive_pool, agree=_difference)
+
+
+def roi_pool_forward(count: int) -> Entry:
+    from experiments.bench.torch_mil_step import pooled
+    from weaksam_jax.ops.roi import roi_pool as ours
+
+    features, boxes = _roi_inputs(count)
+    step = jax.jit(lambda f, b: ours(f, b, 1 / STRIDE))
+    on_device = jnp.asarray(features), jnp.asarray(boxes)
+    maps = torch.from_numpy(features).permute(2, 0, 1).contiguous()
+
+    def same(ours, other) -> str:
+        equal = (np.asarray(ours) == other.permute(0, 2, 3, 1).numpy()).mean()
+        return f"{100 * equal:.1f} % of the values equal"
+
+    work = f"RoIPool 7x7 forward, {count} boxes, {'x'.join(map(str, MAP))}"
+    ours_call = lambda: jax.block_until_ready(step(*on_device))  # noqa: E731
+    theirs = lambda: pooled(maps, torch.from_numpy(boxes))  # noqa: E731
+    other = "torch adaptive_max_pool2d loop"
+    return Entry(work, ours_call, other, other=theirs, agree=same)
 
 
 def mining(count: int) -> Entry:
@@ -169,10 +189,13 @@ COUNTS = (213, 2001)  # proposals of an image: SAM's and selective search's (Tab
 CASES: dict[str, Case] = {
     **{
         f"{case.__name__}_{count}": partial(case, count)
-        for case in (roi_align, roi_pool, mining)
+        for case in (roi_align, roi_pool, roi_pool_forward, mining, box_ops.nms)
         for count in COUNTS
     },
-    **{case.__name__: case for case in (peaks, proposals, sam.sam_decoder, *_SAM)},
+    **{
+        case.__name__: case
+        for case in (box_ops.rpn_proposals, peaks, proposals, sam.sam_decoder, *_SAM)
+    },
     **{f"mil_step_{count}": mil.step_case(count) for count in COUNTS},
     **rcnn.CASES,
 }

@@ -1,7 +1,11 @@
-"""Anchors of a feature pyramid: NumPy constants of the program, one set per padded size."""
+"""Anchors of a feature pyramid, made in the program from the indices of the cells: those of a large
+image would be megabytes of constants in it."""
 
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -27,16 +31,23 @@ def level_anchors(
     stride: int | tuple[int, int],
     cells: np.ndarray,
     offset: float = 0.0,
-) -> np.ndarray:
+) -> jax.Array:
     """Anchors of one map `[height, width]`: float32 `[height * width * A, 4]`, row-major, the A
     anchors `cells` of a cell together. Centres lie at (column + offset) * stride; stride: of rows
     and columns, or (of rows, of columns)."""
-    rows, columns = np.broadcast_to(stride, 2)
-    x = (np.arange(width, dtype=np.float32) + offset) * columns
-    y = (np.arange(height, dtype=np.float32) + offset) * rows
-    y, x = np.meshgrid(y, x, indexing="ij")
-    centre = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
-    return (centre + cells[None]).reshape(-1, 4).astype(np.float32)
+    rows, columns = map(float, np.broadcast_to(stride, 2))
+    return _grid(cells, (height, width), step=(rows, columns), offset=offset)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "step", "offset"))
+def _grid(cells, shape, step, offset):
+    """See `level_anchors`."""
+    (height, width), (rows, columns) = shape, step
+    x = (jnp.arange(width, dtype=jnp.float32) + offset) * columns
+    y = (jnp.arange(height, dtype=jnp.float32) + offset) * rows
+    y, x = jnp.meshgrid(y, x, indexing="ij")
+    centre = jnp.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
+    return (centre + jnp.asarray(cells, jnp.float32)).reshape(-1, 4)
 
 
 def pyramid_anchors(
@@ -46,7 +57,7 @@ def pyramid_anchors(
     ratios: Sequence[float],
     offset: float = 0.0,
     rounded: bool = False,
-) -> list[np.ndarray]:
+) -> list[jax.Array]:
     """Anchors of every level, finest first; `sizes[l]` are the anchor sizes of level l.
 
     rounded (torchvision): the corners of a cell's anchors are whole pixels, and the cells of a map

@@ -1,9 +1,13 @@
 """Greedy non-maximum suppression with static shapes: no host synchronisation, `vmap`-able."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from weaksam_jax.boxes import iou
+
+BLOCK = 128  # boxes that `best_survivors` judges at a time
 
 
 def nms(
@@ -15,54 +19,100 @@ def nms(
     falling score, 0 where unused; keep_valid bool `[max_output]`). Equal scores: lower index first.
     Equal to torchvision's `nms` cut to `max_output`, except for its arbitrary order of ties.
 
-    A loop with a row of IoUs for each box that is kept: for few outputs of many boxes. `dense_nms`
+    It ends when enough are found (`best_survivors`): for few outputs of many boxes. `dense_nms`
     gives the same and is faster for many.
     """
-    remaining = jnp.where(valid, scores, -jnp.inf)
-    indices = jnp.zeros(max_output, jnp.int32)
-    kept = jnp.zeros(max_output, bool)
-
-    def unfinished(carry):
-        step, remaining, _, _ = carry
-        return (step < max_output) & jnp.any(remaining > -jnp.inf)
-
-    def keep_best(carry):
-        step, remaining, indices, kept = carry
-        best = jnp.argmax(remaining).astype(jnp.int32)
-        overlap = iou(boxes[best][None], boxes)[0]
-        remaining = jnp.where(overlap > iou_threshold, -jnp.inf, remaining).at[best].set(-jnp.inf)
-        return step + 1, remaining, indices.at[step].set(best), kept.at[step].set(True)
-
-    carry = (0, remaining, indices, kept)
-    _, _, indices, kept = jax.lax.while_loop(unfinished, keep_best, carry)
-    return indices, kept
+    boxes, valid, order = _sorted(boxes, scores, valid)
+    places, kept = best_survivors(boxes, valid, iou_threshold, max_output=max_output)
+    return jnp.where(kept, order[places], 0), kept
 
 
 def dense_nms(
     boxes: jax.Array, scores: jax.Array, valid: jax.Array, iou_threshold: float, max_output: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`nms` from the matrix of all IoUs `[N, N]`, in few rounds instead of one step per box.
+    """`nms` (arguments and results too) from the matrix of all IoUs `[N, N]`: see `survivors`."""
+    boxes, valid, order = _sorted(boxes, scores, valid)
+    (keep,) = survivors([(boxes, valid)], iou_threshold)
+    place = jnp.where(keep, jnp.cumsum(keep) - 1, max_output)
+    indices = jnp.zeros(max_output, jnp.int32).at[place].set(order, mode="drop")
+    return indices, jnp.arange(max_output) < jnp.sum(keep)
 
-    Arguments and results as in `nms`. Each round keeps what no box kept in the round before, and of
-    higher score, overlaps; the first k boxes are right after k rounds at the latest, so the only
-    set that a round leaves as it is is that of the greedy loop. Rounds are as many as the longest
-    chain of boxes that suppress one another: about ten for the proposals of an RPN.
+
+def _sorted(boxes, scores, valid):
+    """Boxes and validity by falling score, the valid ones first, and the index of each."""
+    scores = jnp.where(valid, scores, -jnp.inf)
+    order = jnp.argsort(scores, descending=True, stable=True).astype(jnp.int32)
+    return boxes[order], valid[order], order
+
+
+def survivors(
+    groups: Sequence[tuple[jax.Array, jax.Array]], iou_threshold: float
+) -> list[jax.Array]:
+    """Greedy NMS within each group, all groups in one loop of few rounds: bool `[N_g]`, those kept.
+
+    groups: boxes `[N_g, 4]` by falling score, and bool `[N_g]`, which of them count. Each round
+    keeps what no box kept in the round before, and of higher score, overlaps; the first k boxes are
+    right after k rounds at the latest, so the only set that a round leaves as it is is that of the
+    greedy loop. Rounds are as many as the longest chain of boxes that suppress one another: about
+    ten for the proposals of an RPN.
     """
-    count = scores.shape[0]
-    order = jnp.argsort(jnp.where(valid, scores, -jnp.inf), descending=True, stable=True)
-    boxes, valid = boxes[order], valid[order]
-    before = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
-    overlaps = (iou(boxes, boxes) > iou_threshold) & before
+    overlaps = [_overlaps(boxes, iou_threshold) for boxes, _ in groups]
+    valid = [usable for _, usable in groups]
 
     def again(carry):
         keep, _ = carry
-        changed = valid & ~jnp.any(overlaps & keep[None, :], axis=1)
-        return changed, jnp.any(changed != keep)
+        parts = zip(valid, overlaps, keep, strict=True)
+        changed = [usable & ~jnp.any(over & own, axis=1) for usable, over, own in parts]
+        moved = [jnp.any(new != old) for new, old in zip(changed, keep, strict=True)]
+        return changed, jnp.stack(moved).any()
 
-    keep, _ = jax.lax.while_loop(lambda carry: carry[1], again, (valid, jnp.any(valid)))
-    place = jnp.where(keep, jnp.cumsum(keep) - 1, max_output)
-    indices = jnp.zeros(max_output, jnp.int32).at[place].set(order.astype(jnp.int32), mode="drop")
-    return indices, jnp.arange(max_output) < jnp.sum(keep)
+    start = valid, jnp.stack([jnp.any(usable) for usable in valid]).any()
+    return jax.lax.while_loop(lambda carry: carry[1], again, start)[0]
+
+
+def _overlaps(boxes: jax.Array, iou_threshold: float) -> jax.Array:
+    """bool `[N, N]`: box i overlaps box j < i."""
+    count = boxes.shape[0]
+    before = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
+    return (iou(boxes, boxes) > iou_threshold) & before
+
+
+def best_survivors(
+    boxes: jax.Array, valid: jax.Array, iou_threshold: float, *, max_output: int
+) -> tuple[jax.Array, jax.Array]:
+    """The first `max_output` boxes that greedy NMS keeps of boxes `[N, 4]` by falling score.
+
+    valid: bool `[N]`, the valid ones first. Returns (places int32 `[max_output]`, rising, 0 where
+    unused; bool `[max_output]`). Boxes are judged `BLOCK` at a time, against those kept before and
+    among themselves (`survivors`), until enough are found: mostly one or two blocks.
+    """
+    count = boxes.shape[0]
+    block = min(BLOCK, count)
+    boxes = jnp.pad(boxes, ((0, -count % max(block, 1)), (0, 0)))
+    valid = jnp.pad(valid, (0, boxes.shape[0] - count))
+
+    def unfinished(carry):
+        start, found, _ = carry
+        left = (start < count) & valid[jnp.minimum(start, count - 1)]
+        return left & (found < max_output)
+
+    def judge(carry):
+        start, found, places = carry
+        own = jax.lax.dynamic_slice_in_dim(boxes, start, block)
+        usable = jax.lax.dynamic_slice_in_dim(valid, start, block)
+        kept = jnp.arange(max_output) < found
+        blocked = (iou(own, boxes[places]) > iou_threshold) & kept
+        (keep,) = survivors([(own, usable & ~jnp.any(blocked, axis=1))], iou_threshold)
+        place = jnp.where(keep, found + jnp.cumsum(keep) - 1, max_output)
+        index = start + jnp.arange(block, dtype=jnp.int32)
+        places = places.at[place].set(index, mode="drop")
+        return start + block, found + jnp.sum(keep, dtype=jnp.int32), places
+
+    start = jnp.int32(0), jnp.int32(0), jnp.zeros(max_output, jnp.int32)
+    if not count:
+        return start[2], jnp.zeros(max_output, bool)
+    _, found, places = jax.lax.while_loop(unfinished, judge, start)
+    return places, jnp.arange(max_output) < found
 
 
 def multiclass_nms(
@@ -88,30 +138,23 @@ def multiclass_nms(
 
     A cut to candidates changes the result where many boxes of a class lie on few places: the cut
     ones would have survived. Without it the result is exact, for no class needs more than
-    `max_output` survivors, and each costs one row of IoUs and not a matrix.
+    `max_output` survivors (`best_survivors`).
     """
     count, classes = scores.shape
     if boxes.ndim == 2:
         boxes = jnp.broadcast_to(boxes[:, None], (count, classes, 4))
     top = count if pre_nms_top_k is None else min(pre_nms_top_k, count)
+    usable = valid[:, None] & (scores > score_threshold)
+    ranked, order = jax.lax.top_k(jnp.where(usable, scores, -jnp.inf).T, top)
+    candidates = jnp.take_along_axis(jnp.swapaxes(boxes, 0, 1), order[..., None], axis=1)
 
-    def one_class(class_boxes, class_scores):
-        candidate = valid & (class_scores > score_threshold)
-        class_scores = jnp.where(candidate, class_scores, -jnp.inf)
-        if top < count:
-            class_scores, order = jax.lax.top_k(class_scores, top)
-            class_boxes = class_boxes[order]
-        usable = class_scores > -jnp.inf
-        picked, kept = nms(
-            class_boxes,
-            class_scores,
-            usable,
-            iou_threshold=iou_threshold,
-            max_output=min(top, max_output),
+    def one_class(boxes, scores):
+        picked, kept = best_survivors(
+            boxes, scores > -jnp.inf, iou_threshold, max_output=min(top, max_output)
         )
-        return class_boxes[picked], jnp.where(kept, class_scores[picked], -jnp.inf)
+        return boxes[picked], jnp.where(kept, scores[picked], -jnp.inf)
 
-    found_boxes, found = jax.vmap(one_class, in_axes=(1, 1))(boxes, scores)
+    found_boxes, found = jax.vmap(one_class)(candidates, ranked)
     per_class = found.shape[1]
     padding = max(max_output - found.size, 0)
     flat = jnp.pad(found.reshape(-1), (0, padding), constant_values=-jnp.inf)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from weaksam_jax.boxes import RPN_WEIGHTS, decode
-from weaksam_jax.ops.nms import dense_nms
+from weaksam_jax.ops.nms import survivors
 
 
 def select_proposals(
@@ -25,13 +25,12 @@ def select_proposals(
     of the image within its padding. A level: best `pre_nms` anchors, decoded, clipped to the image,
     empty ones dropped, NMS; then the best `post_nms` over all levels. No gradient flows through.
     """
-    kept_boxes, kept_logits = [], []
-    how = {"pre_nms": pre_nms, "post_nms": post_nms, "iou_threshold": iou_threshold}
-    for level in zip(logits, deltas, anchors, strict=True):
-        boxes, scores = _level_proposals(*level, image_size=image_size, **how)
-        kept_boxes.append(boxes)
-        kept_logits.append(scores)
-    boxes, scores = jnp.concatenate(kept_boxes), jnp.concatenate(kept_logits)
+    levels = zip(logits, deltas, anchors, strict=True)
+    ranked = [_best_anchors(*one, image_size=image_size, count=pre_nms) for one in levels]
+    kept = survivors([(boxes, valid) for boxes, _, valid in ranked], iou_threshold)
+    boxes = jnp.concatenate([boxes for boxes, _, _ in ranked])
+    scores = jnp.concatenate([scores for _, scores, _ in ranked])
+    scores = jnp.where(jnp.concatenate(kept), scores, -jnp.inf)
     padding = max(post_nms - scores.shape[0], 0)
     best, order = jax.lax.top_k(jnp.pad(scores, (0, padding), constant_values=-jnp.inf), post_nms)
     valid = best > -jnp.inf
@@ -39,15 +38,11 @@ def select_proposals(
     return jax.lax.stop_gradient((boxes, jnp.where(valid, best, 0), valid))
 
 
-def _level_proposals(logits, deltas, anchors, image_size, pre_nms, post_nms, iou_threshold):
-    """Boxes `[k, 4]` and logits `[k]` (-inf: unused) of one level after NMS."""
-    top = min(pre_nms, logits.shape[0])
-    scores, order = jax.lax.top_k(jax.lax.stop_gradient(logits), top)
+def _best_anchors(logits, deltas, anchors, image_size, count):
+    """Boxes `[k, 4]` of a level's best k = min(count, N_l) anchors, decoded and clipped, their
+    logits `[k]`, falling, and which are not empty."""
+    scores, order = jax.lax.top_k(jax.lax.stop_gradient(logits), min(count, logits.shape[0]))
     boxes = decode(jax.lax.stop_gradient(deltas)[order], jnp.asarray(anchors)[order], RPN_WEIGHTS)
     limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
     boxes = jnp.clip(boxes, 0, limit)
-    valid = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    kept, kept_valid = dense_nms(
-        boxes, scores, valid, iou_threshold=iou_threshold, max_output=min(top, post_nms)
-    )
-    return boxes[kept], jnp.where(kept_valid, scores[kept], -jnp.inf)
+    return boxes, scores, jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1)

@@ -5,10 +5,13 @@ All functions take one image; `jax.vmap` them over a batch. Padding boxes (zeros
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from weaksam_jax.ops.bins import max_of_bins
 
 
 def roi_pool(
@@ -38,7 +41,8 @@ def roi_pool(
         corners, edges = jnp.floor(corners + 0.5).astype(jnp.int32), _bin_edges
     rows = edges(corners[:, 1], corners[:, 3], output_size, height)
     columns = edges(corners[:, 0], corners[:, 2], output_size, width)
-    return _max_of_bins(features, rows, columns)
+    usual = tuple(-(-(side + 1) // output_size) + 1 for side in (height, width))
+    return max_of_bins(features, rows, columns, usual)
 
 
 def _exact_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Array:
@@ -60,52 +64,6 @@ def _bin_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Ar
     start = low[:, None] + (index * size) // bins
     stop = low[:, None] - (-(index + 1) * size) // bins
     return jnp.clip(jnp.stack([start, stop]), 0, limit)
-
-
-@jax.custom_vjp
-def _max_of_bins(features: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    return _max_and_argmax(features, rows, columns)[0]
-
-
-def _max_and_argmax(features, rows, columns):
-    """Running maximum over the offsets within a bin, row-major: (values, cell index or -1)."""
-    width, channels = features.shape[1:]
-    flat = features.reshape(-1, channels)
-    shape = (rows.shape[1], rows.shape[2], columns.shape[2], channels)
-    extent_y = jnp.max(rows[1] - rows[0], initial=0)
-    extent_x = jnp.max(columns[1] - columns[0], initial=0)
-
-    def visit(step, carry):
-        best, where = carry
-        y = (rows[0] + step // extent_x)[:, :, None]
-        x = (columns[0] + step % extent_x)[:, None, :]
-        inside = (y < rows[1][:, :, None]) & (x < columns[1][:, None, :])
-        cell = jnp.where(inside, y * width + x, 0)
-        value = jnp.where(inside[..., None], flat[cell], -jnp.inf)
-        better = value > best
-        return jnp.where(better, value, best), jnp.where(better, cell[..., None], where)
-
-    start = (jnp.full(shape, -jnp.inf, features.dtype), jnp.full(shape, -1, jnp.int32))
-    best, where = jax.lax.fori_loop(0, extent_y * extent_x, visit, start)
-    return jnp.where(where >= 0, best, 0), where
-
-
-def _max_forward(features, rows, columns):
-    best, where = _max_and_argmax(features, rows, columns)
-    return best, (features, where)
-
-
-def _max_backward(residuals, gradient):
-    features, where = residuals
-    channel = jnp.broadcast_to(jnp.arange(features.shape[2]), where.shape)
-    gradient = jnp.where(where >= 0, gradient, 0)
-    # float32: hundreds of boxes may add to one cell, and a bfloat16 sum stops growing at 256 terms.
-    flat = jnp.zeros((features.shape[0] * features.shape[1], features.shape[2]), _full(features))
-    flat = flat.at[jnp.maximum(where, 0), channel].add(gradient)
-    return flat.reshape(features.shape).astype(features.dtype), None, None
-
-
-_max_of_bins.defvjp(_max_forward, _max_backward)
 
 
 def _full(array: jax.Array) -> jnp.dtype:
@@ -153,10 +111,10 @@ def roi_align_pyramid(
     pixels; level: int `[R]`, index into `levels`. Returns `[R, output_size, output_size, C]` in the
     type of the maps (computed in float32 at least), each cell the mean of `sampling_ratio`²
     bilinear samples. aligned: half-pixel shift and no minimal size; otherwise sides are at least
-    one cell (torchvision's meaning). Gradients flow to the maps, not to the boxes. chunk: RoIs at a
-    time, rematerialised (32 keeps CPU caches warm; 0: all at once, for GPU). The cost is that of
-    one level, whatever L. Raises ValueError for `sampling_ratio` < 1 (the adaptive grid has no
-    static shape).
+    one cell (torchvision's meaning). Gradients flow to the maps, not to the boxes, and add up in
+    float32. chunk: RoIs at a time (32 keeps CPU caches warm; 0: all at once, for accelerators). The
+    cost is that of one level, whatever L. Raises ValueError for `sampling_ratio` < 1 (the adaptive
+    grid has no static shape).
 
     detectron2 takes ceil(side / output_size) samples instead, sides in cells. On smooth maps of
     standard deviation 1, RoIs of 20 to 200 pixels at their levels, 2 samples differ from that by
@@ -165,25 +123,56 @@ def roi_align_pyramid(
     """
     if sampling_ratio < 1:
         raise ValueError("sampling_ratio must be at least 1")
-    dtype = levels[0].dtype
     flat = jnp.concatenate([one.reshape(-1, one.shape[-1]) for one in levels])
-    flat = flat.astype(_full(flat))  # so that the gradients of many boxes add up in float32
     sizes = np.array([one.shape[:2] for one in levels], np.int32)
     offsets = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]]).astype(np.int32)
-    pool = functools.partial(
-        _align_boxes, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
-    )
-    inputs = (
+    where = (
         jax.lax.stop_gradient(boxes) / jnp.asarray(strides, boxes.dtype)[level][:, None],
         jnp.asarray(sizes)[level],
         jnp.asarray(offsets)[level],
     )
-    count = boxes.shape[0]
-    if chunk <= 0 or count <= chunk:
-        return pool(flat, *inputs).astype(dtype)
-    chunks = jax.tree.map(lambda x: _in_chunks(x, chunk), inputs)
-    pooled = jax.lax.map(jax.checkpoint(lambda one: pool(flat, *one)), chunks)
-    return pooled.reshape(-1, *pooled.shape[2:])[:count].astype(dtype)
+    return _aligned(_Grid(output_size, sampling_ratio, aligned, chunk), flat, where)
+
+
+class _Grid(NamedTuple):
+    """How RoIAlign samples; see `roi_align_pyramid`."""
+
+    output_size: int
+    sampling_ratio: int
+    aligned: bool
+    chunk: int
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _aligned(grid: _Grid, flat, where):
+    """RoIs from a pyramid `[cells, C]` in its type. The gradient is float32 until all boxes are
+    added up, and so a map of bfloat16 needs no copy in float32."""
+    return _align_chunks(grid, flat, where).astype(flat.dtype)
+
+
+def _align_forward(grid, flat, where):
+    return _aligned(grid, flat, where), (flat, where)
+
+
+def _align_backward(grid, residuals, gradient):
+    flat, where = residuals
+    maps = jax.ShapeDtypeStruct(flat.shape, _full(flat))
+    turned = jax.linear_transpose(lambda maps: _align_chunks(grid, maps, where), maps)
+    (total,) = turned(gradient.astype(maps.dtype))
+    return total.astype(flat.dtype), None
+
+
+_aligned.defvjp(_align_forward, _align_backward)
+
+
+def _align_chunks(grid: _Grid, flat, where):
+    """`_align_boxes`, `grid.chunk` boxes at a time."""
+    count = where[0].shape[0]
+    if grid.chunk <= 0 or count <= grid.chunk:
+        return _align_boxes(flat, *where, grid=grid)
+    chunks = jax.tree.map(lambda x: _in_chunks(x, grid.chunk), where)
+    pooled = jax.lax.map(lambda one: _align_boxes(flat, *one, grid=grid), chunks)
+    return pooled.reshape(-1, *pooled.shape[2:])[:count]
 
 
 def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:
@@ -192,25 +181,26 @@ def _in_chunks(x: jax.Array, chunk: int) -> jax.Array:
     return jnp.pad(x, padding, mode="edge").reshape(-1, chunk, *x.shape[1:])
 
 
-def _align_boxes(flat, boxes, sizes, offsets, output_size, sampling_ratio, aligned):
-    """Pools boxes `[r, 4]` (in cells) from maps of `sizes` `[r, 2]` at `offsets` of `flat`."""
-    shift = 0.5 if aligned else 0.0
+def _align_boxes(flat, boxes, sizes, offsets, grid):
+    """Pools boxes `[r, 4]` (in cells) from maps of `sizes` `[r, 2]` at `offsets` of `flat`, in
+    float32 at least."""
+    shift = 0.5 if grid.aligned else 0.0
     low, extent = boxes[:, :2] - shift, boxes[:, 2:] - boxes[:, :2]
-    if not aligned:
+    if not grid.aligned:
         extent = jnp.maximum(extent, 1.0)
-    samples = output_size * sampling_ratio
-    grid = (jnp.arange(samples, dtype=boxes.dtype) + 0.5) / samples
-    x_cells, x_weights = _bilinear(low[:, :1] + grid * extent[:, :1], sizes[:, 1:])
-    y_cells, y_weights = _bilinear(low[:, 1:] + grid * extent[:, 1:], sizes[:, :1])
+    samples = grid.output_size * grid.sampling_ratio
+    steps = (jnp.arange(samples, dtype=boxes.dtype) + 0.5) / samples
+    x_cells, x_weights = _bilinear(low[:, :1] + steps * extent[:, :1], sizes[:, 1:])
+    y_cells, y_weights = _bilinear(low[:, 1:] + steps * extent[:, 1:], sizes[:, :1])
     pooled = 0.0
     for y_cell, y_weight in zip(y_cells, y_weights, strict=True):
         for x_cell, x_weight in zip(x_cells, x_weights, strict=True):
             row = offsets[:, None] + y_cell * sizes[:, 1:]
-            values = flat[row[:, :, None] + x_cell[:, None, :]]
+            values = flat[row[:, :, None] + x_cell[:, None, :]].astype(_full(flat))
             weight = y_weight[:, :, None] * x_weight[:, None, :]
-            pooled = pooled + values * weight[..., None].astype(flat.dtype)
-    shape = (-1, output_size, sampling_ratio, output_size, sampling_ratio, flat.shape[-1])
-    return pooled.reshape(shape).mean((2, 4))
+            pooled = pooled + values * weight[..., None].astype(values.dtype)
+    side, ratio = grid.output_size, grid.sampling_ratio
+    return pooled.reshape(-1, side, ratio, side, ratio, flat.shape[-1]).mean((2, 4))
 
 
 def _bilinear(position, size):

@@ -120,6 +120,7 @@ def build_network(config: FasterRcnnConfig, classes: int) -> FasterRcnnNetwork:
         fc_width=model.fc_width,
         canonical_size=model.canonical_size,
         canonical_level=model.canonical_level,
+        roi_chunk=model.roi_chunk,
         aligned=model.aligned,
         round_anchors=model.round_anchors,
         dtype=dtype,

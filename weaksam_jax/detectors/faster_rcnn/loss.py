@@ -91,9 +91,7 @@ def sampled_roi_losses(
 def _propose(network, params: dict, images: jax.Array) -> Proposed:
     levels = network.apply({"params": params}, images, method="pyramid")
     logits, deltas = network.apply({"params": params}, levels, method="propose")
-    return Proposed(
-        levels, logits, deltas, anchors=[jnp.asarray(one) for one in network.anchors(levels)]
-    )
+    return Proposed(levels, logits, deltas, anchors=network.anchors(levels))
 
 
 def _objects(batch: dict[str, jax.Array]) -> Objects:

@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from weaksam_jax.backbones.fpn import FPN, XAVIER
 from weaksam_jax.ops.anchors import pyramid_anchors
@@ -146,8 +145,8 @@ class FasterRcnnNetwork(nn.Module):
         batch = boxes.shape[:2]
         return logits.reshape(*batch, -1), deltas.reshape(*batch, self.classes, 4)
 
-    def anchors(self, levels: Sequence[jax.Array]) -> list[np.ndarray]:
-        """The anchors of each level, `[N_l, 4]`: constants of the program."""
+    def anchors(self, levels: Sequence[jax.Array]) -> list[jax.Array]:
+        """The anchors of each level, `[N_l, 4]`."""
         shapes = [level.shape[1:3] for level in levels]
         return pyramid_anchors(
             shapes,

@@ -76,7 +76,7 @@ class MilNetwork(nn.Module):
         maps = images if isinstance(images, tuple) else self.backbone(images)
         maps = maps[-self.levels :] if isinstance(maps, tuple) else (maps,)
         if self.neck is None:
-            return maps[0].astype(jnp.float32)
+            return maps[0] if maps[0].dtype == self.dtype else maps[0].astype(jnp.float32)
         total = 0.0
         for i, (one, conv) in enumerate(zip(maps, self.necks, strict=True)):
             one = conv(one.astype(jnp.float32))
