@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import cases, mil
+from experiments.bench import cases, mil, tpu
 from experiments.bench.entry import Entry
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
@@ -40,7 +40,7 @@ class Bench:
     """Where the table is written as JSON."""
 
 
-SUITES: dict[str, Callable[[Sequence[str]], None]] = {"mil": mil.main}
+SUITES: dict[str, Callable[[Sequence[str]], None]] = {"mil": mil.main, "tpu": tpu.main}
 
 
 def time_pair(
