@@ -1,7 +1,7 @@
-"""The programs of any detector, a training step and a detection, from shapes alone.
+"""The programs of any detector, a training step and a detection, and what they are given.
 
-No array is made: parameters, state and batch are `jax.ShapeDtypeStruct`s placed on a mesh, so a
-program can be compiled for devices that are not there (`experiments.bench.tpu`).
+`program_of` makes no array: parameters, state and batch are `jax.ShapeDtypeStruct`s placed on a
+mesh, so a program can be compiled for devices that are not there (`experiments.bench.tpu`).
 """
 
 from collections.abc import Callable, Mapping
@@ -10,18 +10,22 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
+from experiments.bench.entry import random_boxes, random_image
 from weaksam_jax.data.scales import PaddedSize
 from weaksam_jax.detectors import DETECTORS, Detector
 from weaksam_jax.engine.mesh import replicated, sharded
-from weaksam_jax.engine.step import TrainState, make_train_step
+from weaksam_jax.engine.step import Batch, Metrics, TrainState, make_train_step
 from weaksam_jax.engine.train import frozen_loss
 from weaksam_jax.settings import change
 
 CLASSES = 20  # VOC's
+TAGS = (3, 7, 14)  # of every image
 OBJECTS = 16  # the padded number of pseudo boxes of an image
 Work = Literal["train", "predict"]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # What a batch holds beside `image` and `size`, by what a detector learns from: the shape behind the
 # images' axis (n: proposals) and the type.
 LEARNT = {
@@ -42,7 +46,8 @@ PROPOSED = {
 @dataclass(frozen=True)
 class Case:
     """One program: detector (row of `DETECTORS`), recipe (one of its presets), what it does, padded
-    size (height, width), proposals per image (detectors on proposals) and precision."""
+    size (height, width), proposals per image (detectors on proposals), precision, and images per
+    call (0: the recipe's)."""
 
     detector: str
     recipe: str
@@ -50,6 +55,7 @@ class Case:
     size: PaddedSize
     proposals: int
     precision: str
+    images: int = 0
 
     @property
     def name(self) -> str:
@@ -71,8 +77,10 @@ class Program:
 def detector_of(case: Case) -> Detector:
     """The recipe's detector at one padded size."""
     kind = DETECTORS[case.detector]
-    values = {"model.dtype": case.precision, "data.scales": ((case.size,),)}
-    values |= {"test.tta_scales": ((case.size,),)}
+    values = {"model.precision": case.precision, "data.scales": ((case.size,),)}
+    values |= {"test.tta_scales": ((case.size,),), "optim.init": "scratch"}
+    if case.images:
+        values |= {f"{part}.batch_size": case.images for part in ("optim", "test")}
     return kind(change(kind.presets[case.recipe](), values), CLASSES)
 
 
@@ -97,10 +105,14 @@ def program_of(case: Case, mesh: Mesh) -> Program:
     return {"train": _train, "predict": _predict}[case.work](detector, case, mesh)
 
 
+def train_step(detector: Detector, mesh: Mesh) -> TrainStep:
+    """A detector's compiled training step, as `train_detector` makes it."""
+    micro = detector.config.optim.micro_batches
+    return make_train_step(frozen_loss(detector), detector.optimizer(), mesh, micro_batches=micro)
+
+
 def _train(detector: Detector, case: Case, mesh: Mesh) -> Program:
-    optim = detector.config.optim
-    tx, micro = detector.optimizer(), optim.micro_batches
-    step = make_train_step(frozen_loss(detector), tx, mesh, micro_batches=micro)
+    optim, tx, step = detector.config.optim, detector.optimizer(), train_step(detector, mesh)
 
     def start(key):
         params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), detector.shapes())
@@ -134,3 +146,24 @@ def batch_shapes(detector: Detector, case: Case, images: int, learning: bool) ->
 
 def _placed(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def filled(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Seeded arrays of the shapes of a batch: pictures of rectangles, boxes of mixed sizes, all of
+    them valid, three tags."""
+    count, height, width = shapes["image"].shape[:3]
+    rng = np.random.default_rng(0)
+
+    def boxes(number: int) -> np.ndarray:
+        return random_boxes(rng, number, width, height=height)
+
+    fill = {
+        "image": lambda x: np.stack([random_image(i, height, width) for i in range(count)]),
+        "size": lambda x: np.tile(np.float32([height, width]), (count, 1)),
+        "boxes": lambda x: np.stack([boxes(x.shape[1]) for _ in range(count)]),
+        "prior": lambda x: np.zeros(x.shape, np.float32),
+        "valid": lambda x: np.ones(x.shape, bool),
+        "tags": lambda x: np.tile(np.isin(np.arange(CLASSES), TAGS), (count, 1)),
+        "labels": lambda x: rng.integers(0, CLASSES, x.shape).astype(np.int32),
+    }
+    return {name: fill[name](x) for name, x in shapes.items()}
