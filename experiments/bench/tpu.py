@@ -102,6 +102,7 @@ def without_tpu() -> None:
     """Before jax looks for devices: no search for a TPU, which takes half a minute."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
 
 
