@@ -9,6 +9,10 @@ bfloat16, TF32 and float32, plain PyTorch doing the same work beside them, and S
 export of an image. Every part is a process of its own with a share of the time; what is not done
 when it is over is dropped and named. Share of the peak: flops of our program as it is written,
 loops once, in parts of what the card's data sheet says for the precision.
+
+It needs no weights and no data; of packages, beside jax with CUDA, torch and torchvision: flax,
+optax, orbax, grain (array-record, portpicker), tyro (docstring-parser, typeguard), safetensors,
+segment-anything, pycocotools, scikit-learn, timm, OpenCV.
 """
 
 import json
