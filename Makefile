@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
 
-.PHONY: voc07 test test-oldest test-newest lint docs clean
+.PHONY: voc07 test test-oldest test-newest lint docs gpu-card tpu-compiler clean
 
 voc07: .venv/installed
 	$(BIN)/python -m experiments.voc07 $(ARGS)
@@ -29,6 +29,16 @@ lint: .venv/installed-test
 # The site of docs/ in build/site; a test of `make test` builds it as well.
 docs: .venv/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Correctness and speed on a GPU, in at most 8 minutes, with the packages of PYTHON.
+gpu-card:
+	$(PYTHON) -m experiments.bench gpu $(ARGS)
+
+# The TPU's compiler (213 MB) for the test that compiles a training step with it. It has a folder of its
+# own: among the packages it would make JAX look for a TPU, for half a minute, in every process.
+tpu-compiler: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/libtpu "$$($(BIN)/python -c \
+	  'import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
 
 # torch first and by its exact version (pyproject.toml has it), so that pip cannot choose a newer build with CUDA packages.
 .venv/installed: pyproject.toml

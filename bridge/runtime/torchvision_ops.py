@@ -20,7 +20,7 @@ def nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch
     dets: float [n, 4] as x0, y0, x1, y1; scores: float [n]. Returns int64 indices of the kept
     boxes by falling score; a box goes when its IoU with a kept one is above `iou_threshold`.
     """
-    boxes = dets.detach().cpu().numpy().astype(np.float64)
+    boxes = dets.detach().cpu().double().numpy()
     order = torch.sort(scores.detach().cpu(), descending=True, stable=True).indices.numpy()
     x0, y0, x1, y1 = boxes[order].T
     area = (x1 - x0) * (y1 - y0)

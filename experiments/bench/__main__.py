@@ -1,7 +1,8 @@
 """Side-by-side timings: `python -m experiments.bench [NAME] [--only NAME]`.
 
-Without a NAME the entries below; `mil`: seconds and memory of the whole MIL training step and how
-they grow (it has flags of its own, see `mil --help`).
+Without a NAME the entries below. `mil`: seconds and memory of the whole MIL training step and how
+they grow; `gpu`: correctness and speed of everything on a GPU, in a fixed time; `tpu`: all programs
+compiled for TPUs, without one (each has flags of its own, see `gpu --help`).
 
 Each entry times our form and an alternative that does the same work on the same input in the same
 run, alternating, and prints the medians and their ratio (alternative / ours; above 1: ours is
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import cases, mil
+from experiments.bench import cases, gpu, mil, tpu
 from experiments.bench.entry import Entry
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
@@ -41,7 +42,11 @@ class Bench:
     """Where the table is written as JSON."""
 
 
-SUITES: dict[str, Callable[[Sequence[str]], None]] = {"mil": mil.main}
+SUITES: dict[str, Callable[[Sequence[str]], None]] = {
+    "mil": mil.main,
+    "tpu": tpu.main,
+    "gpu": gpu.main,
+}
 
 
 def time_pair(

@@ -1,7 +1,7 @@
 """The whole MIL training step at the paper's size: seconds, peak memory, how both grow.
 
     python -m experiments.bench mil                        # growth with proposals and image size
-    python -m experiments.bench mil --forms ours --dtype bfloat16 --batch 8 --peak-tflops 989
+    python -m experiments.bench mil --forms ours --precision bfloat16 --batch 8 --peak-tflops 989
 
 Every measurement (`experiments.bench.mil_step`) is a process of its own, so that the peak memory is
 its own: a first step, which compiles, and the best of the next ones. On a GPU the table also has
@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from experiments.bench.entry import Case, Entry
 from experiments.bench.mil_step import WIDTH, Form, Measured, measure, write_weights
 from weaksam_jax.detectors.mil import recipes
+from weaksam_jax.engine.precision import Precision
 from weaksam_jax.files import write_json
 from weaksam_jax.flags import parse
 from weaksam_jax.outputs import OutFile
@@ -36,10 +36,8 @@ class BenchMil:
     """At the first size."""
     sizes: Filled[tuple[Side, Side]] = ((480, 640), (688, 920), (1000, 1336))
     """Padded (height, width); all but the first with the first number of proposals."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of our convolutions and fully connected layers."""
-    precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"
-    """Of our float32 products on a GPU (on a CPU both are float32)."""
     batch: Batch = 1
     """Images per step of ours (the other form has one)."""
     width: Width = WIDTH
@@ -58,8 +56,7 @@ def step_case(proposals: int, size: tuple[int, int] = (480, 640)) -> Case:
     def case() -> Entry:
         folder = tempfile.TemporaryDirectory()
         weights = write_weights(Path(folder.name) / "weights.safetensors", WIDTH)
-        more = {"dtype": "float32", "width": WIDTH, "batch": 1, "repeats": 2}
-        more |= {"precision": "float32"}  # as the other form
+        more = {"precision": "float32", "width": WIDTH, "batch": 1, "repeats": 2}
         ours, other = (
             lambda f=f: measure(f, proposals, size, weights=weights, **more)
             for f in ("ours", "torch")
@@ -85,7 +82,7 @@ def _agreement(ours: Measured, other: Measured) -> str:
 
 def grow(options: BenchMil) -> list[dict]:
     """All forms at all sizes, one row each."""
-    names = ("dtype", "width", "batch", "repeats", "precision")
+    names = ("precision", "width", "batch", "repeats")
     more = {name: getattr(options, name) for name in names}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

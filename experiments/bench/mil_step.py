@@ -72,11 +72,11 @@ def inputs(proposals: int, size: tuple[int, int], batch: int) -> dict[str, np.nd
 
 
 def detector_of(job: dict) -> MilDetector:
-    """The recipe at the size of a job: its dtype, width, padded size, proposals and batch."""
+    """The recipe at the size of a job: its precision, width, padded size, proposals and batch."""
     values = {
         "model.fc_width": job["width"],
         "model.dropout": 0.0,
-        "model.dtype": job["dtype"],
+        "model.precision": job["precision"],
         "optim.batch_size": job["batch"],
         "optim.warmup": 0,
         "optim.init": "scratch",
@@ -100,8 +100,7 @@ def our_step(job: dict) -> tuple[Callable[[], float], dict]:
     state = [create_state(load_params(job["weights"]), tx, jax.random.key(0), mesh=mesh)]
     batch = put_batch(inputs(job["proposals"], tuple(job["size"]), job["batch"]), mesh)
     step_fn = make_train_step(frozen_loss(detector), tx, mesh)
-    with jax.default_matmul_precision(job["precision"]):
-        compiled = step_fn.lower(state[0], batch).compile()
+    compiled = step_fn.lower(state[0], batch).compile()
     known = {"flops": (compiled.cost_analysis() or {}).get("flops")}
     if plan := compiled.memory_analysis():
         beside = plan.output_size_in_bytes - plan.alias_size_in_bytes  # the state is donated
@@ -127,7 +126,7 @@ def torch_step(job: dict) -> tuple[Callable[[], float], dict]:
     batch = inputs(job["proposals"], tuple(job["size"]), 1)
     mean = np.asarray(MIST_MEAN, np.float32)
     image = torch.from_numpy(batch["image"][..., ::-1] - mean).permute(0, 3, 1, 2).contiguous()
-    boxes, tags = torch.from_numpy(batch["boxes"][0]), torch.from_numpy(batch["tags"][0])
+    boxes, tags = torch.from_numpy(batch["boxes"]), torch.from_numpy(batch["tags"])
     adam = make_adam(state, LR)
 
     def step() -> float:
@@ -169,7 +168,7 @@ def write_weights(path: Path, width: int) -> Path:
 
     from weaksam_jax.engine.weights import save_params
 
-    job = {"dtype": "float32", "width": width, "size": (64, 64), "proposals": 8, "batch": 1}
+    job = {"precision": "float32", "width": width, "size": (64, 64), "proposals": 8, "batch": 1}
     save_params(path, detector_of(job).init(jax.random.key(0), inputs(8, (64, 64), 1)))
     return path
 

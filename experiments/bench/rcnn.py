@@ -1,16 +1,19 @@
 """Entries of `experiments.bench`: Faster R-CNN R50-FPN beside torchvision's, the same weights.
 
-One training step (losses, gradients, SGD) and one inference, of one image. torchvision's RoIAlign
-is its own Python form, for its compiled operators are missing on CPU-only torch (its NMS is
-`bridge.runtime.torchvision_ops`'). `rcnn_step_<rois>_<height>x<width>` show how the step grows.
+One training step (losses, gradients, SGD) and one inference, of one image. Where torchvision's
+compiled operators are missing, as on CPU-only torch, its RoIAlign is its own Python form (and its
+NMS that of `bridge.runtime.torchvision_ops`). `rcnn_step_<rois>_<height>x<width>` show how the step
+grows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from experiments.bench import torch_side
 from experiments.bench.entry import Case, Entry, random_image
+from weaksam_jax.engine.precision import Precision
 from weaksam_jax.settings import change
 
 CLASSES, OBJECTS = 20, 5
@@ -21,17 +24,10 @@ def torchvision_model(rois: int):
     import bridge.runtime.torchvision_ops  # noqa: F401
 
     # isort: split
-    import torchvision.ops.poolers
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops.roi_align import _roi_align
 
-    python_form = _roi_align.__wrapped__
-
-    def roi_align(features, boxes, output_size, spatial_scale, sampling_ratio):
-        return python_form(features, boxes, spatial_scale, *output_size, sampling_ratio, False)
-
-    torchvision.ops.poolers.roi_align = roi_align
+    _complete_torchvision()
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     for name, value in backbone.named_buffers():
@@ -46,6 +42,21 @@ def torchvision_model(rois: int):
         rpn_post_nms_top_n_train=1000,
         box_score_thresh=0.0,
     )
+
+
+def _complete_torchvision() -> None:
+    """Gives torchvision its own Python form of RoIAlign where it has no compiled one."""
+    import torchvision
+    from torchvision.ops.roi_align import _roi_align
+
+    if torchvision.extension._has_ops():
+        return
+    python_form = _roi_align.__wrapped__
+
+    def roi_align(features, boxes, output_size, spatial_scale, sampling_ratio):
+        return python_form(features, boxes, spatial_scale, *output_size, sampling_ratio, False)
+
+    torchvision.ops.poolers.roi_align = roi_align
 
 
 def our_detector(model, rois: int):
@@ -91,7 +102,7 @@ def step_case(rois: int = 512, size: tuple[int, int] = (480, 640)) -> Case:
         detector, params = our_detector(model, rois)
         image, targets = random_image(0, *size), objects(size)
         ours = our_step(detector, params, image, targets=targets)
-        theirs = torchvision_step(model, detector.config.optim.lr, image, targets=targets)
+        theirs = torchvision_step(model, [image], targets=targets, lr=detector.config.optim.lr)
         first = ours(), theirs()  # compiles; every timed call is a later step
 
         def agree(*_) -> str:
@@ -130,22 +141,32 @@ def our_step(detector, params, image: np.ndarray, targets) -> Callable[[], float
     return ours
 
 
-def torchvision_step(model, lr: float, image: np.ndarray, targets) -> Callable[[], float]:
-    """As `our_step`, torchvision's."""
+def torchvision_step(
+    model, images: Sequence[np.ndarray], targets, *, lr: float, precision: Precision = "float32"
+) -> Callable[[], float]:
+    """As `our_step`, torchvision's, of images with the same objects; where the model is."""
     free = [value for value in model.parameters() if value.requires_grad]
     sgd = torch.optim.SGD(free, lr, 0.9, weight_decay=1e-4)
-    shown = torch.from_numpy(image).permute(2, 0, 1) / 255
-    boxes, labels = map(torch.from_numpy, targets)
+    shown, place = shown_to(model, images), free[0].device
+    boxes, labels = (torch.from_numpy(one).to(place) for one in targets)
     target = {"boxes": boxes, "labels": labels.long() + 1}
+    layers = torch_side.layers(precision)
 
     def theirs() -> float:
         sgd.zero_grad()
-        loss = sum(model([shown], [target]).values())
+        with layers:
+            loss = sum(model(shown, [target] * len(shown)).values())
         loss.backward()
         sgd.step()
         return loss.item()
 
     return theirs
+
+
+def shown_to(model, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """uint8 `[H, W, 3]` images as torchvision's detectors take them, where the model is."""
+    place = next(model.parameters()).device
+    return [torch.from_numpy(one).to(place).permute(2, 0, 1) / 255 for one in images]
 
 
 def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
@@ -156,13 +177,12 @@ def rcnn_inference(size: tuple[int, int] = (480, 640)) -> Entry:
     detector, params = our_detector(model, 512)
     image = random_image(0, *size)
     batch = {"image": image[None], "size": np.asarray([size], np.float32)}
-    shown = torch.from_numpy(image).permute(2, 0, 1) / 255
-
+    shown = shown_to(model, [image])
     run, on_device = jax.jit(detector.predict), jax.device_put((params, batch))
 
     def theirs():
         with torch.no_grad():
-            found = model([shown])[0]
+            found = model(shown)[0]
         return found["boxes"].numpy(), found["scores"].numpy()
 
     def agree(ours, other) -> str:

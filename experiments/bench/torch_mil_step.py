@@ -6,6 +6,8 @@ DropBlock. RoIPool is `adaptive_max_pool2d` on each box's window, the fastest fo
 torchvision's kernel.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 
@@ -16,18 +18,36 @@ BRANCHES = ((1, 3.0), (2, 1.0), (3, 1.0))
 
 
 def mist_loss(
-    state: dict[str, torch.Tensor], image: torch.Tensor, boxes: torch.Tensor, tags: torch.Tensor
+    state: dict[str, torch.Tensor],
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    *,
+    tags: torch.Tensor,
+    layers: AbstractContextManager | None = None,
 ) -> torch.Tensor:
-    """Loss [] of one image `[1, 3, H, W]` with proposals `[N, 4]` and tags bool `[C]`."""
-    maps = vgg_features(state, "backbone.body.features.", image, by_place=True, rectify_last=False)[
-        0
-    ]
-    hidden = pooled(maps, boxes).flatten(1)
-    for name in ("feature_extractor.classifier.1", "feature_extractor.classifier.4"):
-        hidden = torch.relu(linear(state, name, hidden))
+    """Mean loss [] of images `[B, 3, H, W]` with proposals `[B, N, 4]` and tags bool `[B, C]`.
+
+    layers: the precision of the backbone, fc6 and fc7 (`experiments.bench.torch_side.layers`).
+    """
+    with layers or nullcontext():
+        body = "backbone.body.features."
+        maps = vgg_features(state, body, images, by_place=True, rectify_last=False)
+        hidden = torch.cat([pooled(one, own) for one, own in zip(maps, boxes, strict=True)])
+        hidden = hidden.flatten(1)
+        for name in ("feature_extractor.classifier.1", "feature_extractor.classifier.4"):
+            hidden = torch.relu(linear(state, name, hidden))
+    each = hidden.float().split(boxes.shape[1])
+    losses = [image_loss(state, *one) for one in zip(each, boxes, tags, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def image_loss(
+    state: dict[str, torch.Tensor], hidden: torch.Tensor, boxes: torch.Tensor, tags: torch.Tensor
+) -> torch.Tensor:
+    """Loss [] of one image from what fc7 gives, `[N, F]`."""
     cls, det = (linear(state, f"predictor.{name}_score", hidden) for name in ("cls", "det"))
     scores = cls.softmax(1) * det.softmax(0)
-    labels = torch.cat([torch.zeros(1), tags.float()])
+    labels = F.pad(tags.float(), (1, 0))
     loss = F.binary_cross_entropy(scores.sum(0).clamp(1e-8, 1 - 1e-6), labels)
     teacher = scores[:, 1:]
     for k, factor in BRANCHES:
@@ -45,7 +65,12 @@ def mist_loss(
 
 
 def pooled(maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """RoIPool with C's rounding of features `[C, h, w]` at stride 8: `[N, C, 7, 7]`."""
+    """RoIPool with C's rounding of features `[C, h, w]` at stride 8: `[N, C, 7, 7]`; on a GPU
+    torchvision's kernel."""
+    if maps.is_cuda:
+        from torchvision.ops import roi_pool
+
+        return roi_pool(maps[None].float(), [boxes], 7, 1 / 8)
     corners = (boxes / 8 + 0.5).floor().int().tolist()
     # A box that ends at the border is rounded to one cell beyond it, which never is the maximum.
     maps = F.pad(maps, (0, 1, 0, 1), value=-torch.inf)

@@ -14,6 +14,7 @@ from weaksam_jax.data.records import TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, FasterRcnnConfig
 from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, sampled_roi_losses
+from weaksam_jax.engine.precision import products
 from weaksam_jax.engine.step import Params
 from weaksam_jax.losses.drop import roi_drop
 
@@ -79,8 +80,9 @@ def sample_rois(
 
 def _losses(detector: FasterRcnn, params: Params, batch: Batch, key: jax.Array) -> RoiLosses:
     """The losses of a batch's sampled RoIs."""
-    batch, config = batch | {"image": detector.normalised(batch)}, detector.config.loss
-    return sampled_roi_losses(detector.network, params, batch, rng=key, config=config)
+    batch, config = batch | {"image": detector.normalised(batch)}, detector.config
+    with products(config.model.precision):
+        return sampled_roi_losses(detector.network, params, batch, rng=key, config=config.loss)
 
 
 def batches(samples, size: int) -> Iterator[Batch]:

@@ -32,7 +32,7 @@ from weaksam_jax.runlog import FILE
 from weaksam_jax.settings import change, to_plain
 
 HUGE = 1e4
-LONG = {"model.dtype": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000}
+LONG = {"model.precision": "bfloat16", "optim.steps": 10_000, "optim.checkpoint_every": 1000}
 
 
 @dataclass(frozen=True)

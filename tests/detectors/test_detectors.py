@@ -134,7 +134,7 @@ def drop(metadata, *names):
         (lambda m: m | {"classes": "cat, dog"}, r"\(metadata classes\): is not JSON"),
         (lambda m: m | {"config": "{"}, r"\(metadata config\): is not JSON"),
         (lambda m: m | {"config": '{"model": {"fc_widht": 3}}'}, "model.fc_widht is unknown"),
-        (lambda m: m | {"config": '{"model": {"dtype": "int8"}}'}, "model.dtype is 'int8'"),
+        (lambda m: m | {"config": '{"model": {"precision": "int8"}}'}, "model.precision is 'int8'"),
         (lambda m: m | {"classes": '["cat"]'}, "has the shape"),
     ],
 )

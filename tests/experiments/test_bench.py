@@ -13,7 +13,7 @@ def test_both_forms_have_the_same_losses_before_and_after_an_update(tmp_path):
     """The second loss is that of the updated weights: gradients and Adam agree, too."""
     weights = write_weights(tmp_path / "weights.safetensors", width=16)
     job = {"proposals": 40, "size": (64, 96), "weights": str(weights), "repeats": 1}
-    job |= {"dtype": "float32", "width": 16, "batch": 1, "precision": "float32"}
+    job |= {"precision": "float32", "width": 16, "batch": 1}
     ours, other = (work(job | {"form": form}) for form in ("ours", "torch"))
     assert ours.loss == pytest.approx(other.loss, rel=1e-5)
     assert ours.after_loss == pytest.approx(other.after_loss, rel=1e-4)

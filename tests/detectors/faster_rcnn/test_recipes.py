@@ -33,7 +33,7 @@ def test_recipes_have_the_published_numbers(recipe):
     assert (optim.optimizer, optim.schedule, optim.warmup_from) == ("sgd", "steps", 1e-3)
     assert (optim.weight_decay, optim.clip, optim.batch_size) == (1e-4, None, 16)
     assert optim.frozen is None and BACKBONES["resnet50_msra"].frozen == ("stem", "res2")
-    assert config.model.backbone == "resnet50_msra" and config.model.dtype == "float32"
+    assert config.model.backbone == "resnet50_msra" and config.model.precision == "float32"
     # The official code: 4, 4 from step 2000; off; 5, 4 from 10000. The thresholds here are the
     # paper's.
     start = {voc07: 2000, voc12: 2000, coco14: 10_000}[recipe]

@@ -40,7 +40,7 @@ def run(drawn):
 
 @pytest.mark.parametrize("method", ["mist", "oicr"])
 def test_a_training_on_spoiled_samples_alone_stays_finite(run, tmp_path, method):
-    model = {"method": method, "dtype": "bfloat16"}
+    model = {"method": method, "precision": "bfloat16"}
     config = vary(TINY, model=model, optim={"steps": 30})
     found = stress(Stress(run, tmp_path, share=1.0, config=config))
     assert found["steps"] == 30 and 0 < found["largest_weight"] < 100

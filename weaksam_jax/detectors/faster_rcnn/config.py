@@ -9,6 +9,7 @@ from weaksam_jax.backbones import BACKBONES, unknown_backbone
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
 from weaksam_jax.engine.optimizer import OptimConfig
+from weaksam_jax.engine.precision import Precision
 from weaksam_jax.ranges import (
     FILLED,
     INTERVAL,
@@ -65,8 +66,9 @@ class ModelConfig(Settings):
     """RoIAlign with the half-pixel shift (torchvision's weights: without)."""
     round_anchors: bool = False
     """Anchors in whole pixels (torchvision's weights)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What a ResNet, the pyramid and the heads compute in."""
+    precision: Precision = "float32"
+    """Of products (`weaksam_jax.engine.precision`); bfloat16: in the backbone, the pyramid and the
+    heads."""
 
     def misfits(self) -> Iterator[Fault]:
         if unknown := list(unknown_backbone(self.backbone, "pyramid")):

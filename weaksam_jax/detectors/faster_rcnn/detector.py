@@ -19,6 +19,7 @@ from weaksam_jax.detectors.faster_rcnn.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
+from weaksam_jax.engine.precision import layer_dtype, precise
 from weaksam_jax.engine.predict import Detections, Predictor, union_of_views
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
@@ -72,12 +73,14 @@ class FasterRcnn:
         images, boxes = np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 1, 4), np.float32)
         return jax.eval_shape(self.network.init, jax.random.key(0), images, boxes)["params"]
 
+    @precise
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """The four losses with RoI drop from its step on; see `faster_rcnn_loss`."""
         batch = {**batch, "image": self.normalised(batch)}
         how = {"config": self.config.loss, "axis_name": AXIS}
         return faster_rcnn_loss(self.network, params, batch, rng=rng, step=step, **how)
 
+    @precise
     def predict(self, params: Params, batch: dict) -> Detections:
         """Detections of one view, in pixels of the input, cut to the image."""
         size = jnp.asarray(batch["size"], jnp.float32)
@@ -108,7 +111,7 @@ class FasterRcnn:
 
 def build_network(config: FasterRcnnConfig, classes: int) -> FasterRcnnNetwork:
     """The network of a config."""
-    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    model, dtype = config.model, layer_dtype(config.model.precision)
     return FasterRcnnNetwork(
         BACKBONES[model.backbone].pyramid(width=model.backbone_width, dtype=dtype),
         classes,

@@ -11,7 +11,7 @@ differs, because padded sizes are few and their sides multiples of 32:
 - images are shrunk by area averaging (OpenCV) for PIL's bilinear filter; objects whose side is
   below 4 pixels at the padded size are left out.
 
-A device that cannot hold its share of the 16 images takes it in parts (`micro_batches`; `dtype`
+A device that cannot hold its share of the 16 images takes it in parts (`micro_batches`; `precision`
 bfloat16 halves the activations).
 """
 

@@ -14,6 +14,7 @@ from weaksam_jax.detectors.mil.loss import Method, Reduction
 from weaksam_jax.detectors.mil.mining import OicrRule
 from weaksam_jax.detectors.mil.model import MIN_FRAME
 from weaksam_jax.engine.optimizer import OptimConfig
+from weaksam_jax.engine.precision import Precision
 from weaksam_jax.ranges import (
     Amount,
     Batch,
@@ -73,9 +74,9 @@ class ModelConfig(Settings):
     """Standard deviation of the fresh kernels of both fully connected layers [He et al. 2015]."""
     score_std: Amount = 0.01
     """The same of the layers that score."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the backbone's convolutions and of both fully connected layers; weights, scores and losses
-    are float32."""
+    precision: Precision = "float32"
+    """Of products (`weaksam_jax.engine.precision`); bfloat16: in the backbone and both fully
+    connected layers, while weights, scores and losses are float32."""
 
     def misfits(self) -> Iterator[Fault]:
         """Among others evidence from class maps that are not there, or that RoI features of so few

@@ -21,6 +21,7 @@ from weaksam_jax.detectors.mil.model import MilNetwork, Pool
 from weaksam_jax.detectors.mil.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.optimizer import make_optimizer
+from weaksam_jax.engine.precision import layer_dtype, precise
 from weaksam_jax.engine.predict import Detections, Found, Predictor
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
@@ -92,6 +93,7 @@ class MilDetector:
 
         return jax.eval_shape(init, jax.random.key(0))
 
+    @precise
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """Mean over the images of the MIL losses, plus the image-level loss on the class maps."""
         images, inside = self._input(batch)
@@ -120,6 +122,7 @@ class MilDetector:
         terms["tags"] = tag_entropy(logits, batch)
         return losses.mean() + loss.tag_weight * terms["tags"], terms
 
+    @precise
     def predict(self, params: Params, batch: dict) -> Detections:
         """Detections of one view, in pixels of the input, cut to the image."""
         scores, boxes = self.score(params, batch)
@@ -127,6 +130,7 @@ class MilDetector:
         boxes = jax.vmap(restore_boxes)(boxes, size, size, jnp.zeros(len(size), bool))
         return self.select(scores, boxes, batch["valid"])
 
+    @precise
     def score(self, params: Params, batch: dict) -> tuple[jax.Array, jax.Array]:
         """Scores `[B, N, C]` and boxes `[B, N, C, 4]` (input pixels) of every proposal.
 
@@ -186,6 +190,7 @@ class MilDetector:
 
         return make_optimizer(optim, self.frozen, lr_factor=lr, decay_factor=decay)
 
+    @precise
     def maps(self, params: Params, images: jax.Array, sizes: jax.Array) -> dict[str, jax.Array]:
         """The backbone's maps float16 `[B, h, w, F]` as a cache holds them, `map0`, `map1`, ..."""
         shown = network_input(images, sizes, self._pixels)
@@ -211,6 +216,7 @@ class MilDetector:
 class TagClassifier(MilDetector):
     """The same network trained as a classifier of tags: the stand-in for ImageNet."""
 
+    @precise
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """Binary cross entropy of the image-level logits."""
         images, inside = self._input(batch)
@@ -273,7 +279,7 @@ def _valid(found: Detections, row: int) -> Found:
 def build_network(config: MilConfig, classes: int) -> MilNetwork:
     """The network of a config."""
     model, backbone = config.model, BACKBONES[config.model.backbone]
-    dtype = jnp.dtype(model.dtype)
+    dtype = layer_dtype(model.precision)
     options = {name: getattr(model, name) for name in backbone.options}
     return MilNetwork(
         classes,

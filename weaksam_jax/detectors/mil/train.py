@@ -16,7 +16,7 @@ from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights
 
 # Fields of the model config that a backbone's maps depend on beside its parameters.
-MAPS_DEPEND_ON = ("backbone", "pixels", "rectify_last", "dtype")
+MAPS_DEPEND_ON = ("backbone", "pixels", "rectify_last", "precision")
 
 
 def train_mil(
