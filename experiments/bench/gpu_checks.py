@@ -142,7 +142,7 @@ def apart(ours: np.ndarray, other: np.ndarray) -> float:
 
 
 def small_case(kind: str, work: str) -> Case:
-    return Case(kind, "mini", work, SIZE, proposals=64, precision="float32", images=2)
+    return Case(kind, "mini", work, size=SIZE, proposals=64, precision="float32", images=2)
 
 
 def check_step(kind: str) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def params_of(detector: Detector, case: Case) -> Params:
 
 @cache
 def _params(kind: type, recipe: str, name: str) -> Params:
-    small = Case(name, recipe, "train", (64, 64), proposals=4, precision="float32", images=1)
+    small = Case(name, recipe, "train", size=(64, 64), proposals=4, precision="float32", images=1)
     detector = detector_of(small)
     batch = filled(batch_shapes(detector, small, 1, learning=True))
     return jax.device_get(detector.init(jax.random.key(0), batch))

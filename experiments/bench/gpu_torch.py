@@ -45,7 +45,7 @@ def photos(case: Case) -> list[np.ndarray]:
 def mil_step(case: Case, sizes: Sizes) -> Callable[[], float]:
     """MIST's training step with VGG16: `experiments.bench.torch_mil_step`."""
     place = torch_side.device()
-    state = random_state("wetectron", sizes.channels, sizes.width, CLASSES)
+    state = random_state("wetectron", sizes.channels, sizes.width, classes=CLASSES)
     state = {name: value.to(place) for name, value in state.items()}
     images = torch.from_numpy(np.stack(photos(case))).to(place).permute(0, 3, 1, 2) - 128.0
     rng, shape = np.random.default_rng(0), case.size[::-1]

@@ -81,7 +81,7 @@ def _visit(name: str, times: int, walk: tuple[dict, Assumed, Reading]) -> None:
         if cost := _first(r'"estimated_cycles":"(\d+)"', line):
             found.cycles[(op, label, source)] += int(cost) * times
         _count(found, op, (kind, line), times=times)
-        for inner, turns in _inside(line, op, source, (assumed, found, times)):
+        for inner, turns in _inside(line, op, source, at=(assumed, found, times)):
             _visit(inner, times * turns, walk)
 
 

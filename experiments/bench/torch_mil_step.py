@@ -70,7 +70,7 @@ def pooled(maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     if maps.is_cuda:
         from torchvision.ops import roi_pool
 
-        return roi_pool(maps[None].float(), [boxes], 7, 1 / 8)
+        return roi_pool(maps[None].float(), [boxes], output_size=7, spatial_scale=1 / 8)
     corners = (boxes / 8 + 0.5).floor().int().tolist()
     # A box that ends at the border is rounded to one cell beyond it, which never is the maximum.
     maps = F.pad(maps, (0, 1, 0, 1), value=-torch.inf)

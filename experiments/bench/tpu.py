@@ -132,7 +132,10 @@ def _every_case(options: BenchTpu) -> Iterator[Case]:
         for recipe in options.recipe or programs.published(kind.presets):
             if recipe not in kind.presets:
                 continue
-            first = Case(name, recipe, "train", (0, 0), proposals=options.proposals, precision="")
+            none = {"size": (0, 0), "precision": ""}
+            first = Case(name, recipe, "train", proposals=options.proposals, **none)
+                name, recipe, "train", size=(0, 0), proposals=options.proposals, precision=""
+            )
             for size in options.size or programs.end_sizes(first):
                 for precision in options.precision:
                     more = {"size": size, "proposals": options.proposals, "precision": precision}

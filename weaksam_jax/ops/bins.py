@@ -23,11 +23,13 @@ def max_of_bins(
     usual: rows and columns that a bin rarely exceeds; those that do cost more time, and the tables
     end there. The gradient of a bin goes to the first of its maxima in row-major order.
     """
-    return _in_parts(functools.partial(_maxima, usual=usual), features, rows, columns)[0]
+    maxima = functools.partial(_maxima, usual=usual)
+    return _in_parts(maxima, features, rows=rows, columns=columns)[0]
 
 
 def _forward(features, rows, columns, usual):
-    found = _in_parts(functools.partial(_maxima, usual=usual), features, rows, columns)
+    maxima = functools.partial(_maxima, usual=usual)
+    found = _in_parts(maxima, features, rows=rows, columns=columns)
     return found[0], (features, rows, columns, found[1])
 
 

@@ -42,7 +42,7 @@ def roi_pool(
     rows = edges(corners[:, 1], corners[:, 3], output_size, height)
     columns = edges(corners[:, 0], corners[:, 2], output_size, width)
     usual = tuple(-(-(side + 1) // output_size) + 1 for side in (height, width))
-    return max_of_bins(features, rows, columns, usual)
+    return max_of_bins(features, rows, columns, usual=usual)
 
 
 def _exact_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Array:
@@ -131,7 +131,8 @@ def roi_align_pyramid(
         jnp.asarray(sizes)[level],
         jnp.asarray(offsets)[level],
     )
-    return _aligned(_Grid(output_size, sampling_ratio, aligned, chunk), flat, where)
+    grid = _Grid(output_size, sampling_ratio, aligned=aligned, chunk=chunk)
+    return _aligned(grid, flat, where)
 
 
 class _Grid(NamedTuple):
