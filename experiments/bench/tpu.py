@@ -133,7 +133,6 @@ def _every_case(options: BenchTpu) -> Iterator[Case]:
             if recipe not in kind.presets:
                 continue
             none = {"size": (0, 0), "precision": ""}
-            none = {"size": (0, 0), "precision": ""}
             first = Case(name, recipe, "train", proposals=options.proposals, **none)
             for size in options.size or programs.end_sizes(first):
                 for precision in options.precision:
