@@ -11,7 +11,7 @@ voc07: .venv/installed
 	$(BIN)/python -m experiments.voc07 $(ARGS)
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The core of the suite with every lower bound of pyproject.toml (Python 3.11), and the JAX side with
 # the newest packages that the bounds allow, e.g. make test-newest PYTHON=python3.12.

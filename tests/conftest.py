@@ -28,14 +28,6 @@ settings.load_profile("no deadline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
-    """The tests of a folder run in one worker (pytest-xdist): they share fixtures that train."""
-    root = Path(__file__).parent
-    for item in items:
-        folder = item.path.parent.relative_to(root).as_posix()
-        item.add_marker(pytest.mark.xdist_group(folder))
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """Mounts a file system of so many KiB; skips where that is not allowed."""

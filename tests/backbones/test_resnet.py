@@ -126,7 +126,8 @@ def test_retraining_builds_the_published_detector(classes, millions):
     assert network == FasterRcnnNetwork(ResNet50(stride_in_1x1=True), classes)
     params = FasterRcnn(config, classes).shapes()
     assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(millions * 1e6, abs=1e4)
-    half = build_network(replace(config, model=replace(config.model, precision="bfloat16")), classes)
+    model = replace(config.model, precision="bfloat16")
+    half = build_network(replace(config, model=model), classes)
     assert half.dtype == half.backbone.dtype == jnp.bfloat16
 
 
