@@ -13,8 +13,8 @@ from experiments.evaluate import main
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.errors import BadInput
-from weaksam_jax.locks import LOCK
 from weaksam_jax.evaluate import comp4_names, write_comp4
+from weaksam_jax.locks import LOCK
 
 
 def split_of(files, classes=("cat",), name="test"):
