@@ -27,7 +27,7 @@ COUNT = 26
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compile_once):
+def trained(tmp_path_factory):
     """(data set with tags alone, its finished run); not to be changed."""
     root = tmp_path_factory.mktemp("odd")
     write_odd_csv(root / "data", test=True)
