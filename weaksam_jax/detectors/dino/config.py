@@ -55,7 +55,7 @@ class ModelConfig(Settings):
     decoder_layers: Layers = 2
     """Each predicts, and each is trained."""
     queries: Count = 100
-    """Best tokens that the decoder refines; no padded size may have fewer."""
+    """Best tokens that the decoder refines; all where a padded size has fewer."""
     neck_groups: Width = 8
     """Of the GroupNorm between backbone and encoder."""
     neck_bias: bool = False
@@ -90,10 +90,6 @@ class ModelConfig(Settings):
             if self.channels % divisor:
                 problem = f"are {self.channels}, not a multiple of {divisor} ({name})"
                 yield Fault("channels", problem, "choose others")
-
-    def tokens(self, height: int, width: int) -> int:
-        """Of an image of a padded size, at least."""
-        return sum(-(-height // stride) * -(-width // stride) for stride in self.strides)
 
 
 @dataclass(frozen=True)
@@ -186,14 +182,7 @@ class DinoConfig(Settings):
     test: TestConfig = field(default_factory=TestConfig)
 
     def misfits(self) -> Iterator[Fault]:
-        for name, scales in (
-            ("data.scales", self.data.scales),
-            ("test.tta_scales", self.test.tta_scales),
-        ):
-            yield from misfit_scales(name, scales)
-            fewest = min((self.model.tokens(*one) for scale in scales for one in scale), default=0)
-            if fewest < self.model.queries:
-                problem = f"give {fewest} tokens, fewer than {self.model.queries} queries"
-                yield Fault(name, problem, "choose fewer model.queries or larger sizes")
+        yield from misfit_scales("data.scales", self.data.scales)
+        yield from misfit_scales("test.tta_scales", self.test.tta_scales)
         yield from misfit_memory("optim.batch_size", self.optim.batch_size, self.data.scales)
         yield from misfit_memory("test.batch_size", self.test.batch_size, self.test.tta_scales)

@@ -55,6 +55,28 @@ def slot_count(objects: int, config: DenoisingConfig) -> int:
     return 2 * max(objects, config.queries)
 
 
+def no_slots(images: int) -> Slots:
+    """For training without denoising: S is 0."""
+    numbers, flags = jnp.zeros((images, 0), jnp.int32), jnp.zeros((images, 0), bool)
+    targets = DenoisingTargets(numbers, flags, flags)
+    return Slots(numbers, flags, jnp.zeros((images, 0, 4)), numbers, targets=targets)
+
+
+def denoise(
+    batch: dict[str, jax.Array],
+    rng: jax.Array,
+    *,
+    classes: int,
+    config: DenoisingConfig,
+    axis_name: str | None = None,
+) -> Slots:
+    """`denoising_slots` with fresh noise: image i draws it with `split(rng, B)[i]`."""
+    images, objects = batch["valid"].shape
+    slots = slot_count(objects, config)
+    noise = jax.vmap(lambda key: draw_noise(key, slots, classes))(jax.random.split(rng, images))
+    return denoising_slots(batch, noise, config, axis_name=axis_name)
+
+
 def draw_noise(rng: jax.Array, slots: int, classes: int) -> Noise:
     """The noise of one image."""
     keys = jax.random.split(rng, 4)

@@ -123,14 +123,14 @@ class DinoNetwork(nn.Module):
         return Memory(self.encoder(levels, extent), extent)
 
     def propose(self, memory: Memory, levels: Sequence[jax.Array]) -> Proposals:
-        """The tokens of highest class logit. Those whose cell can be no box come last, as the box
+        """The Q tokens of highest class logit (all of fewer). Those whose cell can be no box come last, as the box
         (1, 1, 1, 1); in the official code they compete with one logit common to all of them."""
         grid, usable = grid_proposals(memory.extent, shapes_of(levels))
         tokens = self.memory_fc(jnp.where(usable[..., None], memory.tokens, 0.0))
         tokens = self.memory_norm(tokens.astype(jnp.float32))
         logits = self.class_heads[-1](tokens)
         best = jnp.where(usable, jnp.max(logits, -1), -jnp.inf)
-        index = jax.lax.top_k(best, self.config.queries)[1]
+        index = jax.lax.top_k(best, min(self.config.queries, best.shape[1]))[1]
 
         def chosen(x):
             return jnp.take_along_axis(x, index[..., None], axis=1)
@@ -141,17 +141,20 @@ class DinoNetwork(nn.Module):
     def matching_queries(self, proposals: Proposals) -> Queries:
         """Mixed query selection (DINO §3.4): places of the proposals, without gradient, and learned
         contents by rank."""
-        batch = len(proposals.boxes)
-        content = jnp.broadcast_to(self.query_embed, (batch, *self.query_embed.shape))
+        batch, count = proposals.tokens.shape
+        content = self.query_embed[None, :count]
+        content = jnp.broadcast_to(content, (batch, *content.shape[1:]))
         return Queries(content, jax.lax.stop_gradient(proposals.boxes))
 
     def with_slots(self, queries: Queries, slots: Slots) -> Queries:
         """Denoising queries before the matching ones."""
+        if not slots.labels.shape[1]:
+            return queries
         content = jnp.where(slots.filled[..., None], self.label_embed[slots.labels], 0.0)
         return Queries(
             jnp.concatenate([content, queries.content], 1),
             jnp.concatenate([slots.boxes, queries.boxes], 1),
-            visible_queries(slots, self.config.queries),
+            visible_queries(slots, queries.content.shape[1]),
         )
 
     def decode(
