@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from weaksam_jax.backbones import BACKBONES, unknown_backbone
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
+from weaksam_jax.detectors.dino.loss_config import LossConfig
 from weaksam_jax.engine.optimizer import OptimConfig
 from weaksam_jax.ranges import (
     FILLED,
     RISING,
-    Amount,
     Batch,
     Count,
     Fault,
@@ -21,7 +21,6 @@ from weaksam_jax.ranges import (
     Settings,
     Share,
     Side,
-    StepsOrNone,
     Width,
     above,
 )
@@ -109,25 +108,9 @@ class DenoisingConfig(Settings):
 
 
 @dataclass(frozen=True)
-class QueryDropConfig(Settings):
-    """Query drop (equations 3-4). Defaults: the paper."""
+class DinoLossConfig(LossConfig):
+    """Denoising, matching, weights of losses and query drop."""
 
-    percentile: Annotated[float, above(0, 100)] = 90.0
-    """Matched queries whose classification loss is above this percentile are dropped."""
-    start: StepsOrNone = 0
-    """The step from which queries are dropped."""
-
-
-@dataclass(frozen=True)
-class LossConfig(Settings):
-    """Matching and losses. Defaults: mmdetection's DINO."""
-
-    cls_weight: Amount = 1.0
-    """Of the focal loss."""
-    box_weight: Amount = 5.0
-    """Of the L1 loss of boxes in shares of the image."""
-    giou_weight: Amount = 2.0
-    """Of 1 - GIoU."""
     denoising: DenoisingConfig | None = field(default_factory=DenoisingConfig)
     """null: no denoising."""
 
@@ -176,7 +159,7 @@ class DinoConfig(Settings):
     """Everything that decides the weights and detections, but for the seed and the data."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: DinoLossConfig = field(default_factory=DinoLossConfig)
     optim: DinoOptimConfig = field(default_factory=DinoOptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     test: TestConfig = field(default_factory=TestConfig)

@@ -85,16 +85,31 @@ class DinoNetwork(nn.Module):
 
     def __call__(self, images: jax.Array, size: jax.Array) -> Detected:
         """What is detected; without denoising."""
-        levels = self.levels(images)
-        memory = self.encode(levels, size, images.shape[1:3])
+        return self.detect_levels(self.levels(images), size, images.shape[1:3])
+
+    def training(self, images: jax.Array, size: jax.Array, slots: Slots) -> TrainingOutputs:
+        """What the losses are made of."""
+        return self.train_levels(self.levels(images), size, images.shape[1:3], slots=slots)
+
+    def detect_levels(
+        self, levels: Sequence[jax.Array], size: jax.Array, padded: tuple[int, int]
+    ) -> Detected:
+        """`__call__` behind the neck; padded: (height, width) of the images with padding."""
+        memory = self.encode(levels, size, padded)
         proposals = self.propose(memory, levels)
         logits, boxes = self.decode(self.matching_queries(proposals), memory, levels)
         return Detected(logits, boxes, proposals.logits, encoder_boxes=proposals.boxes)
 
-    def training(self, images: jax.Array, size: jax.Array, slots: Slots) -> TrainingOutputs:
-        """What the losses are made of."""
-        levels = self.levels(images)
-        memory = self.encode(levels, size, images.shape[1:3])
+    def train_levels(
+        self,
+        levels: Sequence[jax.Array],
+        size: jax.Array,
+        padded: tuple[int, int],
+        *,
+        slots: Slots,
+    ) -> TrainingOutputs:
+        """`training` behind the neck."""
+        memory = self.encode(levels, size, padded)
         proposals = self.propose(memory, levels)
         queries = self.with_slots(self.matching_queries(proposals), slots)
         logits, boxes = self.decode(queries, memory, levels)
@@ -123,8 +138,9 @@ class DinoNetwork(nn.Module):
         return Memory(self.encoder(levels, extent), extent)
 
     def propose(self, memory: Memory, levels: Sequence[jax.Array]) -> Proposals:
-        """The Q tokens of highest class logit (all of fewer). Those whose cell can be no box come last, as the box
-        (1, 1, 1, 1); in the official code they compete with one logit common to all of them."""
+        """The Q tokens of highest class logit (all of fewer). Those whose cell can be no box come
+        last, as the box (1, 1, 1, 1); in the official code they compete with one logit common to
+        all of them."""
         grid, usable = grid_proposals(memory.extent, shapes_of(levels))
         tokens = self.memory_fc(jnp.where(usable[..., None], memory.tokens, 0.0))
         tokens = self.memory_norm(tokens.astype(jnp.float32))

@@ -1,0 +1,241 @@
+"""The network against mmdetection's DINO on seeded weights, stage by stage, to 1e-4."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_dino import (
+    CLASSES,
+    DENOISING,
+    MODEL,
+    PADDED,
+    SIZE,
+    batch_of,
+    close,
+    golden,
+    levels_of,
+    need,
+    noise_of,
+    of_case,
+    our_names,
+    params_of,
+)
+from plain_dino_loss import all_terms
+
+from weaksam_jax.backbones import BACKBONES
+from weaksam_jax.backbones.pixels import network_input
+from weaksam_jax.detectors.dino.config import TestConfig
+from weaksam_jax.detectors.dino.decoder import Memory, box_code
+from weaksam_jax.detectors.dino.denoising import denoising_slots, slot_count, visible_queries
+from weaksam_jax.detectors.dino.model import DinoNetwork
+from weaksam_jax.detectors.dino.positions import (
+    grid_proposals,
+    image_extent,
+    level_of_token,
+    reference_points,
+    token_codes,
+)
+from weaksam_jax.detectors.dino.predict import select_detections
+from weaksam_jax.engine.weights import flatten
+
+SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2))
+CASES = ("g35", "g05", "g00")
+NETWORK = DinoNetwork(BACKBONES["resnet50"].pyramid(width=8), CLASSES, MODEL)
+OBJECTS = 9  # per image in a batch, padded: more than the golden's 5
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def padded(batch, objects):
+    """The batch with so many places for objects."""
+    room = objects - batch["boxes"].shape[1]
+    more = {name: np.pad(batch[name], ((0, 0), (0, room))) for name in ("labels", "valid")}
+    return batch | more | {"boxes": np.pad(batch["boxes"], ((0, 0), (0, room), (0, 0)))}
+
+
+def slots_of(case, objects=OBJECTS):
+    """The denoising slots of a case with its recorded draws."""
+    batch = padded(batch_of(case), max(objects, case["gt.labels"].shape[1]))
+    count = slot_count(batch["boxes"].shape[1], DENOISING)
+    if "dn.noise_p" not in case:  # no objects: nothing was drawn
+        empty = {"p": 2, "new_label": 2, "sign01": 3, "part01": 3}
+        case = {f"dn.noise_{k}": np.zeros((2, 0, 2, 5, 4)[: n + 2]) for k, n in empty.items()}
+        case["dn.noise_new_label"] = case["dn.noise_new_label"].astype(int)
+    return denoising_slots(batch, noise_of(case, count), DENOISING)
+
+
+@functools.cache
+def trained(case):
+    """`TrainingOutputs` of a case."""
+    run = jax.jit(
+        lambda params, slots: NETWORK.apply(
+            {"params": params}, levels_of(golden("transformer")), SIZE, PADDED,
+            slots=slots, method="train_levels",
+        )
+    )  # fmt: skip
+    return jax.device_get(run(params_of("transformer"), slots_of(of_case("transformer", case))))
+
+
+def test_positions_and_masks_are_the_references():
+    case, extent = of_case("transformer", "g35"), image_extent(SIZE, PADDED, SHAPES)
+    np.testing.assert_array_equal(extent.valid(), ~case["pre.feat_mask"])
+    np.testing.assert_array_equal(extent.ratios(), case["pre.valid_ratios"])
+    embed = golden("transformer")["w.level_embed"]
+    close(token_codes(extent, 64, 20.0) + embed[level_of_token(SHAPES)], case["pre.feat_pos"], 1e-6)
+    close(reference_points(extent, SHAPES), case["enc_ref_points"], 1e-6)
+    logits, usable = grid_proposals(extent, SHAPES)
+    theirs = case["two_stage.proposals_unact"]
+    assert 0 < usable.sum() < usable.size
+    np.testing.assert_array_equal(np.isfinite(logits), np.isfinite(theirs))
+    np.testing.assert_array_equal(usable, np.isfinite(theirs).all(-1))
+    close(np.asarray(logits)[usable], theirs[usable], 1e-6)
+    code = box_code(jnp.asarray(case["dec_in.reference"] * np.tile(extent.ratios()[:, :1], 2)), 64)
+    close(code, case["dec0.query_sine"], 1e-6)
+
+
+@pytest.mark.parametrize("part", ["transformer", "model"])
+def test_padding_of_odd_sizes_is_the_references(part):
+    case, arrays = of_case(part, "odd.eval"), golden(part)
+    need(case, "pre.feat_mask")
+    sizes, canvas = arrays["odd.img_shapes_hw"], tuple(arrays["odd.canvas_hw"].tolist())
+    shapes = tuple(case[f"neck.out{i}"].shape[2:] for i in range(4))
+    extent = image_extent(sizes, canvas, shapes)
+    np.testing.assert_array_equal(extent.valid(), ~case["pre.feat_mask"])
+    close(extent.ratios(), case["pre.valid_ratios"], 1e-7)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_denoising_slots_are_the_references(name):
+    """In their number; the others are seen by nobody."""
+    case = of_case("transformer", name)
+    slots, used = slots_of(case), int(case["dn.num_queries"])
+    assert slots.labels.shape == (2, 200) and used in (0, 200)
+    assert bool(slots.targets.valid[:, :used].all()) and not slots.targets.valid[:, used:].any()
+    close(slots.boxes[:, :used], case["dec_in.reference"][:, :used]) if used else None
+    visible = np.asarray(visible_queries(slots, 50))
+    rows = np.r_[:used, 200:250]
+    for image in range(2):
+        seen = visible[image][np.ix_(rows, rows)]
+        np.testing.assert_array_equal(~seen, case["dn.attn_mask"])
+    assert not visible[:, rows][:, :, used:200].any()
+    if used:
+        labels = np.where(slots.filled, slots.labels, -1)
+        np.testing.assert_array_equal(labels, case["dn.noisy_label"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_proposals_logits_and_boxes_are_the_references(name):
+    case, ours = of_case("transformer", name), trained(name)
+    used = int(case["dn.num_queries"])
+    close(ours.encoder_logits, case["two_stage.topk_cls"])
+    close(ours.encoder_boxes, case["two_stage.topk_boxes"])
+    logits, boxes = case["head.cls"], case["head.boxes"]
+    close(ours.logits, logits[:, :, used:])
+    close(ours.boxes, boxes[:, :, used:])
+    if used:
+        close(ours.denoising_logits, logits[:, :, :used])
+        close(ours.denoising_boxes, boxes[:, :, :used])
+    # a wrong epsilon of the inverse sigmoid moves boxes by 9e-4 of all
+    assert np.abs(ours.boxes - boxes[:, :, used:]).max() < 1e-5
+
+
+def test_every_stage_is_the_references():
+    case = of_case("transformer", "g35")
+    need(case, "hidden_states", "enc0.out", "references")
+    params, levels = params_of("transformer"), levels_of(golden("transformer"))
+    apply = functools.partial(NETWORK.apply, {"params": params})
+    memory = apply(levels, SIZE, PADDED, method="encode")
+    close(memory.tokens, case["memory"])
+    proposals = apply(memory, levels, method="propose")
+    np.testing.assert_array_equal(proposals.tokens, case["two_stage.topk_index"])
+    queries = apply(proposals, method="matching_queries")
+    queries = apply(queries, slots_of(case), method="with_slots")
+    close(queries.content, case["dec_in.query"])
+    close(queries.boxes, case["dec_in.reference"])
+    given = Memory(jnp.asarray(case["memory"]), memory.extent)
+    _, found = apply(
+        queries, given, levels, method="decode",
+        capture_intermediates=True, mutable=["intermediates"],
+    )  # fmt: skip
+    found = found["intermediates"]
+    hidden, starts = found["decoder"]["__call__"][0]
+    close(hidden, case["hidden_states"])
+    close(starts, case["references"][:2])
+    for i in range(2):
+        close(found["decoder"][f"layer{i}"]["__call__"][0], case[f"dec{i}.out_prenorm"])
+        close(found["decoder"]["ref_point_head"]["__call__"][i], case[f"dec{i}.query_pos"])
+    _, found = apply(
+        levels, SIZE, PADDED, method="encode",
+        capture_intermediates=True, mutable=["intermediates"],
+    )  # fmt: skip
+    for i in range(2):
+        layer = found["intermediates"]["encoder"][f"layer{i}"]
+        close(layer["__call__"][0], case[f"enc{i}.out"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_gradients_are_the_references(name):
+    """With the recorded assignment, so that they prove the network alone: all stop-gradients."""
+    case = of_case("transformer", name)
+    slots, batch = slots_of(case), padded(batch_of(case), OBJECTS)
+
+    def loss(params, levels):
+        run = NETWORK.apply
+        ours = run({"params": params}, levels, SIZE, PADDED, slots=slots, method="train_levels")
+        ours = ours._replace(denoising_targets=slots.targets)
+        terms = all_terms(ours, batch, case["match.gt_inds"])
+        return sum(terms.values()), terms
+
+    params, levels = params_of("transformer"), levels_of(golden("transformer"))
+    grads, terms = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, levels)
+    for term, value in terms.items():
+        np.testing.assert_allclose(value, case[f"loss.{term}"], rtol=1e-4, err_msg=term)
+    for i, ours in enumerate(grads[1]):
+        close(ours.transpose(0, 3, 1, 2), case[f"grad_feat{i}"])
+    theirs = {k.removeprefix("grad."): v for k, v in case.items() if k.startswith("grad.")}
+    theirs, ours = our_names(theirs), flatten(grads[0])
+    need(case, "grad.level_embed")
+    assert len(theirs) == (len(ours) if name == "g35" else len(theirs)) and theirs
+    for key, value in theirs.items():
+        close(ours[key], value)
+
+
+def test_detections_are_the_references():
+    case = of_case("transformer", "eval")
+    run = jax.jit(
+        lambda params: NETWORK.apply(
+            {"params": params}, levels_of(golden("transformer")), SIZE, PADDED,
+            method="detect_levels",
+        )
+    )  # fmt: skip
+    ours = run(params_of("transformer"))
+    close(ours.logits, case["head.cls"])
+    close(ours.boxes, case["head.boxes"])
+    select = functools.partial(select_detections, config=TestConfig(max_detections=30))
+    found = jax.vmap(select)(ours.logits[-1], ours.boxes[-1], jnp.asarray(SIZE))
+    np.testing.assert_array_equal(found.labels, case["det.labels"])
+    close(found.scores, case["det.scores"])
+    close(found.boxes, case["det.bboxes"])
+    assert bool(found.valid.all())
+
+
+@pytest.mark.parametrize("name", ["eval", "odd.eval"])
+def test_the_whole_network_is_the_references_from_pixels(name):
+    case, arrays = of_case("model", name), golden("model")
+    need(case, "head.cls")
+    prefix = name.removesuffix("eval")
+    sizes = arrays[f"{prefix}img_shapes_hw" if prefix else "cfg.img_shapes_hw"]
+    height, width = arrays[f"{prefix}canvas_hw" if prefix else "cfg.canvas_hw"]
+    images = np.zeros((2, height, width, 3), np.uint8)
+    for i, (h, w) in enumerate(sizes):
+        pixels = arrays[f"img{i}_bgr_uint8_chw"][::-1].transpose(1, 2, 0)
+        images[i, :h, :w] = pixels[:h, :w]
+    shown = network_input(jnp.asarray(images), jnp.asarray(sizes), "torchvision")
+    params = params_of("model")
+    levels = NETWORK.apply({"params": params}, shown, method="levels")
+    for i, level in enumerate(levels):
+        close(level.transpose(0, 3, 1, 2), case[f"neck.out{i}"])
+    ours = jax.jit(lambda *inputs: NETWORK.apply({"params": params}, *inputs))(shown, sizes)
+    close(ours.logits, case["head.cls"])
+    close(ours.boxes, case["head.boxes"])
