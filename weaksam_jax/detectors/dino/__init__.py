@@ -1,0 +1,1 @@
+"""DINO (Zhang et al. 2023) with query drop."""
