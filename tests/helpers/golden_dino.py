@@ -70,6 +70,11 @@ def golden(part: str) -> dict[str, np.ndarray]:
     return {name: value for one in paths for name, value in np.load(one).items()}
 
 
+def is_whole(part: str) -> bool:
+    """Whether all arrays are there, and not only the extracts."""
+    return (SHARED / f"golden_dino_{part}.npz").exists()
+
+
 def of_case(part: str, case: str) -> dict[str, np.ndarray]:
     """The arrays of one case ("g35"), named without it."""
     named = golden(part).items()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_dino import SIZES, small
 
-from weaksam_jax.detectors.dino.config import TestConfig
+from weaksam_jax.detectors.dino.config import TestConfig as TestOptions
 from weaksam_jax.detectors.dino.decoder import box_code
 from weaksam_jax.detectors.dino.layers import SelfAttention
 from weaksam_jax.detectors.dino.neck import ChannelMapper
@@ -203,7 +203,7 @@ def test_detections_are_the_best_pairs_of_query_and_class():
     logits = rng.normal(size=(6, 3)).astype(np.float32)
     boxes = rng.uniform(0.2, 0.6, (6, 4)).astype(np.float32)
     boxes[2] = [1.5, 1.5, 0.1, 0.1]  # outside: never valid
-    config = TestConfig(max_detections=7, score_threshold=0.4)
+    config = TestOptions(max_detections=7, score_threshold=0.4)
     found = jax.device_get(select_detections(logits, boxes, jnp.int32([50, 80]), config=config))
     every = sorted(((logits[q, c], q, c) for q in range(6) for c in range(3)), reverse=True)[:7]
     for rank, (logit, query, label) in enumerate(every):
@@ -214,7 +214,7 @@ def test_detections_are_the_best_pairs_of_query_and_class():
         x, y, w, h = boxes[query]
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * [80, 50, 80, 50]
         np.testing.assert_allclose(found.boxes[rank], np.clip(box, 0, [80, 50] * 2), atol=1e-4)
-    many = select_detections(logits, boxes, jnp.int32([50, 80]), config=TestConfig())
+    many = select_detections(logits, boxes, jnp.int32([50, 80]), config=TestOptions())
     assert many.boxes.shape == (100, 4) and int(many.valid.sum()) == 15
 
 
