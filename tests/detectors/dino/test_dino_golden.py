@@ -44,6 +44,7 @@ from weaksam_jax.engine.weights import flatten
 SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2))
 CASES = ("g35", "g05", "g00")
 NETWORK = DinoNetwork(BACKBONES["resnet50"].pyramid(width=8), CLASSES, MODEL)
+SLOTS = jax.jit(functools.partial(denoising_slots, config=DENOISING))
 OBJECTS = 9  # per image in a batch, padded: more than the golden's 5
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -63,7 +64,7 @@ def slots_of(case, objects=OBJECTS):
         empty = {"p": 2, "new_label": 2, "sign01": 3, "part01": 3}
         case = {f"dn.noise_{k}": np.zeros((2, 0, 2, 5, 4)[: n + 2]) for k, n in empty.items()}
         case["dn.noise_new_label"] = case["dn.noise_new_label"].astype(int)
-    return denoising_slots(batch, noise_of(case, count), DENOISING)
+    return SLOTS(batch, noise_of(case, count))
 
 
 @functools.cache
@@ -78,22 +79,33 @@ def trained(case):
     return jax.device_get(run(params_of("transformer"), slots_of(of_case("transformer", case))))
 
 
+@jax.jit
+def placed(boxes):
+    """All that `positions` gives for the golden's images, and codes of boxes in them."""
+    extent = image_extent(SIZE, PADDED, SHAPES)
+    codes, share = token_codes(extent, 64, 20.0), jnp.tile(extent.ratios()[:, :1], 2)
+    of_grid = grid_proposals(extent, SHAPES)
+    return (
+        (extent.valid(), extent.ratios(), *of_grid),
+        (codes, reference_points(extent, SHAPES), box_code(boxes * share, 64)),
+    )
+
+
 def test_positions_and_masks_are_the_references():
-    case, extent = of_case("transformer", "g35"), image_extent(SIZE, PADDED, SHAPES)
-    np.testing.assert_array_equal(extent.valid(), ~case["pre.feat_mask"])
-    close(extent.ratios(), case["pre.valid_ratios"], 1e-7)
-    logits, usable = grid_proposals(extent, SHAPES)
+    case = of_case("transformer", "g35")
+    (valid, ratios, logits, usable), others = jax.device_get(placed(case["dec_in.reference"]))
+    np.testing.assert_array_equal(valid, ~case["pre.feat_mask"])
+    close(ratios, case["pre.valid_ratios"], 1e-7)
     theirs = case["two_stage.proposals_unact"]
     assert 0 < usable.sum() < usable.size
     np.testing.assert_array_equal(np.isfinite(logits), np.isfinite(theirs))
     np.testing.assert_array_equal(usable, np.isfinite(theirs).all(-1))
-    close(np.asarray(logits)[usable], theirs[usable], 1e-6)
+    close(logits[usable], theirs[usable], 1e-6)
     need(case, "pre.feat_pos")
-    embed = golden("transformer")["w.level_embed"]
-    close(token_codes(extent, 64, 20.0) + embed[level_of_token(SHAPES)], case["pre.feat_pos"], 1e-6)
-    close(reference_points(extent, SHAPES), case["enc_ref_points"], 1e-6)
-    code = box_code(jnp.asarray(case["dec_in.reference"] * np.tile(extent.ratios()[:, :1], 2)), 64)
-    close(code, case["dec0.query_sine"], 1e-6)
+    embed = golden("transformer")["w.level_embed"][level_of_token(SHAPES)]
+    close(others[0] + embed, case["pre.feat_pos"], 1e-6)
+    close(others[1], case["enc_ref_points"], 1e-6)
+    close(others[2], case["dec0.query_sine"], 1e-6)
 
 
 @pytest.mark.parametrize("part", ["transformer", "model"])
@@ -115,7 +127,7 @@ def test_denoising_slots_are_the_references(name):
     assert slots.labels.shape == (2, 200) and used in (0, 200)
     assert bool(slots.targets.valid[:, :used].all()) and not slots.targets.valid[:, used:].any()
     close(slots.boxes[:, :used], case["dec_in.reference"][:, :used]) if used else None
-    visible = np.asarray(visible_queries(slots, 50))
+    visible = np.asarray(jax.jit(visible_queries, static_argnums=1)(slots, 50))
     rows = np.r_[:used, 200:250]
     for image in range(2):
         seen = visible[image][np.ix_(rows, rows)]
@@ -144,38 +156,42 @@ def test_memory_proposals_logits_and_boxes_are_the_references(name):
     assert np.abs(ours.boxes - boxes[:, :, used:]).max() < 1e-5
 
 
+@jax.jit
+def staged(params, slots, memory_of_theirs):
+    """(memory, proposals, queries, what the encoder's and the decoder's modules give)."""
+    levels = levels_of(golden("transformer"))
+
+    def apply(*inputs, method):
+        how = {"capture_intermediates": True, "mutable": ["intermediates"], "method": method}
+        found, state = NETWORK.apply({"params": params}, *inputs, **how)
+        return found, state.get("intermediates", {})
+
+    memory, encoded = apply(levels, SIZE, PADDED, method="encode")
+    proposals, _ = apply(memory, levels, method="propose")
+    queries, _ = apply(proposals, method="matching_queries")
+    queries, _ = apply(queries, slots, method="with_slots")
+    given = Memory(memory_of_theirs, memory.extent)
+    _, decoded = apply(queries, given, levels, method="decode")
+    return memory.tokens, proposals, queries, encoded["encoder"], decoded["decoder"]
+
+
 def test_every_stage_is_the_references():
     case = of_case("transformer", "g35")
     need(case, "hidden_states", "enc0.out", "references")
-    params, levels = params_of("transformer"), levels_of(golden("transformer"))
-    apply = functools.partial(NETWORK.apply, {"params": params})
-    memory = apply(levels, SIZE, PADDED, method="encode")
-    close(memory.tokens, case["memory"])
-    proposals = apply(memory, levels, method="propose")
+    slots = slots_of(case)
+    found = jax.device_get(staged(params_of("transformer"), slots, case["memory"]))
+    memory, proposals, queries, encoder, decoder = found
+    close(memory, case["memory"])
     np.testing.assert_array_equal(proposals.tokens, case["two_stage.topk_index"])
-    queries = apply(proposals, method="matching_queries")
-    queries = apply(queries, slots_of(case), method="with_slots")
     close(queries.content, case["dec_in.query"])
     close(queries.boxes, case["dec_in.reference"])
-    given = Memory(jnp.asarray(case["memory"]), memory.extent)
-    _, found = apply(
-        queries, given, levels, method="decode",
-        capture_intermediates=True, mutable=["intermediates"],
-    )  # fmt: skip
-    found = found["intermediates"]
-    hidden, starts = found["decoder"]["__call__"][0]
+    hidden, starts = decoder["__call__"][0]
     close(hidden, case["hidden_states"])
     close(starts, case["references"][:2])
     for i in range(2):
-        close(found["decoder"][f"layer{i}"]["__call__"][0], case[f"dec{i}.out_prenorm"])
-        close(found["decoder"]["ref_point_head"]["__call__"][i], case[f"dec{i}.query_pos"])
-    _, found = apply(
-        levels, SIZE, PADDED, method="encode",
-        capture_intermediates=True, mutable=["intermediates"],
-    )  # fmt: skip
-    for i in range(2):
-        layer = found["intermediates"]["encoder"][f"layer{i}"]
-        close(layer["__call__"][0], case[f"enc{i}.out"])
+        close(encoder[f"layer{i}"]["__call__"][0], case[f"enc{i}.out"])
+        close(decoder[f"layer{i}"]["__call__"][0], case[f"dec{i}.out_prenorm"])
+        close(decoder["ref_point_head"]["__call__"][i], case[f"dec{i}.query_pos"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -235,11 +251,15 @@ def test_the_whole_network_is_the_references_from_pixels(name):
     for i, (h, w) in enumerate(sizes):
         pixels = arrays[f"img{i}_bgr_uint8_chw"][::-1].transpose(1, 2, 0)
         images[i, :h, :w] = pixels[:h, :w]
-    shown = network_input(jnp.asarray(images), jnp.asarray(sizes), "torchvision")
-    params = params_of("model")
-    levels = NETWORK.apply({"params": params}, shown, method="levels")
+
+    @jax.jit
+    def run(params, images, size):
+        apply = functools.partial(NETWORK.apply, {"params": params})
+        shown = network_input(images, size, "torchvision")
+        return apply(shown, method="levels"), apply(shown, size)
+
+    levels, ours = run(params_of("model"), images, np.int32(sizes))
     for i, level in enumerate(levels):
         close(level.transpose(0, 3, 1, 2), case[f"neck.out{i}"])
-    ours = jax.jit(lambda *inputs: NETWORK.apply({"params": params}, *inputs))(shown, sizes)
     close(ours.logits, case["head.cls"])
     close(ours.boxes, case["head.boxes"])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from weaksam_jax.detectors.dino.layers import (
     XAVIER,
@@ -19,7 +20,7 @@ from weaksam_jax.detectors.dino.positions import Extent, Shapes, inverse_sigmoid
 
 REFINE_EPSILON = 1e-3  # of the inverse sigmoid between layers
 TEMPERATURE = 10_000.0  # of the sine code of boxes
-ORDER = (1, 0, 2, 3)  # in which it takes a box: y, x, width, height
+ORDER = np.array([1, 0, 2, 3])  # in which it takes a box: y, x, width, height
 
 
 class Queries(NamedTuple):

@@ -58,7 +58,6 @@ def _published(images: int, passes: int) -> DinoConfig:
             optimizer="adamw",
             lr=9e-5,
             backbone_lr=0.1,
-            frozen=("stem", "res2"),
             weight_decay=1e-4,
             clip=0.1,
             warmup=0,
