@@ -110,7 +110,7 @@ def our_names(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _layout(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
     if "in_proj" in name:
-        layer, kind = name.split("attn.")[0] + "attn", name.split("_")[-1]
+        layer, kind = name.split("/attn/")[0], name.split("_")[-1]
         leaf = "kernel" if kind == "weight" else "bias"
         thirds = zip(("query", "key", "value"), np.split(value, 3), strict=True)
         return {f"{layer}/{part}/{leaf}": one.T for part, one in thirds}

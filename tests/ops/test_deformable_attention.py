@@ -35,7 +35,7 @@ def with_gradients(value, shapes, locations, weights, gradient):
     return out, *back(jnp.asarray(gradient, out.dtype))
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 10_000),
     shapes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3),
@@ -104,7 +104,7 @@ def test_the_program_does_not_grow_with_points_or_queries_and_is_compiled_once()
         value, locations, weights, _ = arrays_of(3, queries=queries, points=points)
         inputs = value, locations, weights
         made = jax.make_jaxpr(lambda v, p, w: deformable_attention(v, SHAPES, p, w))(*inputs)
-        return str(made).count("\n")
+        return str(made).count(" = ")
 
     assert lines(2, 1) == lines(300, 1) and lines(2, 2) == lines(300, 9)
 

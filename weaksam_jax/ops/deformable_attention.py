@@ -5,6 +5,7 @@ sample is one row of it wherever it lies, and its gradient one row that is added
 points, levels or queries; the program does not depend on where the samples are.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,11 +35,11 @@ def deformable_attention(
     if value.shape[0] != cells or locations.shape[2] != len(level_shapes):
         found = f"{value.shape[0]} cells and {locations.shape[2]} levels"
         raise ValueError(f"level_shapes {tuple(level_shapes)} do not fit {found}")
-    rows, shares = sample_places(level_shapes, locations, weights)
+    shapes = tuple(map(tuple, level_shapes))
+    rows, shares = sample_places(shapes, locations, weights)
 
     def one_head(inputs):
-        value, rows, shares = inputs
-        return weighted_rows(corner_table(value, level_shapes), rows, shares)
+        return weighted_samples(shapes, *inputs)
 
     inputs = value.swapaxes(0, 1), rows, shares
     every = jax.lax.map(one_head, inputs)
@@ -96,11 +97,13 @@ def _neighbours(location: jax.Array, size: np.ndarray) -> tuple[jax.Array, jax.A
     return low.astype(jnp.int32) + 1, position - low, inside
 
 
-@jax.custom_vjp
-def weighted_rows(table: jax.Array, rows: jax.Array, shares: jax.Array) -> jax.Array:
-    """float32 `[Q, D]`: sum over K samples and 4 corners of table `[N, 4, D]` at `rows` `[Q, K]`
-    times `shares` `[Q, K, 4]`."""
-    found = _rows_of(table, rows)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def weighted_samples(
+    level_shapes: Shapes, value: jax.Array, rows: jax.Array, shares: jax.Array
+) -> jax.Array:
+    """Of one head: float32 `[Q, D]`, the sum over K samples and 4 corners of `corner_table` of
+    value `[T, D]` at `rows` `[Q, K]`, times `shares` `[Q, K, 4]`."""
+    found = _rows_of(corner_table(value, level_shapes), rows)
     return jnp.sum(found * shares[..., None], axis=(1, 2))
 
 
@@ -108,18 +111,21 @@ def _rows_of(table: jax.Array, rows: jax.Array) -> jax.Array:
     return table.at[rows].get(mode="promise_in_bounds").astype(jnp.float32)
 
 
-def _forward(table, rows, shares):
-    return weighted_rows(table, rows, shares), (table, rows, shares)
+def _forward(level_shapes, value, rows, shares):
+    return weighted_samples(level_shapes, value, rows, shares), (value, rows, shares)
 
 
-def _backward(residuals, gradient):
-    table, rows, shares = residuals
+def _backward(level_shapes, residuals, gradient):
+    value, rows, shares = residuals
+    table = corner_table(value, level_shapes)
     to_shares = jnp.sum(_rows_of(table, rows) * gradient[:, None, None, :], axis=-1)
     # float32: many samples may add to one cell, and a bfloat16 sum stops growing at 256 terms.
     added = shares[..., None] * gradient[:, None, None, :]
     to_table = jnp.zeros(table.shape, jnp.float32)
     to_table = to_table.at[rows].add(added, mode="promise_in_bounds")
-    return to_table.astype(table.dtype), None, to_shares
+    wide = jax.ShapeDtypeStruct(value.shape, jnp.float32)
+    back = jax.linear_transpose(lambda value: corner_table(value, level_shapes), wide)
+    return back(to_table)[0].astype(value.dtype), None, to_shares
 
 
-weighted_rows.defvjp(_forward, _backward)
+weighted_samples.defvjp(_forward, _backward)

@@ -198,7 +198,7 @@ def test_every_stage_is_the_references():
 def test_losses_and_gradients_are_the_references(name):
     """With the recorded assignment, so that they prove the network alone: all stop-gradients."""
     case = of_case("transformer", name)
-    slots, batch = slots_of(case), padded(batch_of(case), OBJECTS)
+    slots, batch = jax.device_get(slots_of(case)), padded(batch_of(case), OBJECTS)
 
     def loss(params, levels):
         run = NETWORK.apply
@@ -218,7 +218,10 @@ def test_losses_and_gradients_are_the_references(name):
         theirs |= {f"level{i}": case[f"grad_feat{i}"] for i in range(4)}
     ours |= {f"level{i}": one.transpose(0, 3, 1, 2) for i, one in enumerate(grads[1])}
     for key, value in theirs.items():
-        close(ours[key], value)
+        if key.endswith("key/bias"):  # it moves all logits of a softmax alike: rounding errors
+            assert max(np.abs(value).max(), np.abs(ours[key]).max()) < 1e-6
+        else:
+            close(ours[key], value)
 
 
 def test_detections_are_the_references():
