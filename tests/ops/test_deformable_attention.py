@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from plain_deformable import loop, torch_form
 
 from weaksam_jax.engine.step import count_compilations
-from weaksam_jax.ops.deformable_attention import deformable_attention
+from weaksam_jax.ops.deformable_attention import (
+    deformable_attention,
+    deformable_attention_of_images,
+)
 
 SHAPES = ((5, 7), (3, 4), (2, 2), (1, 1))
 INFINITE = (np.nan, np.inf, -np.inf, 1e30)
@@ -27,9 +30,9 @@ def arrays_of(seed, shapes=SHAPES, queries=6, heads=3, points=2, channels=5, spr
     return [one.astype(np.float32) for one in every]
 
 
-def with_gradients(value, shapes, locations, weights, gradient):
+def with_gradients(value, shapes, locations, weights, gradient, chunk=None):
     def run(value, locations, weights):
-        return deformable_attention(value, shapes, locations, weights)
+        return deformable_attention(value, shapes, locations, weights, chunk=chunk)
 
     out, back = jax.vjp(jax.jit(run), *map(jnp.asarray, (value, locations, weights)))
     return out, *back(jnp.asarray(gradient, out.dtype))
@@ -49,7 +52,7 @@ def test_it_equals_a_loop_with_all_its_gradients(seed, shapes):
 
 
 def test_it_equals_pytorchs_form_with_all_its_gradients():
-    value, locations, weights, gradient = arrays_of(1, queries=40, channels=8)
+    value, locations, weights, gradient = arrays_of(1, queries=150, channels=8)
     ours = with_gradients(value, SHAPES, locations, weights, gradient)
     tensors = [torch.tensor(one, requires_grad=True) for one in (value, locations, weights)]
     out = torch_form(tensors[0], SHAPES, *tensors[1:])
@@ -64,11 +67,11 @@ def test_it_equals_the_reference_implementation(unit):
     need(case, f"{unit}.value")
     shapes = tuple(map(tuple, case["pre.spatial_shapes"].tolist()))
 
-    def one(value, locations, weights):
-        return deformable_attention(value, shapes, locations, weights)
+    def attend(value, locations, weights):
+        return deformable_attention_of_images(value, shapes, locations, weights)
 
     inputs = [jnp.asarray(case[f"{unit}.{name}"]) for name in ("value", "loc", "attn")]
-    out = jax.jit(jax.vmap(one))(*inputs)
+    out = jax.jit(attend)(*inputs)
     close(out.reshape(case[f"{unit}.out"].shape), case[f"{unit}.out"], 1e-6)
 
 
@@ -86,8 +89,17 @@ def test_whole_cells_and_borders():
     assert all(np.isfinite(one).all() for one in found)
 
 
+@pytest.mark.parametrize("chunk", [0, 1, 7, 16, 40, 100])
+def test_chunks_change_nothing(chunk):
+    value, locations, weights, gradient = arrays_of(4, queries=40)
+    usual = with_gradients(value, SHAPES, locations, weights, gradient)
+    ours = with_gradients(value, SHAPES, locations, weights, gradient, chunk=chunk)
+    for one, other in zip(ours, usual, strict=True):
+        close(one, other, 1e-6)
+
+
 def test_bfloat16_values_keep_float32_positions_and_sums():
-    value, locations, weights, gradient = arrays_of(2, queries=400)
+    value, locations, weights, gradient = arrays_of(2, queries=400)  # several chunks
     locations = np.broadcast_to(locations[:1], locations.shape)  # all add to the same cells
     narrow = jnp.asarray(value, jnp.bfloat16)
     ours = with_gradients(narrow, SHAPES, locations, weights, gradient)
@@ -106,7 +118,7 @@ def test_the_program_does_not_grow_with_points_or_queries_and_is_compiled_once()
         made = jax.make_jaxpr(lambda v, p, w: deformable_attention(v, SHAPES, p, w))(*inputs)
         return str(made).count(" = ")
 
-    assert lines(2, 1) == lines(300, 1) and lines(2, 2) == lines(300, 9)
+    assert lines(100, 1) == lines(300, 1) and lines(100, 2) == lines(300, 9)
 
     @jax.jit
     def attend(value, locations, weights):

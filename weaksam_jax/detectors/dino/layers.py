@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from weaksam_jax.detectors.dino.positions import Shapes
-from weaksam_jax.ops.deformable_attention import deformable_attention
+from weaksam_jax.ops.deformable_attention import deformable_attention_of_images
 
 XAVIER = nn.initializers.xavier_uniform()
 # PyTorch's attention draws query, key and value as one matrix of three times the rows.
@@ -83,8 +83,8 @@ class DeformableAttention(nn.Module):
         )
         weights = jax.nn.softmax(weights.reshape(*places[:3], -1)).reshape(places)
         locations = self.locations(references, offsets.reshape(*places, 2))
-        attend = jax.vmap(lambda *one: deformable_attention(one[0], self.shapes, *one[1:]))
-        found = attend(value, locations, weights).reshape(*query.shape[:2], channels)
+        found = deformable_attention_of_images(value, self.shapes, locations, weights=weights)
+        found = found.reshape(*query.shape[:2], channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=XAVIER, name="output_proj")
         return out(found).astype(jnp.float32)
 
