@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments.bench import dino_loss, mil, rcnn, sam
+from experiments.bench import deformable, dino_loss, mil, rcnn, sam
 from experiments.bench.entry import Case, Entry, random_boxes
 
 # A view of 480 x 640 through VGG16: what the MIL detector pools from.
@@ -176,6 +176,7 @@ CASES: dict[str, Case] = {
     **{f"mil_step_{count}": mil.step_case(count) for count in COUNTS},
     **rcnn.CASES,
     **dino_loss.CASES,
+    **deformable.CASES,
 }
 SLOW = (
     *("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS)),

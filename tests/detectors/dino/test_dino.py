@@ -44,15 +44,16 @@ def params_of(**model):
     return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), fresh)
 
 
-def outputs_of(params, batch, **model):
-    detector = small(model=model)
+@functools.cache
+def outputs_of(dtype):
+    detector = small(model={"dtype": dtype})
     run = jax.jit(lambda p, b: detector.training_outputs(p, b, jax.random.key(3)))
-    return jax.device_get(run(params, batch))
+    return jax.device_get(run(params_of(), batch_of()))
 
 
 def test_outputs_have_the_stated_shapes_and_are_float32():
     for dtype in ("float32", "bfloat16"):
-        found = outputs_of(params_of(), batch_of(), dtype=dtype)
+        found = outputs_of(dtype)
         assert found.logits.shape == (2, 3, 12, 2) and found.boxes.shape == (2, 3, 12, 4)
         assert found.encoder_logits.shape == (3, 12, 2) and found.encoder_boxes.shape == (3, 12, 4)
         assert found.denoising_logits.shape == (2, 3, 12, 2)
@@ -65,7 +66,7 @@ def test_outputs_have_the_stated_shapes_and_are_float32():
 
 def test_bfloat16_is_near_float32():
     """Where both choose the same tokens; a coarse float moves the rest of the order."""
-    wide, narrow = (outputs_of(params_of(), batch_of(), dtype=d) for d in ("float32", "bfloat16"))
+    wide, narrow = map(outputs_of, ("float32", "bfloat16"))
     assert np.abs(wide.denoising_boxes - narrow.denoising_boxes).max() < 0.05
     assert np.abs(wide.denoising_logits - narrow.denoising_logits).max() < 0.2
     assert not np.array_equal(wide.denoising_logits, narrow.denoising_logits)
@@ -93,20 +94,21 @@ def test_the_pyramid_encoder_has_no_attention_and_the_same_rest():
     assert own and not any("attn" in name for name in own)
 
 
+@functools.cache
+def gradient_of(remat):
+    """(value, gradient) of something that every output has a part in."""
+    detector, batch = small(model={"remat": remat}), batch_of(2)
+
+    def loss(params):
+        found = detector.training_outputs(params, batch, jax.random.key(0))
+        return sum(jnp.sum(jnp.sin(x)) for x in found[:-1])
+
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(params_of()))
+
+
 @pytest.mark.parametrize("remat", ["layers", "all"])
 def test_rematerialisation_changes_nothing_but_memory(remat):
-    batch, params = batch_of(2), params_of()
-
-    def gradient(remat):
-        detector = small(model={"remat": remat})
-
-        def loss(params):
-            found = detector.training_outputs(params, batch, jax.random.key(0))
-            return sum(jnp.sum(jnp.sin(x)) for x in found[:-1])
-
-        return jax.jit(jax.value_and_grad(loss))(params)
-
-    (value, plain), (again, other) = gradient("none"), gradient(remat)
+    (value, plain), (again, other) = gradient_of("none"), gradient_of(remat)
     np.testing.assert_allclose(again, value, rtol=1e-5)
     for name, one in flatten(plain).items():
         scale = np.abs(one).max()
@@ -124,23 +126,19 @@ def test_one_program_per_padded_size_whatever_is_in_the_images():
 
 
 def test_a_small_image_has_as_many_queries_as_cells():
-    detector, batch = small(model={"queries": 500}), batch_of(2)
-    params = detector.init(jax.random.key(0), batch)
-    found = detector.training_outputs(params, batch, jax.random.key(0))
-    assert found.boxes.shape == (2, 2, 64 + 16 + 4 + 1, 4)
-    assert bool(jnp.isfinite(found.logits).all())
-    # cells of the padding and at the edge come last, as a box that is the whole image
-    assert (np.asarray(found.encoder_boxes[0, -1]) == 1).all()
-
-
-def test_gradients_are_finite_where_boxes_are_infinite():
+    """Those of the padding and at the edge come last, as a box that is the whole image: with
+    infinite logits, and finite gradients."""
     detector, batch = small(model={"queries": 500}), batch_of(2)
 
     def loss(params):
         found = detector.training_outputs(params, batch, jax.random.key(0))
-        return sum(jnp.sum(x) for x in found[:-1])
+        return sum(jnp.sum(x) for x in found[:-1]), found
 
-    grads = jax.jit(jax.grad(loss))(detector.init(jax.random.key(0), batch))
+    params = detector.init(jax.random.key(0), batch)
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert found.boxes.shape == (2, 2, 64 + 16 + 4 + 1, 4)
+    assert bool(jnp.isfinite(found.logits).all())
+    assert (np.asarray(found.encoder_boxes[0, -1]) == 1).all()
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
 
 
