@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 from torch_dino_loss import terms_of
@@ -107,7 +106,3 @@ def part_of(outputs: TrainingOutputs, batch: dict, images: slice):
     }
     own = TrainingOutputs(**floats, denoising_targets=targets)
     return own, {name: value[images] for name, value in batch.items()}
-
-
-def on_device(tree):
-    return {name: jnp.asarray(value) for name, value in tree.items()}

@@ -59,5 +59,5 @@ def test_logits_of_any_size_and_half_the_precision():
             slope = jax.vmap(jax.grad(lambda x: function(x, jnp.asarray(labels))))(logits)  # noqa: B023
             assert np.isfinite(value).all() and np.isfinite(slope).all()
     half = logits.astype(jnp.bfloat16)
-    assert focal_loss(half, jnp.True_).dtype == focal_cost(half).dtype == jnp.float32
+    assert focal_loss(half, jnp.bool_(True)).dtype == focal_cost(half).dtype == jnp.float32
     np.testing.assert_array_equal(focal_cost(half), focal_cost(half.astype(jnp.float32)))

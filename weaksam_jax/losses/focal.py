@@ -34,5 +34,5 @@ def focal_loss(
 def focal_cost(logits: jax.Array, alpha: float = ALPHA, gamma: float = GAMMA) -> jax.Array:
     """What it costs to find each class in a query rather than nothing: the difference of its focal
     losses with the label True and False, float32 `[...]` (Deformable DETR's matching)."""
-    found = focal_loss(logits, jnp.True_, alpha, gamma=gamma)
-    return found - focal_loss(logits, jnp.False_, alpha, gamma=gamma)
+    found = focal_loss(logits, jnp.bool_(True), alpha, gamma=gamma)
+    return found - focal_loss(logits, jnp.bool_(False), alpha, gamma=gamma)

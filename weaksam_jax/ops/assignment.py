@@ -59,9 +59,9 @@ def assign(cost: jax.Array, valid: jax.Array) -> Assignment:
     chosen as can be. Ends after at most G (G + 1) steps, whatever the costs. No gradient.
     """
     lead, (rows, columns) = cost.shape[:-2], cost.shape[-2:]
-    cost = jax.lax.stop_gradient(cost).astype(jnp.float32).reshape(-1, rows, columns)
-    if not (rows and columns and len(cost)):
+    if not cost.size:
         return Assignment(jnp.full((*lead, rows), -1), jnp.full((*lead, columns), -1))
+    cost = jax.lax.stop_gradient(cost).astype(jnp.float32).reshape(-1, rows, columns)
     missing = max(rows - columns, 0)
     cost = jnp.pad(cost, ((0, 0), (0, 0), (0, missing)), constant_values=jnp.inf)
     valid = valid.reshape(-1, rows)

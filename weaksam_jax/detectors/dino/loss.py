@@ -140,7 +140,7 @@ def _dropped(group: Group, *, step, drop: QueryDropConfig, axis_name: str | None
         background=drop.background,
         axis_name=axis_name if drop.scope == "global" else None,
     )
-    active = step >= drop.start
+    active = jnp.asarray(step) >= drop.start
     keep = (keep | ~active).reshape(group.keep.shape)
     return group._replace(keep=keep & group.slots.valid)
 

@@ -37,9 +37,11 @@ class LossConfig(Settings):
     giou: Amount = 2.0
     """Weight of 1 - GIoU."""
     cost_cls: Amount = 2.0
-    """The same weights in matching."""
+    """Weight of the focal loss's difference in matching."""
     cost_l1: Amount = 5.0
+    """Weight of L1 in matching."""
     cost_giou: Amount = 2.0
+    """Weight of -GIoU in matching."""
     alpha: Share = 0.25
     """The focal loss's weight of a class that is there; 1 - alpha: of one that is not."""
     gamma: Positive = 2.0
