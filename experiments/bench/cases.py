@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments.bench import box_ops, mil, rcnn, sam
+from experiments.bench import box_ops, deformable, dino_loss, mil, rcnn, sam
 from experiments.bench.entry import Case, Entry, random_boxes
 
 # A view of 480 x 640 through VGG16: what the MIL detector pools from.
@@ -198,6 +198,8 @@ CASES: dict[str, Case] = {
     },
     **{f"mil_step_{count}": mil.step_case(count) for count in COUNTS},
     **rcnn.CASES,
+    **dino_loss.CASES,
+    **deformable.CASES,
 }
 SLOW = (
     *("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS)),

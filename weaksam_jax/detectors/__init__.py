@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import jax
 import optax
 
+from weaksam_jax.detectors.dino import Dino
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.detectors.start import stated_config
@@ -96,7 +97,7 @@ class Detector(Protocol):
         ...
 
 
-DETECTORS: dict[str, type] = {one.kind: one for one in (MilDetector, FasterRcnn)}
+DETECTORS: dict[str, type] = {one.kind: one for one in (MilDetector, FasterRcnn, Dino)}
 # Those that are retrained on pseudo boxes.
 RETRAINERS = {kind: one for kind, one in DETECTORS.items() if one.learns_from == "boxes"}
 
