@@ -23,22 +23,23 @@ def max_of_bins(
     usual: rows and columns that a bin rarely exceeds; those that do cost more time, and the tables
     end there. The gradient of a bin goes to the first of its maxima in row-major order.
     """
-    return _in_parts(functools.partial(_maxima, usual=usual), features, rows, columns)[0]
+    return _in_parts(features, rows, columns, usual=usual)[0]
 
 
 def _forward(features, rows, columns, usual):
-    found = _in_parts(functools.partial(_maxima, usual=usual), features, rows, columns)
+    found = _in_parts(features, rows, columns, usual=usual)
     return found[0], (features, rows, columns, found[1])
 
 
-def _in_parts(maxima, features, rows, columns):
+def _in_parts(features, rows, columns, usual):
     """`_maxima`, some channels at a time."""
+    maxima = functools.partial(_maxima, rows=rows, columns=columns, usual=usual)
     height, width, channels = features.shape
     if channels <= PART:
-        return maxima(features, rows, columns)
+        return maxima(features)
     filled = jnp.pad(features, ((0, 0), (0, 0), (0, -channels % PART)))
     parts = jnp.moveaxis(filled.reshape(height, width, -1, PART), 2, 0)
-    found = jax.lax.map(lambda part: maxima(part, rows, columns), parts)
+    found = jax.lax.map(maxima, parts)
     return jax.tree.map(lambda x: _side_by_side(x)[..., :channels], found)
 
 

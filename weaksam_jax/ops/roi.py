@@ -42,7 +42,7 @@ def roi_pool(
     rows = edges(corners[:, 1], corners[:, 3], output_size, height)
     columns = edges(corners[:, 0], corners[:, 2], output_size, width)
     usual = tuple(-(-(side + 1) // output_size) + 1 for side in (height, width))
-    return max_of_bins(features, rows, columns, usual)
+    return max_of_bins(features, rows, columns, usual=usual)
 
 
 def _exact_edges(low: jax.Array, high: jax.Array, bins: int, limit: int) -> jax.Array:
@@ -131,7 +131,8 @@ def roi_align_pyramid(
         jnp.asarray(sizes)[level],
         jnp.asarray(offsets)[level],
     )
-    return _aligned(_Grid(output_size, sampling_ratio, aligned, chunk), flat, where)
+    grid = _Grid(output_size, sampling_ratio, aligned=aligned, chunk=chunk)
+    return _aligned(grid, flat, where)
 
 
 class _Grid(NamedTuple):
@@ -156,9 +157,11 @@ def _align_forward(grid, flat, where):
 
 def _align_backward(grid, residuals, gradient):
     flat, where = residuals
-    maps = jax.ShapeDtypeStruct(flat.shape, _full(flat))
-    turned = jax.linear_transpose(lambda maps: _align_chunks(grid, maps, where), maps)
-    (total,) = turned(gradient.astype(maps.dtype))
+    # Of other maps, for pooling is linear: these are never made.
+    maps = jnp.zeros(flat.shape, _full(flat))
+    (total,) = jax.vjp(lambda maps: _align_chunks(grid, maps, where), maps)[1](
+        gradient.astype(maps.dtype)
+    )
     return total.astype(flat.dtype), None
 
 
@@ -171,7 +174,7 @@ def _align_chunks(grid: _Grid, flat, where):
     if grid.chunk <= 0 or count <= grid.chunk:
         return _align_boxes(flat, *where, grid=grid)
     chunks = jax.tree.map(lambda x: _in_chunks(x, grid.chunk), where)
-    pooled = jax.lax.map(lambda one: _align_boxes(flat, *one, grid=grid), chunks)
+    pooled = jax.lax.map(jax.checkpoint(lambda one: _align_boxes(flat, *one, grid=grid)), chunks)
     return pooled.reshape(-1, *pooled.shape[2:])[:count]
 
 
