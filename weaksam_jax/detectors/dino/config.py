@@ -9,6 +9,7 @@ from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.scales import Scales, misfit_memory, misfit_scales
 from weaksam_jax.detectors.dino.loss_config import LossConfig
 from weaksam_jax.engine.optimizer import OptimConfig
+from weaksam_jax.engine.precision import Precision
 from weaksam_jax.ranges import (
     FILLED,
     RISING,
@@ -63,8 +64,9 @@ class ModelConfig(Settings):
     """Longest wave of the tokens' position code (DETR: 10,000)."""
     prediction_epsilon: Share = 1e-5
     """Boxes that predictions start from are kept so far from 0 and 1 (the official code: 1e-3)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions and fully connected layers compute in."""
+    precision: Precision = "float32"
+    """Of products (`weaksam_jax.engine.precision`); bfloat16: in convolutions, fully connected
+    layers and attention."""
     remat: Literal["none", "layers", "all"] = "none"
     """What is computed again for the gradient, to need less memory: nothing, the layers of encoder
     and decoder, or these and the backbone."""

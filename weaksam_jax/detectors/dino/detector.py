@@ -22,6 +22,7 @@ from weaksam_jax.detectors.dino.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
+from weaksam_jax.engine.precision import layer_dtype, precise
 from weaksam_jax.engine.predict import Detections, Found, Predictor, union_of_views
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
@@ -52,7 +53,7 @@ class Dino:
     def network(self) -> DinoNetwork:
         model = self.config.model
         pyramid = BACKBONES[model.backbone].pyramid
-        backbone = pyramid(width=model.backbone_width, dtype=jnp.dtype(model.dtype))
+        backbone = pyramid(width=model.backbone_width, dtype=layer_dtype(model.precision))
         return DinoNetwork(backbone, self.class_count, model)
 
     def init(self, key: jax.Array, batch: dict, weights: Weights | None = None) -> Params:
@@ -78,6 +79,7 @@ class Dino:
         images, size = np.zeros((1, 64, 64, 3), np.float32), np.ones((1, 2), np.float32)
         return jax.eval_shape(self.network.init, jax.random.key(0), images, size)["params"]
 
+    @precise
     def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
         """The losses of all decoder layers, of the first stage and of denoising, with query drop
         from its step on; see `dino_loss`."""
@@ -98,6 +100,7 @@ class Dino:
         run = self.network.apply
         return run({"params": params}, images, batch["size"], slots, method="training")
 
+    @precise
     def predict(self, params: Params, batch: dict) -> Detections:
         """Detections of one view, in pixels of the input, cut to the image."""
         size = jnp.asarray(batch["size"], jnp.float32)

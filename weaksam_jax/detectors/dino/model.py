@@ -1,7 +1,7 @@
 """DINO (Zhang et al. 2023): DETR with deformable attention, two stages and denoising, at any size.
 
 With a `ResNet50` and the sizes of `recipes.r50` it is mmdetection's DINO-4scale, parameter by
-parameter. What is float32 whatever `dtype` says: positions, boxes, softmax, the statistics of norms
+parameter. What is float32 whatever `precision` says: positions, boxes, softmax, the statistics of norms
 and the tokens that layers add to.
 """
 
@@ -26,6 +26,7 @@ from weaksam_jax.detectors.dino.positions import (
     image_extent,
     inverse_sigmoid,
 )
+from weaksam_jax.engine.precision import layer_dtype
 
 ZEROS = nn.initializers.zeros
 PRIOR = -float(np.log(99.0))  # bias of the class logits at the start: a score of 1 %
@@ -52,7 +53,7 @@ class DinoNetwork(nn.Module):
     config: ModelConfig = ModelConfig()
 
     def setup(self):
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config, dtype = self.config, layer_dtype(self.config.precision)
         channels, heads = config.channels, config.decoder_layers + 1
         attention = {"heads": config.heads, "points": config.points, "ffn_width": config.ffn_width}
         common = {**attention, "dtype": dtype, "remat": config.remat != "none"}
