@@ -45,15 +45,15 @@ def params_of(**model):
 
 
 @functools.cache
-def outputs_of(dtype):
-    detector = small(model={"dtype": dtype})
+def outputs_of(precision):
+    detector = small(model={"precision": precision})
     run = jax.jit(lambda p, b: detector.training_outputs(p, b, jax.random.key(3)))
     return jax.device_get(run(params_of(), batch_of()))
 
 
 def test_outputs_have_the_stated_shapes_and_are_float32():
-    for dtype in ("float32", "bfloat16"):
-        found = outputs_of(dtype)
+    for precision in ("float32", "bfloat16"):
+        found = outputs_of(precision)
         assert found.logits.shape == (2, 3, 12, 2) and found.boxes.shape == (2, 3, 12, 4)
         assert found.encoder_logits.shape == (3, 12, 2) and found.encoder_boxes.shape == (3, 12, 4)
         assert found.denoising_logits.shape == (2, 3, 12, 2)

@@ -1,8 +1,8 @@
 """DINO (Zhang et al. 2023): DETR with deformable attention, two stages and denoising, at any size.
 
 With a `ResNet50` and the sizes of `recipes.r50` it is mmdetection's DINO-4scale, parameter by
-parameter. What is float32 whatever `precision` says: positions, boxes, softmax, the statistics of norms
-and the tokens that layers add to.
+parameter. What is float32 whatever `precision` says: positions, boxes, softmax, the statistics of
+norms and the tokens that layers add to.
 """
 
 from collections.abc import Sequence
