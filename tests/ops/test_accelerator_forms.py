@@ -9,7 +9,7 @@ import pytest
 
 from weaksam_jax.boxes import iou
 from weaksam_jax.ops.anchors import pyramid_anchors
-from weaksam_jax.ops.nms import BLOCK, best_survivors, nms, survivors
+from weaksam_jax.ops.nms import BLOCK, best_survivors, nms
 from weaksam_jax.ops.proposals import select_proposals
 from weaksam_jax.ops.roi import roi_align_pyramid
 
@@ -37,7 +37,8 @@ def test_blocks_of_boxes_keep_what_the_loop_keeps(places, outputs):
     run = jax.jit(lambda b, v: best_survivors(b, v, 0.4, max_output=outputs))
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        boxes, valid = boxes_on_a_grid(rng, count, places), np.arange(count) < count - 50 * seed
+        boxes = boxes_on_a_grid(rng, count, places)
+        valid = (np.arange(count) < count - 50 * seed) & (rng.random(count) < 0.9)
         found, kept = map(np.asarray, run(boxes, valid))
         expected = greedy(boxes, valid, 0.4)[:outputs]
         assert found[kept].tolist() == expected
@@ -57,16 +58,6 @@ def test_nms_of_several_blocks_with_ties_under_vmap():
         np.testing.assert_array_equal(np.asarray(found[image])[np.asarray(kept[image])], expected)
 
 
-def test_groups_in_one_loop_are_those_alone():
-    rng = np.random.default_rng(0)
-    groups = [
-        (boxes_on_a_grid(rng, count, 12), rng.random(count) < 0.8) for count in (60, 7, 1, 25)
-    ]
-    kept = jax.jit(lambda groups: survivors(groups, 0.3))(groups)
-    for (boxes, valid), own in zip(groups, kept, strict=True):
-        assert np.flatnonzero(own).tolist() == greedy(boxes, valid, 0.3)
-
-
 def program(function, *shapes) -> str:
     """As a TPU's compiler gets it."""
     return jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
@@ -84,6 +75,7 @@ def test_anchors_are_no_constants_of_the_program():
 
 
 def test_the_proposals_of_all_levels_come_from_one_loop():
+    """Over blocks of boxes, with one inside of it."""
     shapes = [jax.ShapeDtypeStruct((3 * h * w,), jnp.float32) for h, w in SHAPES]
     boxes = [jax.ShapeDtypeStruct((*one.shape, 4), jnp.float32) for one in shapes]
 
@@ -92,7 +84,7 @@ def test_the_proposals_of_all_levels_come_from_one_loop():
         return select_proposals(logits, deltas, anchors, image_size=size, pre_nms=90, post_nms=50)
 
     text = program(propose, shapes, boxes, boxes)
-    assert len(re.findall(r"stablehlo\.while\b", text)) == 1
+    assert len(re.findall(r"stablehlo\.while\b", text)) == 2
 
 
 def test_a_half_precision_pyramid_is_not_copied_and_its_gradients_still_add_up():

@@ -5,11 +5,13 @@ made once a map: a sparse table (Bender and Farach-Colton 2000) along both axes.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 PART = 128  # channels whose tables are in memory at a time; TPUs work on 128
+ALIGNED = 16  # rows of a TPU's memory tiles, of 16 bits: what begins elsewhere is copied slowly
 TILE = 128  # side of a TPU's matrix unit
 
 
@@ -23,24 +25,23 @@ def max_of_bins(
     usual: rows and columns that a bin rarely exceeds; those that do cost more time, and the tables
     end there. The gradient of a bin goes to the first of its maxima in row-major order.
     """
-    maxima = functools.partial(_maxima, usual=usual)
-    return _in_parts(maxima, features, rows=rows, columns=columns)[0]
+    return _in_parts(features, rows, columns, usual=usual)[0]
 
 
 def _forward(features, rows, columns, usual):
-    maxima = functools.partial(_maxima, usual=usual)
-    found = _in_parts(maxima, features, rows=rows, columns=columns)
+    found = _in_parts(features, rows, columns, usual=usual)
     return found[0], (features, rows, columns, found[1])
 
 
-def _in_parts(maxima, features, rows, columns):
+def _in_parts(features, rows, columns, usual):
     """`_maxima`, some channels at a time."""
+    maxima = functools.partial(_maxima, rows=rows, columns=columns, usual=usual)
     height, width, channels = features.shape
     if channels <= PART:
-        return maxima(features, rows, columns)
+        return maxima(features)
     filled = jnp.pad(features, ((0, 0), (0, 0), (0, -channels % PART)))
     parts = jnp.moveaxis(filled.reshape(height, width, -1, PART), 2, 0)
-    found = jax.lax.map(lambda part: maxima(part, rows, columns), parts)
+    found = jax.lax.map(maxima, parts)
     return jax.tree.map(lambda x: _side_by_side(x)[..., :channels], found)
 
 
@@ -55,13 +56,13 @@ def _maxima(features, rows, columns, usual):
     height, width, channels = features.shape
     levels = tuple(_levels(most, side) for most, side in zip(usual, (height, width), strict=True))
     tables = _tables(features, levels)
-    row_length = tables[0].shape[1]
+    across = math.prod(tables[0].shape[2:4])  # entries of a row of the map
     tables = [x.reshape(-1, channels) for x in tables]
     level_y, level_x = _level(rows, levels[0]), _level(columns, levels[1])
 
     def window(y, x):
-        y = _place(level_y, jnp.clip(y, 0, height - 1), side=height) * row_length
-        x = _place(level_x, jnp.clip(x, 0, width - 1), side=width)
+        y = (level_y * height + jnp.clip(y, 0, height - 1)) * across
+        x = level_x * (across // levels[1]) + jnp.clip(x, 0, width - 1)
         place = y[:, :, None] + x[:, None, :]
         return tuple(table.at[place].get(mode="promise_in_bounds") for table in tables)
 
@@ -101,12 +102,14 @@ def _windows(edges: jax.Array, level: jax.Array) -> jax.Array:
 
 
 def _tables(features: jax.Array, levels: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Maxima of all windows of 2^i x 2^j cells and the cells where they are (the first of equal
-    ones), as larger maps: beside the map of single cells (j = 0) stands that of pairs, and so on,
-    and below it all of them for taller windows. See `_place`."""
+    """Maxima `[i, H, j, W', C]` of all windows of 2^i x 2^j cells by their first cell, and the
+    cells where they are (the first of equal ones). W' is W filled up; windows that would end
+    outside of the map have no meaning."""
     table = features, jnp.broadcast_to(_cells(*features.shape[:2])[..., None], features.shape)
+    width = -(-features.shape[1] // ALIGNED) * ALIGNED
     # Along x first: then of equal windows above one another the upper counts.
-    return _doublings(_doublings(table, 1, levels[1]), 0, levels[0])
+    table = _doublings(table, 1, levels[1], room=width)
+    return _doublings(table, 0, levels[0], room=features.shape[0])
 
 
 def _cells(height: int, width: int) -> jax.Array:
@@ -123,8 +126,9 @@ def _row_and_column(cell: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (cell >> half).astype(jnp.int32), (cell & ((1 << half) - 1)).astype(jnp.int32)
 
 
-def _doublings(windows, axis: int, levels: int):
-    """Windows of 1, 2, 4, ... times the length along an axis, one behind the other."""
+def _doublings(windows, axis: int, levels: int, room: int):
+    """Windows of 1, 2, 4, ... times the length along an axis, filled up to `room` there, stacked
+    before that axis."""
     made = [windows]
     for level in range(levels - 1):
         step = 1 << level
@@ -138,13 +142,13 @@ def _doublings(windows, axis: int, levels: int):
         # Equal: the far window begins where the near one ends, so the near one comes first.
         cell = jnp.where(far[0] > near[0], far[1], near[1])
         made.append((jnp.maximum(near[0], far[0]), cell))
-    return tuple(jnp.concatenate(column, axis) for column in zip(*made, strict=True))
+    filled = [tuple(_filled(x, axis, room) for x in one) for one in made]
+    return tuple(jnp.stack(column, axis) for column in zip(*filled, strict=True))
 
 
-def _place(level: jax.Array, first: jax.Array, side: int) -> jax.Array:
-    """Where in a table's axis the window of 2^level cells stands that begins at cell `first` of
-    `side`: behind the side - 2^k + 1 windows of each shorter length 2^k."""
-    return level * (side + 1) - ((1 << level) - 1) + first
+def _filled(x: jax.Array, axis: int, room: int) -> jax.Array:
+    """x with zeros at the end of an axis."""
+    return jnp.pad(x, [(0, room - side if i == axis else 0) for i, side in enumerate(x.shape)])
 
 
 def _first_best(one, other):

@@ -1,13 +1,11 @@
 """Greedy non-maximum suppression with static shapes: no host synchronisation, `vmap`-able."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
 from weaksam_jax.boxes import iou
 
-BLOCK = 128  # boxes that `best_survivors` judges at a time
+BLOCK = 128  # boxes that are judged at a time
 
 
 def nms(
@@ -19,8 +17,8 @@ def nms(
     falling score, 0 where unused; keep_valid bool `[max_output]`). Equal scores: lower index first.
     Equal to torchvision's `nms` cut to `max_output`, except for its arbitrary order of ties.
 
-    It ends when enough are found (`best_survivors`): for few outputs of many boxes. `dense_nms`
-    gives the same and is faster for many.
+    For few outputs of many boxes (`best_survivors`); `dense_nms` gives the same and is faster for
+    many of few.
     """
     boxes, valid, order = _sorted(boxes, scores, valid)
     places, kept = best_survivors(boxes, valid, iou_threshold, max_output=max_output)
@@ -30,71 +28,40 @@ def nms(
 def dense_nms(
     boxes: jax.Array, scores: jax.Array, valid: jax.Array, iou_threshold: float, max_output: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`nms` (arguments and results too) from the matrix of all IoUs `[N, N]`: see `survivors`."""
+    """`nms` (arguments and results too) from the matrix of all IoUs `[N, N]`."""
     boxes, valid, order = _sorted(boxes, scores, valid)
-    (keep,) = survivors([(boxes, valid)], iou_threshold)
-    place = jnp.where(keep, jnp.cumsum(keep) - 1, max_output)
-    indices = jnp.zeros(max_output, jnp.int32).at[place].set(order, mode="drop")
-    return indices, jnp.arange(max_output) < jnp.sum(keep)
+    places, kept = best_survivors(
+        boxes, valid, iou_threshold, max_output=max_output, block=max(len(boxes), 1)
+    )
+    return jnp.where(kept, order[places], 0), kept
 
 
 def _sorted(boxes, scores, valid):
-    """Boxes and validity by falling score, the valid ones first, and the index of each."""
+    """Boxes and validity by falling score, and the index of each."""
     scores = jnp.where(valid, scores, -jnp.inf)
     order = jnp.argsort(scores, descending=True, stable=True).astype(jnp.int32)
     return boxes[order], valid[order], order
 
 
-def survivors(
-    groups: Sequence[tuple[jax.Array, jax.Array]], iou_threshold: float
-) -> list[jax.Array]:
-    """Greedy NMS within each group, all groups in one loop of few rounds: bool `[N_g]`, those kept.
-
-    groups: boxes `[N_g, 4]` by falling score, and bool `[N_g]`, which of them count. Each round
-    keeps what no box kept in the round before, and of higher score, overlaps; the first k boxes are
-    right after k rounds at the latest, so the only set that a round leaves as it is is that of the
-    greedy loop. Rounds are as many as the longest chain of boxes that suppress one another: about
-    ten for the proposals of an RPN.
-    """
-    overlaps = [_overlaps(boxes, iou_threshold) for boxes, _ in groups]
-    valid = [usable for _, usable in groups]
-
-    def again(carry):
-        keep, _ = carry
-        parts = zip(valid, overlaps, keep, strict=True)
-        changed = [usable & ~jnp.any(over & own, axis=1) for usable, over, own in parts]
-        moved = [jnp.any(new != old) for new, old in zip(changed, keep, strict=True)]
-        return changed, jnp.stack(moved).any()
-
-    start = valid, jnp.stack([jnp.any(usable) for usable in valid]).any()
-    return jax.lax.while_loop(lambda carry: carry[1], again, start)[0]
-
-
-def _overlaps(boxes: jax.Array, iou_threshold: float) -> jax.Array:
-    """bool `[N, N]`: box i overlaps box j < i."""
-    count = boxes.shape[0]
-    before = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
-    return (iou(boxes, boxes) > iou_threshold) & before
-
-
 def best_survivors(
-    boxes: jax.Array, valid: jax.Array, iou_threshold: float, *, max_output: int
+    boxes: jax.Array,
+    valid: jax.Array,
+    iou_threshold: float,
+    *,
+    max_output: int,
+    block: int = BLOCK,
 ) -> tuple[jax.Array, jax.Array]:
     """The first `max_output` boxes that greedy NMS keeps of boxes `[N, 4]` by falling score.
 
-    valid: bool `[N]`, the valid ones first. Returns (places int32 `[max_output]`, rising, 0 where
-    unused; bool `[max_output]`). Boxes are judged `BLOCK` at a time, against those kept before and
-    among themselves (`survivors`), until enough are found: mostly one or two blocks.
+    valid: bool `[N]`, which of them count. Returns (places int32 `[max_output]`, rising, 0 where
+    unused; bool `[max_output]`). Boxes are judged a block at a time, against those kept before and
+    among themselves (`_survivors`), until enough are found: mostly in one or two blocks.
     """
     count = boxes.shape[0]
-    block = min(BLOCK, count)
-    boxes = jnp.pad(boxes, ((0, -count % max(block, 1)), (0, 0)))
-    valid = jnp.pad(valid, (0, boxes.shape[0] - count))
-
-    def unfinished(carry):
-        start, found, _ = carry
-        left = (start < count) & valid[jnp.minimum(start, count - 1)]
-        return left & (found < max_output)
+    end = jnp.max(jnp.where(valid, jnp.arange(1, count + 1), 0), initial=0)
+    block = max(min(block, count), 1)
+    boxes = jnp.pad(boxes, ((0, -count % block), (0, 0)))
+    valid = jnp.pad(valid, (0, -count % block))
 
     def judge(carry):
         start, found, places = carry
@@ -102,7 +69,7 @@ def best_survivors(
         usable = jax.lax.dynamic_slice_in_dim(valid, start, block)
         kept = jnp.arange(max_output) < found
         blocked = (iou(own, boxes[places]) > iou_threshold) & kept
-        (keep,) = survivors([(own, usable & ~jnp.any(blocked, axis=1))], iou_threshold)
+        keep = _survivors(own, usable & ~jnp.any(blocked, axis=1), iou_threshold)
         place = jnp.where(keep, found + jnp.cumsum(keep) - 1, max_output)
         index = start + jnp.arange(block, dtype=jnp.int32)
         places = places.at[place].set(index, mode="drop")
@@ -111,8 +78,29 @@ def best_survivors(
     start = jnp.int32(0), jnp.int32(0), jnp.zeros(max_output, jnp.int32)
     if not count:
         return start[2], jnp.zeros(max_output, bool)
+    unfinished = lambda carry: (carry[0] < end) & (carry[1] < max_output)  # noqa: E731
     _, found, places = jax.lax.while_loop(unfinished, judge, start)
     return places, jnp.arange(max_output) < found
+
+
+def _survivors(boxes: jax.Array, valid: jax.Array, iou_threshold: float) -> jax.Array:
+    """Greedy NMS of boxes `[N, 4]` by falling score in few rounds: bool `[N]`, those kept.
+
+    Each round keeps what no box kept in the round before, and of higher score, overlaps; the first
+    k boxes are right after k rounds at the latest, so the only set that a round leaves as it is is
+    that of the greedy loop. Rounds are as many as the longest chain of boxes that suppress one
+    another: about ten for the proposals of an RPN.
+    """
+    count = boxes.shape[0]
+    before = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
+    overlaps = (iou(boxes, boxes) > iou_threshold) & before
+
+    def again(carry):
+        keep, _ = carry
+        changed = valid & ~jnp.any(overlaps & keep[None, :], axis=1)
+        return changed, jnp.any(changed != keep)
+
+    return jax.lax.while_loop(lambda carry: carry[1], again, (valid, jnp.any(valid)))[0]
 
 
 def multiclass_nms(

@@ -1,12 +1,15 @@
 """Proposals of a region proposal network (Faster R-CNN §3.1) from what its head predicts."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from weaksam_jax.boxes import RPN_WEIGHTS, decode
-from weaksam_jax.ops.nms import survivors
+from weaksam_jax.ops.nms import best_survivors
+
+BLOCK = 512  # boxes of a level that are judged at a time: most of 1000 are to be kept
 
 
 def select_proposals(
@@ -27,15 +30,29 @@ def select_proposals(
     """
     levels = zip(logits, deltas, anchors, strict=True)
     ranked = [_best_anchors(*one, image_size=image_size, count=pre_nms) for one in levels]
-    kept = survivors([(boxes, valid) for boxes, _, valid in ranked], iou_threshold)
-    boxes = jnp.concatenate([boxes for boxes, _, _ in ranked])
-    scores = jnp.concatenate([scores for _, scores, _ in ranked])
-    scores = jnp.where(jnp.concatenate(kept), scores, -jnp.inf)
+    most = max(len(scores) for _, scores, _ in ranked)
+    boxes, scores, valid = (
+        jnp.stack([_filled(one, most) for one in column]) for column in zip(*ranked, strict=True)
+    )
+    keep = functools.partial(
+        best_survivors,
+        iou_threshold=iou_threshold,
+        max_output=min(most, post_nms),
+        block=BLOCK,
+    )
+    places, kept = jax.vmap(keep)(boxes, valid)
+    boxes = jnp.take_along_axis(boxes, places[..., None], axis=1).reshape(-1, 4)
+    scores = jnp.where(kept, jnp.take_along_axis(scores, places, axis=1), -jnp.inf).reshape(-1)
     padding = max(post_nms - scores.shape[0], 0)
     best, order = jax.lax.top_k(jnp.pad(scores, (0, padding), constant_values=-jnp.inf), post_nms)
     valid = best > -jnp.inf
     boxes = jnp.where(valid[:, None], boxes[jnp.where(valid, order, 0)], 0)
     return jax.lax.stop_gradient((boxes, jnp.where(valid, best, 0), valid))
+
+
+def _filled(x: jax.Array, count: int) -> jax.Array:
+    """`[k, ...]` as `[count, ...]`, zeros at the end."""
+    return jnp.pad(x, [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 def _best_anchors(logits, deltas, anchors, image_size, count):

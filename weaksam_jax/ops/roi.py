@@ -157,9 +157,11 @@ def _align_forward(grid, flat, where):
 
 def _align_backward(grid, residuals, gradient):
     flat, where = residuals
-    maps = jax.ShapeDtypeStruct(flat.shape, _full(flat))
-    turned = jax.linear_transpose(lambda maps: _align_chunks(grid, maps, where), maps)
-    (total,) = turned(gradient.astype(maps.dtype))
+    # Of other maps, for pooling is linear: these are never made.
+    maps = jnp.zeros(flat.shape, _full(flat))
+    (total,) = jax.vjp(lambda maps: _align_chunks(grid, maps, where), maps)[1](
+        gradient.astype(maps.dtype)
+    )
     return total.astype(flat.dtype), None
 
 
@@ -172,7 +174,7 @@ def _align_chunks(grid: _Grid, flat, where):
     if grid.chunk <= 0 or count <= grid.chunk:
         return _align_boxes(flat, *where, grid=grid)
     chunks = jax.tree.map(lambda x: _in_chunks(x, grid.chunk), where)
-    pooled = jax.lax.map(lambda one: _align_boxes(flat, *one, grid=grid), chunks)
+    pooled = jax.lax.map(jax.checkpoint(lambda one: _align_boxes(flat, *one, grid=grid)), chunks)
     return pooled.reshape(-1, *pooled.shape[2:])[:count]
 
 
