@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
 from weaksam_jax.detectors.dino.layers import EPSILON, XAVIER
 
 
@@ -34,7 +35,7 @@ class ChannelMapper(nn.Module):
         return levels
 
     def level(self, x: jax.Array, name: str, side: int) -> jax.Array:
-        conv = nn.Conv(
+        conv = Conv(
             self.channels,
             (side, side),
             strides=1 if side == 1 else 2,
