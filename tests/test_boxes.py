@@ -1,5 +1,8 @@
 """The box convention against independent loops, in NumPy and in JAX."""
 
+import bridge.runtime.torchvision_ops  # noqa: F401
+
+# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -41,7 +41,8 @@ def deformable(chunk: int | None, backward: bool) -> Entry:
     *arrays, gradient = inputs()
 
     def attend(*arrays):
-        return deformable_attention(arrays[0], SHAPES, *arrays[1:], chunk=chunk)
+        value, locations, weights = arrays
+        return deformable_attention(value, SHAPES, locations, weights=weights, chunk=chunk)
 
     def both(arrays, gradient):
         return jax.vjp(attend, *arrays)[1](gradient)

@@ -113,10 +113,19 @@ def _start(cost: jax.Array, valid: jax.Array) -> _Search:
     target = target.at[jnp.where(has, wanted, columns)].set(row, mode="drop")
     query = jnp.where(has, wanted, -1)
     u, v = jnp.min(cost, axis=1), jnp.zeros(columns)
-    fresh = jnp.full(columns, jnp.inf), jnp.zeros(columns, jnp.int32), jnp.zeros(columns, bool)
     root = _next_root(query, valid)
     return _Search(
-        u, v, query, target, *fresh, root=root, row=root, low=jnp.float32(0), sink=jnp.int32(-1)
+        u=u,
+        v=v,
+        query=query,
+        target=target,
+        reach=jnp.full(columns, jnp.inf),
+        back=jnp.zeros(columns, jnp.int32),
+        closed=jnp.zeros(columns, bool),
+        root=root,
+        row=root,
+        low=jnp.float32(0),
+        sink=jnp.int32(-1),
     )
 
 

@@ -38,8 +38,8 @@ def deformable_attention(
     of all heads at once. None: `CPU_CHUNK` on a CPU, 0 elsewhere. Raises ValueError when the shapes
     do not agree.
     """
-    batch = value[None], locations[None], weights[None]
-    return deformable_attention_of_images(batch[0], level_shapes, *batch[1:], chunk=chunk)[0]
+    more = {"weights": weights[None], "chunk": chunk}
+    return deformable_attention_of_images(value[None], level_shapes, locations[None], **more)[0]
 
 
 def deformable_attention_of_images(

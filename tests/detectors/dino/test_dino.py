@@ -17,8 +17,6 @@ from weaksam_jax.detectors.dino.predict import select_detections
 from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.engine.weights import flatten
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 
 def batch_of(count=3, side=64, seed=0):
     rng = np.random.default_rng(seed)

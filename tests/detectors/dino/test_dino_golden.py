@@ -46,7 +46,6 @@ CASES = ("g35", "g05", "g00")
 NETWORK = DinoNetwork(BACKBONES["resnet50"].pyramid(width=8), CLASSES, MODEL)
 SLOTS = jax.jit(functools.partial(denoising_slots, config=DENOISING))
 OBJECTS = 9  # per image in a batch, padded: more than the golden's 5
-pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def padded(batch, objects):

@@ -75,7 +75,7 @@ def test_every_query_is_matched_as_in_mmdetection(case):
     outputs, batch = golden_outputs(arrays), golden_batch(arrays)
     logits = np.concatenate([outputs.logits, outputs.encoder_logits[None]])
     boxes = np.concatenate([outputs.boxes, outputs.encoder_boxes[None]])
-    slots = match(logits, boxes, targets_of(**batch), PLAIN)
+    slots = match(logits, boxes, targets_of(**batch), config=PLAIN)
     want = arrays["match.gt_inds"]
     np.testing.assert_array_equal(slots.positive, want > 0)
     np.testing.assert_array_equal(slots.index, np.maximum(want - 1, 0))

@@ -59,7 +59,8 @@ def no_slots(images: int) -> Slots:
     """For training without denoising: S is 0."""
     numbers, flags = jnp.zeros((images, 0), jnp.int32), jnp.zeros((images, 0), bool)
     targets = DenoisingTargets(numbers, flags, flags)
-    return Slots(numbers, flags, jnp.zeros((images, 0, 4)), numbers, targets=targets)
+    boxes = jnp.zeros((images, 0, 4))
+    return Slots(labels=numbers, filled=flags, boxes=boxes, group=numbers, targets=targets)
 
 
 def denoise(
@@ -112,7 +113,8 @@ def denoising_slots(
     boxes = jnp.take_along_axis(batch["boxes"], targets.index[..., None], axis=1)
     boxes = boxes / jnp.tile(batch["size"][:, ::-1], 2)[:, None].astype(jnp.float32)
     moved = move_boxes(boxes, noise, targets.positive, scale=config.box_noise)
-    return Slots(labels, filled, jnp.where(filled[..., None], moved, 0.5), group, targets=targets)
+    boxes = jnp.where(filled[..., None], moved, 0.5)
+    return Slots(labels=labels, filled=filled, boxes=boxes, group=group, targets=targets)
 
 
 def _places(

@@ -67,7 +67,7 @@ def dino_loss(
     return sum(terms.values()), {**terms, **shares}
 
 
-def match(logits: jax.Array, boxes: jax.Array, targets: Targets, config: LossConfig) -> Slots:
+def match(logits: jax.Array, boxes: jax.Array, targets: Targets, *, config: LossConfig) -> Slots:
     """Hungarian matching of logits `[L, B, Q, C]` and boxes `[L, B, Q, 4]`, every layer and image
     on its own: slots `[L, B, Q]`."""
     weights = {"cls": config.cost_cls, "l1": config.cost_l1, "giou": config.cost_giou}
@@ -83,7 +83,7 @@ def _groups(
     """The decoder's queries, the encoder's and those of denoising; nothing is dropped yet."""
     logits = jnp.concatenate([outputs.logits, outputs.encoder_logits[None]])
     boxes = jnp.concatenate([outputs.boxes, outputs.encoder_boxes[None]])
-    slots = match(logits, boxes, targets, config)
+    slots = match(logits, boxes, targets, config=config)
     layers = len(outputs.logits)
     focal = {"alpha": config.alpha, "gamma": config.gamma}
     losses = query_losses(logits, boxes, slots, targets=targets, **focal)
