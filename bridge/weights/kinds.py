@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from bridge.weights import (
+    dino_mmdet,
+    dino_official,
+    lite0,
+    mmdet_oicr,
+    resnet50,
+    vgg16,
+    wetectron,
+)
 from bridge.weights import faster_rcnn_detectron2 as detectron2
 from bridge.weights import faster_rcnn_torchvision as torchvision
-from bridge.weights import lite0, mmdet_oicr, resnet50, vgg16, wetectron
 from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, read_arrays, write_arrays
@@ -64,6 +72,17 @@ KINDS = {
         detectron2.faster_rcnn_detectron2_arrays,
         detectron2.faster_rcnn_detectron2_back,
         options=frozenset({"classes"}),
+    ),
+    "dino_mmdet": Kind(
+        "DINO R50 of mmdetection",
+        dino_mmdet.dino_mmdet_arrays,
+        dino_mmdet.dino_mmdet_back,
+        options=frozenset({"heads", "classes"}),
+    ),
+    "dino_official": Kind(
+        "DINO R50 of its authors",
+        dino_official.dino_official_arrays,
+        options=frozenset({"heads", "classes"}),
     ),
 }
 
