@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
         epsilon: Amount | None = None,
         classes: str | None = None,
         heads: Layers | None = None,
+        supervision: str | None = None,
+        note: str | None = None,
     ) -> None:
         """Converts a file.
 
@@ -44,8 +46,14 @@ def main(argv: list[str] | None = None) -> None:
                 COCO's; else those of the data that it is run on, in their order: VOC by name, COCO
                 by id].
             heads: of a DINO's attention, which the file does not tell [8].
+            supervision: what the weights have seen: some of none, tags, text, boxes, masks and
+                unknown, separated by commas; runs that shall see tags alone ask for it. Say tags
+                for a Faster R-CNN or DINO that was retrained on pseudo boxes [by the kind: tags
+                for ImageNet's and MIL detectors, boxes for others; ours: as the file says].
+            note: whose weights they are, for the ledger of such runs [kind and file].
         """
         asked = {"epsilon": epsilon, "classes": classes and classes.split(","), "heads": heads}
+        asked |= {"supervision": supervision, "note": note}
         options = {name: value for name, value in asked.items() if value is not None}
         if to.suffix == ".pth" and KINDS[kind].back:
             print(_back(kind, to, source, options=options))
