@@ -13,7 +13,7 @@ from experiments.paper.roi_losses import (
     Judge,
     Rois,
     intervals,
-    sample_rois,
+    sample,
     summary,
     unaugmented,
 )
@@ -98,7 +98,7 @@ def sampled(toy, boxes, same_class=False):
     """The RoIs of the untrained detector, trained on these boxes."""
     _, split, truth, params = toy
     samples, judge = unaugmented(boxes, split, TINY), Judge(truth, same_class)
-    return sample_rois(FasterRcnn(TINY, split.classes), params, samples, judge=judge)
+    return sample(FasterRcnn(TINY, split.classes), params, samples, judge=judge)
 
 
 def save_mil(path, classes, params):
