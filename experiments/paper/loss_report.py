@@ -25,8 +25,8 @@ def table(row: Mapping) -> str:
     lines += _of_queries(row) if count == "queries" else _of_rois(row)
     gone, kept = percent(row["errors_of_dropped"]), percent(row["errors_of_kept"])
     lines.append(
-        f"{_rule(row)}: {percent(row['dropped'])} % dropped, of which {gone} % are errors, of those "
-        f"kept {kept} %"
+        f"{_rule(row)}: {percent(row['dropped'])} % dropped, of which {gone} % are errors, of "
+        f"those kept {kept} %"
     )
     background = "background queries" if count == "queries" else "background RoIs"
     number = row[background.replace(" ", "_").lower()]

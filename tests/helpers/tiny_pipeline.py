@@ -110,9 +110,10 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert [name for name in a if a[name] != b[name]] == []
 
 
-def write_run(folder: Path, data: str | Path, **config) -> Path:
-    """settings.json of a run of the mini preset on `data`, some settings of it changed."""
-    settings = replace(mini(), **config)
-    options = PipelineOptions(str(data), folder, settings=settings, preset="mini")
+def write_run(folder: Path, data: str | Path, names: str = "faster_rcnn", **config) -> Path:
+    """settings.json of a run of the mini preset on `data` that retrains the detectors of these
+    names, some settings of it changed."""
+    settings = replace(mini("mist", names), **config)
+    options = PipelineOptions(str(data), folder, retrain=names, settings=settings, preset="mini")
     write_json(RunFolder(folder).settings, settings_json(options))
     return folder
