@@ -28,7 +28,7 @@ detector = FasterRcnn(config, train.classes)
 samples = PseudoSamples(read_json(boxes), train, config.data.scales, augment=config.data.augment)
 params = train_detector(detector, samples, out / "training", mesh=data_mesh(), seed=0)
 seen = saw(["boxes"], boxes)  # ["tags"], if they are pseudo boxes of a weakly supervised run
-save_detector(out / "params.safetensors", detector, params, seen)
+save_detector(out / "params.safetensors", detector, params, seen=seen)
 
 options = {"tta_flip": config.test.tta_flip, "batch_size": config.test.batch_size}
 views = ImageViews(test, config.test.tta_scales, **options)

@@ -8,6 +8,7 @@ tensor must fit them; how many heads share the channels no tensor tells.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def dino_arrays(
     arrays = {f"backbone/{name}": value for name, value in found.items()}
     width = arrays["backbone/stem/norm/scale"].size
     taken = Taken({name: one for name, one in tensors.items() if name not in trunk}, source)
-    sizes = read_sizes(lambda *layer: _shape_of_theirs(taken, layout, *layer))
+    sizes = read_sizes(partial(_shape_of_theirs, taken, layout))
     model = _model(sizes, heads, source) | {"backbone_width": width, **layout.stated}
     for layer, shape in layer_shapes(sizes, width).items():
         name = layout.theirs(layer, sizes.own, sizes.decoder_layers)

@@ -74,10 +74,10 @@ def _losses(detector: Dino, params: Params, batch: Batch) -> Matched:
     with products(config.model.precision):
         images, run = detector.normalised(batch), detector.network.apply
         found = run({"params": params}, images, jnp.asarray(batch["size"]))
-    last, targets = (found.logits[-1:], found.boxes[-1:]), _targets(batch)
-    slots = match(*last, targets, config.loss)
+    logits, boxes, targets = found.logits[-1:], found.boxes[-1:], _targets(batch)
+    slots = match(logits, boxes, targets, config=config.loss)
     focal = {"alpha": config.loss.alpha, "gamma": config.loss.gamma}
-    losses = query_losses(*last, slots, targets=targets, **focal)
+    losses = query_losses(logits, boxes, slots, targets=targets, **focal)
     drop = config.loss.drop or QueryDropConfig()
     flat = (one.reshape(-1) for one in (losses.ranking, slots.positive, slots.valid))
     kept = drop_queries(*flat, percentile=drop.percentile, background=drop.background)

@@ -162,6 +162,8 @@ WEIGHTS = {
     "sam_vit_h_4b8939.pth": "put SAM's published checkpoint there, or name another: --sam",
     "vgg16.safetensors": "python -m bridge.convert vgg16 --from vgg16-00b39a1b.pth "
     "--to weights/vgg16.safetensors",
+    "resnet50.safetensors": "python -m bridge.convert resnet50 --from resnet50-0676ba61.pth "
+    "--to weights/resnet50.safetensors",
     "R-50.safetensors": "python -m bridge.convert resnet50_msra --from R-50.pkl "
     "--to weights/R-50.safetensors",
 }
