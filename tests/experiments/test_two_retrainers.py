@@ -12,7 +12,8 @@ from experiments.pipeline.options import read_settings, settings_json
 from experiments.pipeline.run import new_run
 from experiments.pipeline.runner import Runner
 from weaksam_jax.detectors.dino import DinoConfig
-from weaksam_jax.detectors.faster_rcnn.config import FasterRcnnConfig
+from weaksam_jax.detectors.dino.loss_config import QueryDropConfig
+from weaksam_jax.detectors.faster_rcnn.config import DropConfig, FasterRcnnConfig
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import write_json
 from weaksam_jax.settings import change
@@ -64,7 +65,8 @@ def test_a_partial_file_takes_the_retrainers_of_the_flag(tmp_path):
     [
         ("dion", "--retrain: names dion, no detector; did you mean dino?"),
         ("dino,dino", "--retrain: names dino twice; name it once"),
-        ("dino,none", "--retrain: names none, no detector; choose from faster_rcnn, dino, several"),
+        ("dino,none", "--retrain: names none, no detector; "),
+        ("yolo", "--retrain: names yolo, no detector; choose from faster_rcnn, dino, several"),
         ("", "--retrain: names , no detector; choose from"),
     ],
 )
@@ -94,18 +96,18 @@ def stored(folder):
     return folder / "both.json"
 
 
-def test_a_dropped_part_comes_back_as_its_own_detectors():
+def test_a_dropped_part_comes_back_as_its_own_detectors(tmp_path):
     """RoI drop of Faster R-CNN, query drop of DINO, though both are called loss.drop."""
-    from weaksam_jax.detectors.dino.loss_config import QueryDropConfig
-    from weaksam_jax.detectors.faster_rcnn.config import DropConfig
-
     found = options(*BOTH, "--retrain.loss.drop", "none", "--retrain-dino.loss.drop", "none")
     assert found.settings.retrain.loss.drop is found.settings.retrain_dino.loss.drop is None
-    flags = ["--retrain.loss.drop", "none", "--retrain.loss.drop.tau-cls", "3"]
-    assert options(*BOTH, *flags).settings.retrain.loss.drop == DropConfig(tau_cls=3.0)
-    flags = ["--retrain.loss.drop", "none", "--retrain.loss.drop.percentile", "70"]
-    dino = options("--data", "d", "--retrain", "dino", *flags)
-    assert dino.settings.retrain.loss.drop == QueryDropConfig(percentile=70.0)
+    path, none = tmp_path / "c.json", {"loss": {"drop": None}}
+    write_json(path, {"settings": {"retrain": none, "retrain_dino": none}})
+    given = (*BOTH, "--config", str(path))
+    found = options(*given, "--retrain.loss.drop.tau-cls", "3").settings
+    assert found.retrain.loss.drop == DropConfig(tau_cls=3.0)
+    assert found.retrain_dino.loss.drop is None
+    found = options(*given, "--retrain-dino.loss.drop.percentile", "70").settings
+    assert found.retrain_dino.loss.drop == QueryDropConfig(percentile=70.0)
 
 
 def keys(data, *more):

@@ -267,6 +267,7 @@ def test_table_11_on_a_tiny_run(toy, tmp_path, capsys):  # noqa: F811
     data, split, truth, params = toy
     tiny = vary(
         SMALL_DINO,
+        model={"encoder_layers": 1, "decoder_layers": 1},
         data={"scales": (((64, 64),),)},
         test={"tta_scales": (((64, 64),),), "tta_flip": False},
         optim={"steps": 2, "batch_size": 6, "warmup": 1},
