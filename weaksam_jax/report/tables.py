@@ -175,7 +175,8 @@ def ledger(metrics: Mapping) -> list[dict[str, str]]:
         words = row if isinstance(row, Mapping) else {}
         names = ("file", "supervision", "source", "allowed")
         kind = use.removeprefix("retrain_").removesuffix("_start")
-        said = _USES.get(use, f"start of the retrained detector ({KIND_NAMES.get(kind, kind)})")
+        other = KIND_NAMES.get(kind, kind.replace("_", " "))
+        said = _USES.get(use, f"start of the retrained detector ({other})")
         rows.append({"use": said, **{name: str(words.get(name, "")) for name in names}})
     return rows
 

@@ -263,7 +263,7 @@ def test_dinos_settings_are_the_runs_or_its_presets(tmp_path):
 
 
 def test_table_11_on_a_tiny_run(toy, tmp_path, capsys):  # noqa: F811
-    """DINO is trained, with and without query drop, and the rows are compared."""
+    """DINO is trained with query drop, from the MIL detector of the run."""
     data, split, truth, params = toy
     tiny = vary(
         SMALL_DINO,
@@ -279,13 +279,13 @@ def test_table_11_on_a_tiny_run(toy, tmp_path, capsys):  # noqa: F811
     found = [one | {"score": 0.9} for one in pseudo(truth, 0.0)["annotations"]]
     (run / "wsod" / "detections_train.json").write_text(json.dumps(found))
     flags = ["--table", "11", "--runs", str(run), "--out", str(out), "--seeds", "3"]
-    assert entry_point(ablation.main, [*flags, "--percentile", "100", "50"]) == 0
-    said = capsys.readouterr().out
-    assert "percentile 90 (paper: 90)" in said and "percentile: best" in said
+    assert entry_point(ablation.main, [*flags, "--percentile", "50"]) == 0
+    assert "percentile 90 (paper: 90)" in capsys.readouterr().out
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     dropped = {line["stage"]: line["every_step"]["dropped_things"] for line in log}
-    assert set(dropped) == {"percentile_100-3", "percentile_50-3"}
-    assert not any(dropped["percentile_100-3"]) and all(dropped["percentile_50-3"])
+    assert dropped.keys() == {"percentile_50-3"} and min(dropped["percentile_50-3"]) > 0.2
+    (row,) = json.loads((out / "table_11.json").read_text())["rows"]
+    assert row["settings"]["retrain"]["loss"]["drop"]["percentile"] == 50 and "ap50" in row
 
 
 def test_a_shortened_schedule_keeps_its_shape():
