@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
                 unknown, separated by commas; runs that shall see tags alone ask for it. Say tags
                 for a Faster R-CNN or DINO that was retrained on pseudo boxes [by the kind: tags
                 for ImageNet's and MIL detectors, boxes for others; ours: as the file says].
-            note: whose weights they are, for the ledger of such runs [kind and file].
+            note: whose weights they are, for the ledger of such runs [by the kind].
         """
         asked = {"epsilon": epsilon, "classes": classes and classes.split(","), "heads": heads}
         asked |= {"supervision": supervision, "note": note}

@@ -146,8 +146,7 @@ def convert(
     seen = row.seen or stated(metadata, source)
     if kinds is not None:
         seen = saw(kinds, f"stated by hand: {seen.source}")
-    name = f" ({Path(source).name})" if source and row.seen else ""
-    seen = saw(seen.kinds, note or f"{seen.source}{name}")
+    seen = saw(seen.kinds, note or seen.source)
     write_arrays(to, arrays, metadata | seen.metadata())
     return Path(to)
 

@@ -36,7 +36,7 @@ def test_a_conversion_can_be_told_otherwise(tmp_path):
     path, to = tmp_path / "vgg.pth", tmp_path / "vgg.safetensors"
     torch.save(random_state("caffe", **SMALL, side=2), path)
     convert("vgg16", "--from", path, "--to", to)
-    assert read_stated(to) == saw(["tags"], "ImageNet classes: VGG16 (vgg.pth)")
+    assert read_stated(to) == saw(["tags"], "ImageNet classes: VGG16")
     told = ("--supervision", "boxes,masks", "--note", "a detector's backbone")
     convert("vgg16", "--from", path, "--to", to, *told)
     assert read_stated(to) == saw(["boxes", "masks"], "a detector's backbone")
