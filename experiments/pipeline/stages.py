@@ -5,8 +5,9 @@ figures (`experiments.pipeline.figures`) and the page only.
 """
 
 from dataclasses import replace
+from functools import partial
 
-from experiments.pipeline import detectors
+from experiments.pipeline import detectors, ledger
 from experiments.pipeline.detectors import MilInputs, RetrainConfig
 from experiments.pipeline.run import Run
 from weaksam_jax.data.datasets import verify_images
@@ -14,6 +15,7 @@ from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
+from weaksam_jax.engine.weights import Weights
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json, write_json
 from weaksam_jax.pgt import PgtConfig, make_pgt
@@ -22,7 +24,8 @@ from weaksam_jax.pgt import PgtConfig, make_pgt
 def needs_clues(run: Run) -> bool:
     """Whether a clue network is trained or loaded: for proposals, or for new photos whose
     detections are weighed with its tags."""
-    return run.exports or run.config.retrain.test.tag_power > 0
+    weighed = (config.test.tag_power > 0 for config in run.retrainings.values())
+    return run.exports or any(weighed)
 
 
 def check_data(run: Run) -> dict:
@@ -47,14 +50,14 @@ def train_clues(run: Run) -> dict:
     from experiments.pipeline import clues
 
     clues.train(run)
-    return {}
+    return ledger.clues(run)
 
 
 def make_proposals(run: Run, export) -> dict:
     """Proposals of both splits; clues of the test split come from predicted classes."""
     if run.exports:
         _export(run, export)
-    return {}
+    return ledger.proposals(run, export.source)
 
 
 def _export(run: Run, export) -> None:
@@ -75,21 +78,21 @@ def _export(run: Run, export) -> None:
 def train_wsod(run: Run) -> dict:
     """Trains the MIL detector on tags and proposals; detects on both splits."""
     config, split = run.config.wsod, run.data.splits["train"]
-    start = detectors.given_weights(config) or detectors.packaged_weights(run.folder, config)
+    start = detectors.wsod_start(run.folder, config, run.options.allow_supervision)
     detector, inputs = MilDetector(config, split.classes), MilInputs(run.proposals, run.clues)
     folder = run.folder.stage("wsod")
     params = detectors.train_mil(detector, split, inputs, folder=folder, seed=run.seed, start=start)
-    return run_on_leader(lambda: _finish_wsod(run, detector, params))
+    return run_on_leader(lambda: _finish_wsod(run, detector, params, start=start))
 
 
-def _finish_wsod(run: Run, detector: MilDetector, params: dict) -> dict:
+def _finish_wsod(run: Run, detector: MilDetector, params: dict, start: Weights | None) -> dict:
     """Writes the detector and its detections on both splits."""
-    save_detector(run.folder.weights("wsod"), detector, params)
+    save_detector(run.folder.weights("wsod"), detector, params, seen=ledger.of_training(run, start))
     inputs, folder = MilInputs(run.proposals, run.clues), run.folder.stage("wsod")
     for role, split in run.data.splits.items():
         found = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
         write_json(run.folder.detections("wsod", role), found)
-    return {}
+    return ledger.start(run, "wsod", start)
 
 
 def make_pseudo_boxes(run: Run) -> dict:
@@ -113,6 +116,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
     mini set, from the MIL detector's backbone. name: the stage."""
     split = run.data.splits["train"]
     detector = detectors.retrainer(config, split.classes)
+    start = detectors.retrain_start(run.folder, config, run.options.allow_supervision)
     with naming(run.folder.pseudo_boxes()):
         params = detectors.train_retrainer(
             detector,
@@ -120,16 +124,20 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
             split,
             folder=run.folder.stage(name),
             seed=run.seed,
-            start=detectors.retrain_start(run.folder, config),
+            start=start,
         )
-    return run_on_leader(lambda: _finish_retrain(run, name, detector, params=params))
+    finish = partial(_finish_retrain, run, name, detector, params=params, start=start)
+    return run_on_leader(finish)
 
 
-def _finish_retrain(run: Run, name: str, detector: Detector, params: dict) -> dict:
+def _finish_retrain(
+    run: Run, name: str, detector: Detector, *, params: dict, start: Weights | None
+) -> dict:
     """Writes the detector and its detections on the test split."""
-    save_detector(run.folder.weights(name), detector, params)
+    seen = ledger.of_training(run, start)
+    save_detector(run.folder.weights(name), detector, params, seen=seen)
     write_json(run.folder.detections(name, "test"), detect_retrained(run, detector, params))
-    return {}
+    return ledger.start(run, name, start)
 
 
 def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:
@@ -150,7 +158,7 @@ def make_masks(run: Run) -> dict:
     with naming(run.folder.pseudo_boxes()):
         pgt = read_json(run.folder.pseudo_boxes())
         pseudo_masks(load_sam(run.config.sam), pgt, train, config=run.config.masks, out_path=path)
-    return {}
+    return ledger.sam(run)
 
 
 def write_page(run: Run) -> dict:
