@@ -9,6 +9,7 @@ from dataclasses import replace
 from experiments.pipeline import detectors
 from experiments.pipeline.detectors import MilInputs, RetrainConfig
 from experiments.pipeline.run import Run
+from experiments.pipeline.stored import StoredDetector, find
 from weaksam_jax.data.datasets import verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.detectors import Detector, save_detector
@@ -79,16 +80,18 @@ def train_wsod(run: Run) -> dict:
     detector, inputs = MilDetector(config, split.classes), MilInputs(run.proposals, run.clues)
     folder = run.folder.stage("wsod")
     params = detectors.train_mil(detector, split, inputs, folder=folder, seed=run.seed, start=start)
-    return run_on_leader(lambda: _finish_wsod(run, detector, params))
+    return _finish(run, "wsod", detector, params=params)
 
 
-def _finish_wsod(run: Run, detector: MilDetector, params: dict) -> dict:
-    """Writes the detector and its detections on both splits."""
-    save_detector(run.folder.weights("wsod"), detector, params)
-    inputs, folder = MilInputs(run.proposals, run.clues), run.folder.stage("wsod")
-    for role, split in run.data.splits.items():
-        found = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
-        write_json(run.folder.detections("wsod", role), found)
+def _finish(run: Run, name: str, detector: Detector, params: dict) -> dict:
+    """Writes a detector, and its detections on the splits that the run keeps them of."""
+    weights, folder = run.folder.weights(name), run.folder.stage(name)
+    run_on_leader(lambda: save_detector(weights, detector, params))
+    proposals = run.proposals if detector.on_proposals else None
+    stored = StoredDetector(weights, detector, params, proposals=proposals, clues=run.clues)
+    for role in ("train", "test") if detector.on_proposals else ("test",):
+        journal = folder / f"unfinished_{role}.jsonl"
+        find(stored, run.data.splits[role], run.folder.detections(name, role), journal)
     return {}
 
 
@@ -102,10 +105,9 @@ def make_pseudo_boxes(run: Run) -> dict:
 
 def pseudo_boxes(run: Run, settings: PgtConfig) -> dict:
     """The COCO dictionary that these settings make of the MIL detector's detections."""
-    path = run.folder.detections("wsod", "train")
-    detections = read_detections(path, run.data.splits["train"])
-    with naming(path):
-        return make_pgt(detections, run.data.splits["train"], settings)
+    train = run.data.splits["train"]
+    detections = read_detections(run.folder.detections("wsod", "train"), train)
+    return make_pgt(detections, train, settings)
 
 
 def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
@@ -122,14 +124,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
             seed=run.seed,
             start=detectors.retrain_start(run.folder, config),
         )
-    return run_on_leader(lambda: _finish_retrain(run, name, detector, params=params))
-
-
-def _finish_retrain(run: Run, name: str, detector: Detector, params: dict) -> dict:
-    """Writes the detector and its detections on the test split."""
-    save_detector(run.folder.weights(name), detector, params)
-    write_json(run.folder.detections(name, "test"), detect_retrained(run, detector, params))
-    return {}
+    return _finish(run, name, detector, params=params)
 
 
 def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:
