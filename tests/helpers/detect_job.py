@@ -14,10 +14,11 @@ from small_faster_rcnn import small, write_rectangles
 
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.views import ImageViews
-from weaksam_jax.detectors import DETECTORS, detect_file
+from weaksam_jax.detectors import DETECTORS, detect_file, detect_split
 from weaksam_jax.engine import distributed
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.step import count_compilations
+from weaksam_jax.files import write_json
 
 IMAGES = 3  # not a multiple of the devices
 
@@ -70,8 +71,10 @@ def main(argv):
         for kind in DETECTORS:
             compare(kind)
     detector, params, views = views_of_rectangles(data)
-    files = {"journal": out / "unfinished.jsonl", "key": "k"}
-    print(detect_file(out / "found.json", detector.predictor(params), views, **files))
+    predictor, files = detector.predictor(params), {"journal": out / "unfinished.jsonl", "key": "k"}
+    print(detect_file(out / "found.json", predictor, views, **files))
+    if distributed.process()[1] == 1:
+        write_json(out / "at once.json", detect_split(predictor, views, progress=False))
 
 
 if __name__ == "__main__":
