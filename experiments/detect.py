@@ -102,7 +102,7 @@ def detect(options: Detect) -> None:
             write_json(options.out / "settings.json", describe(options, stored), indent=1)
 
         run_on_leader(open_folder)
-        find(stored, split, options.out / DETECTIONS, options.out / JOURNAL)
+        find(stored, split, out=options.out / DETECTIONS, journal=options.out / JOURNAL)
         run_on_leader(lambda: report(options, split))
 
 

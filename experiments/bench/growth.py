@@ -83,7 +83,7 @@ def points_of(options: BenchGrowth, name: str) -> Iterator[Point]:
     for size in options.sizes if "pixels" in options.only else ():
         yield Point("pixels", size[0] * size[1], {**same, "size": size})
     for value in options.devices if "devices" in options.only else ():
-        yield Point("devices", value, {**same, "images": value}, value)
+        yield Point("devices", value, {**same, "images": value}, devices=value)
     for value in options.classes if "classes" in options.only else ():
         yield Point("classes", value, {**same, "classes": value})
 

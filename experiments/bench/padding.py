@@ -84,7 +84,7 @@ def padding_of(counts: Counts, scales: Sequence[Scale], jitter: Sequence[float])
     square = (low * low + low * high + high * high) / 3  # the mean of the factor's square
     sizes, whole, used = set(), 0.0, 0.0
     for (width, height), count in counts.items():
-        bucket = bucket_of(TagRecord(0, "", Path(), width, height, tags=()), scales)
+        bucket = bucket_of(TagRecord(0, "", Path(), width=width, height=height, tags=()), scales)
         for scale in scales:
             shown = shown_at(scale, bucket)
             sizes.add(shown.padded)

@@ -91,7 +91,8 @@ def _finish(run: Run, name: str, detector: Detector, params: dict) -> dict:
     stored = StoredDetector(weights, detector, params, proposals=proposals, clues=run.clues)
     for role in ("train", "test") if detector.on_proposals else ("test",):
         journal = folder / f"unfinished_{role}.jsonl"
-        find(stored, run.data.splits[role], run.folder.detections(name, role), journal)
+        out = run.folder.detections(name, role)
+        find(stored, run.data.splits[role], out=out, journal=journal)
     return {}
 
 

@@ -69,7 +69,7 @@ def open_stored(
     return StoredDetector(weights, detector, params, proposals=proposals, clues=clues)
 
 
-def find(stored: StoredDetector, split: TagSplit, out: Path, journal: Path) -> int:
+def find(stored: StoredDetector, split: TagSplit, *, out: Path, journal: Path) -> int:
     """Writes COCO results of every image of the split (its tags are not read) to `out`; returns how
     many there are. Every process calls it and takes its share.
 

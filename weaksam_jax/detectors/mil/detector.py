@@ -256,9 +256,9 @@ def mean_of_views(detector: MilDetector, params: Params, mesh: Mesh) -> Predicto
 
     @functools.cache
     def selection(count):
-        def select(_, sums, factors, valid):
+        def select(_, sums, seen):
             scores, boxes = (one / count for one in sums)
-            return detector.select(scores * factors, boxes, valid)
+            return detector.select(scores * seen["factor"], boxes, seen["valid"])
 
         return over_images(select, mesh)
 
@@ -276,7 +276,9 @@ def mean_of_views(detector: MilDetector, params: Params, mesh: Mesh) -> Predicto
             if sums is None:
                 sums = zeros(factor.shape), zeros((*factor.shape, 4))
             sums, count = add_view(params, batch, sums), count + 1
-        found = jax.device_get(selection(count)(None, sums, factor, batch["valid"]))
+        select = selection(count)
+        seen = {"factor": factor, "valid": batch["valid"]}
+        found = jax.device_get(select(None, sums, seen))
         return [_valid(found, row) for row in range(images)]
 
     return predictor
