@@ -14,9 +14,12 @@ a run, or of bridge.export.
 Writes OUT/detections.json (COCO results), OUT/settings.json, and where the data set has boxes
 OUT/metrics.json, whose figures are printed too: AP50 by both rules of VOC, COCO AP, and CorLoc
 (ours and as the official script counts it). AP wants a test split, CorLoc a training split. A
-detection that was stopped goes on with the same command; a finished one is made anew.
+detection that was stopped goes on with the same command; a finished one is made anew. Every device
+of the machine has a share of a batch, and several processes (started as those of a training) share
+the images.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -29,9 +32,11 @@ from experiments.pipeline.commands import run
 from experiments.pipeline.server_files import check_server_folder, write_server_files
 from experiments.pipeline.stored import StoredDetector, find, open_stored
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
+from weaksam_jax.data.detections import DetectionTable, read_detections
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.detectors import read_weights, stated_detector
 from weaksam_jax.detectors.faster_rcnn.config import TestConfig
+from weaksam_jax.engine.distributed import run_on_leader, start
 from weaksam_jax.errors import printable
 from weaksam_jax.files import file_fingerprint, write_json
 from weaksam_jax.flags import parse, peek
@@ -39,8 +44,8 @@ from weaksam_jax.locks import locked
 from weaksam_jax.outputs import OutFolder
 from weaksam_jax.settings import to_plain
 
-JOURNAL = "unfinished.jsonl"
-WRITTEN = ("settings.json", "detections.json", "metrics.json", "features", JOURNAL)
+DETECTIONS, JOURNAL = "detections.json", "unfinished.jsonl"
+WRITTEN = ("settings.json", DETECTIONS, "metrics.json", "features", JOURNAL)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ class Detect:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    detect(parse_options(sys.argv[1:] if argv is None else argv))
+    options = parse_options(sys.argv[1:] if argv is None else argv)
+    start()
+    detect(options)
 
 
 def parse_options(argv: Sequence[str]) -> Detect:
@@ -81,20 +88,22 @@ def parse_options(argv: Sequence[str]) -> Detect:
     return parse(kind, argv, __doc__, name="detect", default=kind(**missing))
 
 
-def detect(options: Detect) -> list[dict]:
-    """Detects, writes the results and prints the figures; returns COCO results."""
+def detect(options: Detect) -> None:
+    """Detects, writes the results and prints the figures."""
     options = replace(options, split=options.split or split_names(options.data)["test"])
     split = open_tags(options.data, options.split)
     stores = {"proposals": options.proposals, "clues": options.clues}
     check_names(options, split)
     stored = open_stored(options.weights, options.test, **stores)
-    with locked(options.out, "detect", WRITTEN):
-        write_json(options.out / "settings.json", describe(options, stored), indent=1)
-        found = find(stored, split, options.out / JOURNAL)
-        write_json(options.out / "detections.json", found)
-        (options.out / JOURNAL).unlink()
-        report(options, split, found)
-    return found
+    with contextlib.ExitStack() as stack:
+
+        def open_folder() -> None:
+            stack.enter_context(locked(options.out, "detect", WRITTEN))
+            write_json(options.out / "settings.json", describe(options, stored), indent=1)
+
+        run_on_leader(open_folder)
+        find(stored, split, out=options.out / DETECTIONS, journal=options.out / JOURNAL)
+        run_on_leader(lambda: report(options, split))
 
 
 def check_names(options: Detect, split: TagSplit) -> None:
@@ -110,13 +119,14 @@ def describe(options: Detect, stored: StoredDetector) -> dict:
     return to_plain(options) | {"config": to_plain(stored.detector.config)} | made_by
 
 
-def report(options: Detect, split: TagSplit, found: list[dict]) -> None:
+def report(options: Detect, split: TagSplit) -> None:
     """Writes metrics.json and the server's files, and prints the figures."""
+    truth = open_truth(options.data, options.split)
+    found = read_detections(options.out / DETECTIONS, truth or split)
     print(f"{len(found)} detections on {len(split.records)} images: {printable(options.out)}")
     if options.voc_files is not None:
         paths = write_server_files(found, split, options.voc_files)
         print(f"{len(paths)} files such as {printable(paths[0])}")
-    truth = open_truth(options.data, options.split)
     if truth is None:
         print("the data set has no boxes of this split to compare with")
         return
@@ -125,7 +135,7 @@ def report(options: Detect, split: TagSplit, found: list[dict]) -> None:
     print(table(figures))
 
 
-def measure(found: list[dict], truth: TruthSplit) -> dict:
+def measure(found: DetectionTable, truth: TruthSplit) -> dict:
     """AP and CorLoc in percent by every convention, each with its classes where it has them."""
     from weaksam_jax.evaluate import coco_ap, corloc, voc_ap
 

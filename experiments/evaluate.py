@@ -27,7 +27,7 @@ from experiments.pipeline.commands import run
 from experiments.pipeline.runner import summary
 from experiments.pipeline.server_files import write_server_files
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names
-from weaksam_jax.data.detections import as_arrays, read_detections
+from weaksam_jax.data.detections import DetectionTable, Results, as_arrays, read_detections
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.evaluate import (
@@ -100,7 +100,8 @@ def evaluate(options: Evaluate) -> dict:
     if options.metric == "recall" and options.detections.is_dir():
         figures = store_recall(options, split, truth)
     else:
-        found = read_detections(options.detections, truth, masks="segm" in options.metric)
+        masks = "needed" if "segm" in options.metric else "read"
+        found = read_detections(options.detections, truth, masks=masks)
         figures = figures_of(options.metric, found, truth, difficult=options.difficult)
     head = {"metric": options.metric, "dataset": truth.dataset, "split": split}
     if options.metric == "recall":
@@ -108,7 +109,9 @@ def evaluate(options: Evaluate) -> dict:
     return {**head, "images": len(truth.records), **figures}
 
 
-def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool = True) -> dict:
+def figures_of(
+    metric: Metric, found: DetectionTable, truth: TruthSplit, difficult: bool = True
+) -> dict:
     """The figures of COCO results; those of masks on the images that have true masks.
 
     difficult: whether such objects count in recall.
@@ -129,19 +132,19 @@ def figures_of(metric: Metric, found: list, truth: TruthSplit, difficult: bool =
     return {"coco": coco_ap, "corloc": both_corlocs}[metric](found, truth)
 
 
-def both_corlocs(found: list, truth: TruthSplit) -> dict:
+def both_corlocs(found: DetectionTable, truth: TruthSplit) -> dict:
     """CorLoc, beside it that of the official script, and the classes of the first."""
     official = corloc(found, truth, convention="official")["corloc"]
     ours = corloc(found, truth)
     return {"corloc": ours["corloc"], "corloc_official": official, "per_class": ours["per_class"]}
 
 
-def results_recall(found: list, truth: TruthSplit, difficult: bool) -> dict:
+def results_recall(found: Results, truth: TruthSplit, difficult: bool) -> dict:
     """Recall of COCO results as proposals: every class together, best score first."""
     arrays = as_arrays(found, truth)
-    order = np.argsort(-arrays.scores, kind="stable")
     boxes = [
-        arrays.xywh[order[arrays.image[order] == image]] for image in range(len(truth.records))
+        arrays.xywh[own[np.argsort(-arrays.scores[own], kind="stable")]]
+        for own in arrays.of_images()
     ]
     recall = proposal_recall(boxes, truth, difficult=difficult, form="xywh")
     return {"per_image": len(found) / len(truth.records), "recall": recall}

@@ -10,7 +10,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import safetensors
@@ -176,22 +176,45 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path), path)
 
 
-def read_json_lines(path: str | Path, kind: str, hint: str) -> list[tuple[int, str, Any]]:
-    """(number from 1, line, value) of a file of JSON lines, which its program appends to.
+class JsonLine(NamedTuple):
+    """A line of a file of JSON lines: its number from 1, text without the end of the line, value,
+    and the bytes of the file where it begins and where the next one does."""
+
+    number: int
+    text: str
+    value: Any
+    start: int
+    end: int
+
+
+def json_lines(path: str | Path, kind: str, hint: str) -> Iterator[JsonLine]:
+    """The lines of a file of JSON lines, which its program appends to, one at a time.
 
     A last line that is no JSON is left out: a kill or a power cut came between. Raises `BadFile`
     with the number of another, which is no `kind`, and the hint; and for a path that is no file.
     """
-    found = []
-    lines = [one for one in enumerate(read_bytes(path).split(b"\n"), 1) if one[1].strip()]
-    for place, (number, line) in enumerate(lines, 1):
-        try:
-            text = line.decode("utf-8")
-            found.append((number, text, json.loads(text)))
-        except (ValueError, RecursionError) as error:
-            if place < len(lines):
-                raise BadFile(path, f"line {number} is no {kind}", hint) from error
-    return found
+    check_regular(path)
+    end = 0
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            start, end = end, end + len(line)
+            if not line.strip():
+                continue
+            try:
+                text = line.removesuffix(b"\n").decode("utf-8")
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                if any(rest.strip() for rest in file):
+                    raise BadFile(path, f"line {number} is no {kind}", hint) from error
+                return
+            yield JsonLine(number, text, value, start=start, end=end)
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise BadFile(path, f"cannot be read ({error.strerror})", "check the path") from error
 
 
 def write_arrays(

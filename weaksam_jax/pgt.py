@@ -4,7 +4,7 @@ Host side, NumPy: it runs once per image, on at most a hundred boxes. Facts on t
 (hustvl/WeakSAM, retraining/SoS-WSOD/tools/adaptive_pgt.py): docs/provenance/mil.md, section 5.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from weaksam_jax.boxes import area, clip, containment, from_xywh, intersection
-from weaksam_jax.data.detections import annotation, annotation_file, by_image, label_of
-from weaksam_jax.data.records import TagRecord, TagSplit
+from weaksam_jax.data.detections import Results, annotation, annotation_file, as_arrays
+from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.ranges import Count, Settings, Share
 
@@ -134,9 +134,7 @@ def top_k_pgt(
     return np.sort(np.concatenate(kept))
 
 
-def make_pgt(
-    detections: Sequence[Mapping], train: TagSplit, config: PgtConfig = PgtConfig()
-) -> dict:
+def make_pgt(detections: Results, train: TagSplit, config: PgtConfig = PgtConfig()) -> dict:
     """A COCO annotation dictionary of the pseudo boxes of every image of `train`.
 
     detections: COCO results of the MIL detector on `train`, each with a finite box and score
@@ -148,14 +146,15 @@ def make_pgt(
     Raises `BadDetections` for an image or a category that `train` does not have, and `BadInput` for
     classes in `config.nested` that it does not have (all of `PGF_NESTED` may always be given).
     """
-    choose, class_of = _chooser(config.resolved(), train), label_of(train)
-    found, rows = by_image(detections, train, scores=True), []
-    for record in train.records:
-        own, boxes = _inside(found[record.image_id], record)
-        scores = np.asarray([one["score"] for one in own], np.float64)
-        labels = np.asarray([class_of[one["category_id"]] for one in own], np.int64)
+    choose, rows = _chooser(config.resolved(), train), []
+    found = as_arrays(detections, train)
+    for record, own in zip(train.records, found.of_images(), strict=True):
+        boxes = clip(from_xywh(found.xywh[own]), record.width, record.height)
+        whole = area(boxes) > 0
+        own, boxes = own[whole], boxes[whole]
+        scores, labels = found.scores[own], found.labels[own]
         for index in choose(boxes, scores, labels, image_labels=record.tags):
-            category, score = own[index]["category_id"], own[index]["score"]
+            category, score = train.category_ids[labels[index]], float(scores[index])
             rows.append(annotation(record.image_id, category, boxes[index], score=score))
     return annotation_file(train, rows, f"pseudo ground truth of {train.dataset}/{train.split}")
 
@@ -180,14 +179,6 @@ def _nested_labels(names: Sequence[str], train: TagSplit) -> list[int]:
         problem = f"{', '.join(unknown)}: no class of {train.dataset}/{train.split}"
         raise BadInput("setting nested", problem, f"choose from {', '.join(train.classes)}")
     return [label for label, name in enumerate(train.classes) if name in names]
-
-
-def _inside(found: list[Mapping], record: TagRecord) -> tuple[list[Mapping], np.ndarray]:
-    """(detections, boxes float64 `[n, 4]`) of one image, cut to it, without the empty ones."""
-    boxes = np.asarray([one["bbox"] for one in found], np.float64).reshape(-1, 4)
-    boxes = clip(from_xywh(boxes), record.width, record.height)
-    whole = area(boxes) > 0
-    return [one for one, keep in zip(found, whole, strict=True) if keep], boxes[whole]
 
 
 def _classes(image_labels) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weaksam_jax.errors import BadFile
-from weaksam_jax.files import read_json_lines, write_text
+from weaksam_jax.files import json_lines, write_text
 
 FILE = "log.jsonl"  # its name in the run folder
 HINT = "move the file away; the log begins anew then"
@@ -28,11 +28,12 @@ def forget(path: Path, stage: str, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for number, line, entry in read_json_lines(path, "log line", HINT):
+    for line in json_lines(path, "log line", HINT):
+        entry = line.value
         if not _is_entry(entry):
-            raise BadFile(path, f"line {number} is no log line", HINT)
+            raise BadFile(path, f"line {line.number} is no log line", HINT)
         if entry["stage"] != stage or entry["step"] <= step:
-            kept.append(f"{line}\n")
+            kept.append(f"{line.text}\n")
     write_text(path, "".join(kept))
 
 

@@ -1,8 +1,10 @@
 """Side-by-side timings: `python -m experiments.bench [NAME] [--only NAME]`.
 
 Without a NAME the entries below. `mil`: seconds and memory of the whole MIL training step and how
-they grow; `gpu`: correctness and speed of everything on a GPU, in a fixed time; `tpu`: all programs
-compiled for TPUs, without one (each has flags of its own, see `gpu --help`).
+they grow; `growth`: the same of every detector, against proposals, pixels, devices and classes;
+`padding`: how many padded sizes recipes have, and how much of them is padding; `gpu`: correctness
+and speed of everything on a GPU, in a fixed time; `tpu`: all programs compiled for TPUs, without
+one (each has flags of its own, see `gpu --help`).
 
 Each entry times our form and an alternative that does the same work on the same input in the same
 run, alternating, and prints the medians and their ratio (alternative / ours; above 1: ours is
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import cases, gpu, mil, tpu
+from experiments.bench import cases, gpu, growth, mil, padding, tpu
 from experiments.bench.entry import Entry
 from weaksam_jax.cli import entry_point
 from weaksam_jax.errors import BadInput
@@ -46,6 +48,8 @@ SUITES: dict[str, Callable[[Sequence[str]], None]] = {
     "mil": mil.main,
     "tpu": tpu.main,
     "gpu": gpu.main,
+    "growth": growth.main,
+    "padding": padding.main,
 }
 
 

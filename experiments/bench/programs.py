@@ -11,12 +11,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 
 from experiments.bench.entry import random_boxes, random_image
 from weaksam_jax.data.scales import PaddedSize
 from weaksam_jax.detectors import DETECTORS, Detector
-from weaksam_jax.engine.mesh import replicated, sharded
+from weaksam_jax.engine.mesh import over_images, replicated, sharded
 from weaksam_jax.engine.step import Batch, Metrics, TrainState, make_train_step
 from weaksam_jax.engine.train import frozen_loss
 from weaksam_jax.settings import change
@@ -27,9 +27,9 @@ OBJECTS = 16  # the padded number of pseudo boxes of an image
 Work = Literal["train", "predict"]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # What a batch holds beside `image` and `size`, by what a detector learns from: the shape behind the
-# images' axis (n: proposals) and the type.
+# images' axis (n: proposals, c: classes) and the type.
 LEARNT = {
-    "tags": {"tags": ((CLASSES,), jnp.bool_)},
+    "tags": {"tags": (("c",), jnp.bool_)},
     "boxes": {
         "boxes": ((OBJECTS, 4), jnp.float32),
         "labels": ((OBJECTS,), jnp.int32),
@@ -38,7 +38,7 @@ LEARNT = {
 }
 PROPOSED = {
     "boxes": (("n", 4), jnp.float32),
-    "prior": (("n", CLASSES), jnp.float32),
+    "prior": (("n", "c"), jnp.float32),
     "valid": (("n",), jnp.bool_),
 }
 
@@ -46,8 +46,8 @@ PROPOSED = {
 @dataclass(frozen=True)
 class Case:
     """One program: detector (row of `DETECTORS`), recipe (one of its presets), what it does, padded
-    size (height, width), proposals per image (detectors on proposals), precision, and images per
-    call (0: the recipe's)."""
+    size (height, width), proposals per image (detectors on proposals), precision, images per call
+    (0: the recipe's), classes, and other values of the recipe by their dotted names."""
 
     detector: str
     recipe: str
@@ -56,6 +56,8 @@ class Case:
     proposals: int
     precision: str
     images: int = 0
+    classes: int = CLASSES
+    more: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ def detector_of(case: Case) -> Detector:
     values |= {"test.tta_scales": ((case.size,),), "optim.init": "scratch"}
     if case.images:
         values |= {f"{part}.batch_size": case.images for part in ("optim", "test")}
-    return kind(change(kind.presets[case.recipe](), values), CLASSES)
+    return kind(change(kind.presets[case.recipe](), values | dict(case.more)), case.classes)
 
 
 def published(presets: Mapping[str, Any]) -> list[str]:
@@ -100,7 +102,7 @@ def end_sizes(case: Case) -> list[PaddedSize]:
 
 
 def program_of(case: Case, mesh: Mesh) -> Program:
-    """The program of a case: a training step over the mesh, or a detection on its first device."""
+    """The program of a case over the mesh: a training step, or the detection of one view."""
     detector = detector_of(case)
     return {"train": _train, "predict": _predict}[case.work](detector, case, mesh)
 
@@ -125,10 +127,11 @@ def _train(detector: Detector, case: Case, mesh: Mesh) -> Program:
 
 
 def _predict(detector: Detector, case: Case, mesh: Mesh) -> Program:
-    images, alone = detector.config.test.batch_size, SingleDeviceSharding(mesh.devices.flat[0])
+    images, run = detector.config.test.batch_size, over_images(detector.predict, mesh)
+    images += -images % mesh.size  # as `weaksam_jax.engine.predict.detect_images` does
     batch = batch_shapes(detector, case, images, learning=False)
-    placed = _placed(detector.shapes(), alone), _placed(batch, alone)
-    return Program(lambda: jax.jit(detector.predict).lower(*placed), images, 1)
+    placed = _placed(detector.shapes(), replicated(mesh)), _placed(batch, sharded(mesh))
+    return Program(lambda: run.lower(*placed), images, mesh.size)
 
 
 def batch_shapes(detector: Detector, case: Case, images: int, learning: bool) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def batch_shapes(detector: Detector, case: Case, images: int, learning: bool) ->
     fields = {"image": ((*case.size, 3), jnp.uint8), "size": ((2,), jnp.float32)}
     fields |= PROPOSED if detector.on_proposals else {}
     fields |= LEARNT[detector.learns_from] if learning else {}
-    sides = {"n": case.proposals}
+    sides = {"n": case.proposals, "c": case.classes}
 
     def whole(dims: tuple) -> tuple[int, ...]:
         return (images, *(sides.get(side, side) for side in dims))
@@ -163,7 +166,7 @@ def filled(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
         "boxes": lambda x: np.stack([boxes(x.shape[1]) for _ in range(count)]),
         "prior": lambda x: np.zeros(x.shape, np.float32),
         "valid": lambda x: np.ones(x.shape, bool),
-        "tags": lambda x: np.tile(np.isin(np.arange(CLASSES), TAGS), (count, 1)),
+        "tags": lambda x: np.tile(np.isin(np.arange(x.shape[1]), TAGS), (count, 1)),
         "labels": lambda x: rng.integers(0, CLASSES, x.shape).astype(np.int32),
     }
     return {name: fill[name](x) for name, x in shapes.items()}

@@ -12,6 +12,7 @@ from weaksam_jax.boxes import iou
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.data.records import TagSplit, TruthRecord, TruthSplit
+from weaksam_jax.data.scales import shown_at
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, FasterRcnnConfig
 from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, sampled_roi_losses
@@ -98,7 +99,7 @@ def batches(samples, size: int) -> Iterator[Batch]:
         for start in range(0, len(members), size):
             chosen = members[start : start + size]
             chosen += chosen[:1] * (size - len(chosen))
-            shown = [samples(index, samples.scales[0][bucket], rng) for index in chosen]
+            shown = [samples(index, shown_at(samples.scales[0], bucket), rng) for index in chosen]
             yield {name: np.stack([one[name] for one in shown]) for name in shown[0]}
 
 

@@ -12,12 +12,11 @@ from weaksam_jax.data.pseudo_boxes import PseudoSamples
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.views import ImageViews
 from weaksam_jax.detectors import RETRAINERS, Detector
-from weaksam_jax.detectors.mil import MilDetector, MilSamples
-from weaksam_jax.detectors.mil import detect_mil as _detect_mil
+from weaksam_jax.detectors.mil import MilDetector, MilSamples, MilViews
+from weaksam_jax.detectors.mil import mil_views as _mil_views
 from weaksam_jax.detectors.mil import train_mil as _train_mil
 from weaksam_jax.detectors.mil.config import MilConfig
 from weaksam_jax.engine.distributed import run_on_leader
-from weaksam_jax.engine.journal import Journal
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.predict import detect_split, tag_factors
 from weaksam_jax.engine.step import Params
@@ -180,17 +179,19 @@ def train_mil(
 
 
 def detect_mil(
-    detector: MilDetector,
-    params: Params,
-    split: TagSplit,
-    *,
-    inputs: MilInputs,
-    folder: Path,
-    journal: Journal | None = None,
+    detector: MilDetector, params: Params, split: TagSplit, *, inputs: MilInputs, folder: Path
 ) -> list[dict]:
     """COCO results of every image of the split."""
+    views = mil_views(detector, params, split, inputs=inputs, folder=folder)
+    return detect_split(detector.predictor(params), views)
+
+
+def mil_views(
+    detector: MilDetector, params: Params, split: TagSplit, *, inputs: MilInputs, folder: Path
+) -> MilViews:
+    """The images of a split with their proposals; folder: for maps of a frozen backbone."""
     roots = {"proposals_root": inputs.proposals, "clues_root": inputs.clues}
-    return _detect_mil(detector, params, split, folder=folder, journal=journal, **roots)
+    return _mil_views(detector, params, split, folder=folder, **roots)
 
 
 def wsod_start(folder: RunFolder, config: MilConfig, allowed: Iterable[str] = ()) -> Weights | None:
@@ -242,25 +243,26 @@ def train_retrainer(
 
 
 def detect_retrainer(
-    detector: Detector,
-    params: Params,
-    split: TagSplit,
-    *,
-    tag_logits: np.ndarray | None = None,
-    journal: Journal | None = None,
-    progress: bool = True,
+    detector: Detector, params: Params, split: TagSplit, *, tag_logits: np.ndarray | None = None
 ) -> list[dict]:
-    """COCO results of every image of the split, with the test-time views.
+    """COCO results of every image of the split, with the test-time views."""
+    views = image_views(detector, split, tag_logits)
+    return detect_split(detector.predictor(params), views)
+
+
+def image_views(
+    detector: Detector, split: TagSplit, tag_logits: np.ndarray | None = None
+) -> ImageViews:
+    """The images of a split in the test-time views of a retrained detector.
 
     tag_logits: what a clue network predicts of each image, float `[images, C]`; a config with a
     `test.tag_power` needs them.
     """
     test = detector.config.test
-    views = ImageViews(
+    return ImageViews(
         split,
         test.tta_scales,
         tta_flip=test.tta_flip,
         batch_size=test.batch_size,
         class_factors=tag_factors(test.tag_power, tag_logits),
     )
-    return detect_split(detector.predictor(params), views, journal=journal, progress=progress)

@@ -5,6 +5,7 @@ Nothing here trains, so they can be measured again when the truth alone has chan
 
 from experiments.pipeline import metrics
 from experiments.pipeline.run import Run
+from weaksam_jax.data.detections import read_detections
 from weaksam_jax.files import read_json
 
 
@@ -37,7 +38,11 @@ def proposals(run: Run) -> dict:
 
 def wsod(run: Run) -> dict:
     """AP and CorLoc of the stored detections, and of thresholded maps."""
-    found = {role: read_json(run.folder.detections("wsod", role)) for role in run.data.splits}
+    truths = {role: truth for role, truth in run.data.truths.items() if truth is not None}
+    found = {
+        role: read_detections(run.folder.detections("wsod", role), truth)
+        for role, truth in truths.items()
+    }
     return metrics.wsod(
         found, run.data.splits, run.data.truths, clue_root=run.clues, rule=run.config.ap50
     )
@@ -51,8 +56,11 @@ def pgt(run: Run) -> dict:
 
 def retrained(name: str, run: Run) -> dict:
     """AP of the stored detections. name: the stage."""
-    found = read_json(run.folder.detections(name, "test"))
-    return metrics.detector(name, found, run.data.truths["test"], rule=run.config.ap50)
+    truth = run.data.truths["test"]
+    if truth is None:
+        return {}
+    found = read_detections(run.folder.detections(name, "test"), truth)
+    return {name: metrics.average_precisions(found, truth, rule=run.config.ap50)}
 
 
 def masks(run: Run) -> dict:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from weaksam_jax.data.detections import to_coco
+from weaksam_jax.data.detections import Results, to_coco
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.data.store import is_stored, read_clues, read_proposals
 from weaksam_jax.evaluate import (
@@ -60,7 +60,7 @@ def counted(difficult: bool) -> str:
 
 
 def wsod(
-    found: Mapping[str, list],
+    found: Mapping[str, Results],
     splits: Splits,
     truths: Truths,
     clue_root: Path,
@@ -81,7 +81,7 @@ def wsod(
     return {"wsod": result}
 
 
-def average_precisions(found: list, truth: TruthSplit, rule: ApRule = "voc07") -> dict:
+def average_precisions(found: Results, truth: TruthSplit, rule: ApRule = "voc07") -> dict:
     """{"ap50": by the rule, "ap": COCO's mean over .50:.95, "per_class": AP50}, percent.
 
     COCO's AP50 has no classes here: theirs are those of VOC's area.
@@ -91,7 +91,7 @@ def average_precisions(found: list, truth: TruthSplit, rule: ApRule = "voc07") -
     return {"ap50": first, "ap": coco["ap"], "per_class": voc["per_class"]}
 
 
-def ap50(found: list, truth: TruthSplit, rule: ApRule = "voc07") -> float:
+def ap50(found: Results, truth: TruthSplit, rule: ApRule = "voc07") -> float:
     """AP50 by that rule, percent."""
     if rule == "coco":
         return coco_ap(found, truth)["ap50"]
@@ -135,11 +135,6 @@ def pgt(made: Mapping[str, dict], truth: TruthSplit | None) -> dict:
             for name, one in made.items()
         }
     return {"pgt": qualities["pgt"], "pgt_top1": qualities["top1"]}
-
-
-def detector(name: str, found: list, truth: TruthSplit | None, rule: ApRule = "voc07") -> dict:
-    """AP of a retrained detector under its stage's name."""
-    return {} if truth is None else {name: average_precisions(found, truth, rule)}
 
 
 def masks(pseudo: dict, truth: TruthSplit | None) -> dict:

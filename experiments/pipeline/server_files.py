@@ -1,17 +1,17 @@
 """The folder of the VOC server's files: what is there of another's stays as it is."""
 
 import contextlib
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.detections import Results
+from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.locks import check_made_by, holder, locked
 
 _COMMAND = "voc_files"
 
 
-def write_server_files(found: Sequence[dict], split: TagSplit, folder: Path) -> list[Path]:
+def write_server_files(found: Results, split: TagSplit | TruthSplit, folder: Path) -> list[Path]:
     """`weaksam_jax.evaluate.write_comp4` into a folder that a command of ours made, or that has no
     such files of the split yet; else `BadInput`."""
     from weaksam_jax.evaluate import write_comp4

@@ -5,11 +5,11 @@ figures (`experiments.pipeline.figures`) and the page only.
 """
 
 from dataclasses import replace
-from functools import partial
 
 from experiments.pipeline import detectors, ledger
 from experiments.pipeline.detectors import MilInputs, RetrainConfig
 from experiments.pipeline.run import Run
+from experiments.pipeline.stored import StoredDetector, find
 from weaksam_jax.data.datasets import verify_images
 from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.detectors import Detector, save_detector
@@ -82,17 +82,23 @@ def train_wsod(run: Run) -> dict:
     detector, inputs = MilDetector(config, split.classes), MilInputs(run.proposals, run.clues)
     folder = run.folder.stage("wsod")
     params = detectors.train_mil(detector, split, inputs, folder=folder, seed=run.seed, start=start)
-    return run_on_leader(lambda: _finish_wsod(run, detector, params, start=start))
+    return _finish(run, "wsod", detector, params=params, start=start)
 
 
-def _finish_wsod(run: Run, detector: MilDetector, params: dict, start: Weights | None) -> dict:
-    """Writes the detector and its detections on both splits."""
-    save_detector(run.folder.weights("wsod"), detector, params, seen=ledger.of_training(run, start))
-    inputs, folder = MilInputs(run.proposals, run.clues), run.folder.stage("wsod")
-    for role, split in run.data.splits.items():
-        found = detectors.detect_mil(detector, params, split, inputs=inputs, folder=folder)
-        write_json(run.folder.detections("wsod", role), found)
-    return ledger.start(run, "wsod", start)
+def _finish(
+    run: Run, name: str, detector: Detector, *, params: dict, start: Weights | None
+) -> dict:
+    """Writes a detector, and its detections on the splits that the run keeps them of."""
+    weights, folder = run.folder.weights(name), run.folder.stage(name)
+    seen = ledger.of_training(run, start)
+    run_on_leader(lambda: save_detector(weights, detector, params, seen=seen))
+    proposals = run.proposals if detector.on_proposals else None
+    stored = StoredDetector(weights, detector, params, proposals=proposals, clues=run.clues)
+    for role in ("train", "test") if detector.on_proposals else ("test",):
+        journal = folder / f"unfinished_{role}.jsonl"
+        out = run.folder.detections(name, role)
+        find(stored, run.data.splits[role], out=out, journal=journal)
+    return run_on_leader(lambda: ledger.start(run, name, start))
 
 
 def make_pseudo_boxes(run: Run) -> dict:
@@ -105,10 +111,9 @@ def make_pseudo_boxes(run: Run) -> dict:
 
 def pseudo_boxes(run: Run, settings: PgtConfig) -> dict:
     """The COCO dictionary that these settings make of the MIL detector's detections."""
-    path = run.folder.detections("wsod", "train")
-    detections = read_detections(path, run.data.splits["train"])
-    with naming(path):
-        return make_pgt(detections, run.data.splits["train"], settings)
+    train = run.data.splits["train"]
+    detections = read_detections(run.folder.detections("wsod", "train"), train)
+    return make_pgt(detections, train, settings)
 
 
 def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
@@ -126,18 +131,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
             seed=run.seed,
             start=start,
         )
-    finish = partial(_finish_retrain, run, name, detector, params=params, start=start)
-    return run_on_leader(finish)
-
-
-def _finish_retrain(
-    run: Run, name: str, detector: Detector, *, params: dict, start: Weights | None
-) -> dict:
-    """Writes the detector and its detections on the test split."""
-    seen = ledger.of_training(run, start)
-    save_detector(run.folder.weights(name), detector, params, seen=seen)
-    write_json(run.folder.detections(name, "test"), detect_retrained(run, detector, params))
-    return ledger.start(run, name, start)
+    return _finish(run, name, detector, params=params, start=start)
 
 
 def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:

@@ -13,8 +13,8 @@ from weaksam_jax.data.packs import INDEX
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.data.store import proposal_path, read_manifest
 from weaksam_jax.detectors import Detector, load_detector
-from weaksam_jax.engine.journal import Journal
-from weaksam_jax.engine.predict import UNUSED, with_classes
+from weaksam_jax.engine.distributed import run_on_leader
+from weaksam_jax.engine.predict import UNUSED, Views, detect_file, with_classes
 from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import file_fingerprint, fingerprint
@@ -69,23 +69,32 @@ def open_stored(
     return StoredDetector(weights, detector, params, proposals=proposals, clues=clues)
 
 
-def find(stored: StoredDetector, split: TagSplit, journal_path: Path) -> list[dict]:
-    """COCO results of every image of the split (its tags are not read).
+def find(stored: StoredDetector, split: TagSplit, *, out: Path, journal: Path) -> int:
+    """Writes COCO results of every image of the split (its tags are not read) to `out`; returns how
+    many there are. Every process calls it and takes its share.
 
     Classes that the data do not have are left out, after they took their place among the most
-    detections of an image. What was found before a stop is taken from the file at `journal_path`.
+    detections of an image. What was found before a stop is taken from the file `journal`.
     Raises `BadInput` with the detector's file when its classes do not fit.
     """
     shown = with_classes(split, stored.detector.classes, stored.weights)
-    journal = Journal(journal_path, stored.job_key(shown))
-    detector, params = stored.detector, stored.params
+    key = run_on_leader(lambda: stored.job_key(shown))
+    views = _views(stored, shown, journal.parent)
+    return detect_file(
+        out, stored.detector.predictor(stored.params), views, journal=journal, key=key
+    )
+
+
+def _views(stored: StoredDetector, split: TagSplit, folder: Path) -> Views:
+    """The images as the detector is shown them; folder: for maps of a frozen backbone."""
+    detector = stored.detector
     if detector.on_proposals:
         inputs = MilInputs(stored.proposals, stored.clues)
-        place = {"folder": journal_path.parent, "journal": journal}
-        return detectors.detect_mil(detector, params, shown, inputs=inputs, **place)
+        return detectors.mil_views(detector, stored.params, split, inputs=inputs, folder=folder)
     weighed = detector.config.test.tag_power
-    logits = _tag_logits(stored.clues, shown) if weighed else None
-    return detectors.detect_retrainer(detector, params, shown, tag_logits=logits, journal=journal)
+    return detectors.image_views(
+        detector, split, _tag_logits(stored.clues, split) if weighed else None
+    )
 
 
 def _tag_logits(clues: Path | None, split: TagSplit) -> np.ndarray:

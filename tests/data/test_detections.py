@@ -1,6 +1,7 @@
 """COCO results: what may be missing when they are read, and what is written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from weaksam_jax.data.detections import (
     annotation,
     annotation_file,
     as_arrays,
-    by_image,
     label_of,
     naming,
     read_detections,
@@ -41,12 +41,13 @@ def test_scores_and_masks_are_asked_for_only_where_needed(tmp_path, wrap):
     with pytest.raises(BadInput, match=f"^{path}: {entry}: has no score;"):
         read_detections(path, SPLIT)
     with pytest.raises(BadInput, match=f"^{path}: {entry}: has no segmentation;"):
-        read_detections(path, SPLIT, masks=True, scores=False)
-    both = read_detections(path, SPLIT, scores=False)
+        read_detections(path, SPLIT, masks="needed", scores=False)
+    both = read_detections(path, SPLIT, masks="kept", scores=False)
     rle = {"size": [30, 40], "counts": coco_mask.frPyObjects(mask, 30, 40)["counts"].decode()}
-    assert both[0] == {**rows[0], "segmentation": rle} and both[1] == {**ENTRY, "score": 1}
+    assert both.masks == [rle, None] and both.scores.tolist() == [0.5, 1]
+    assert read_detections(path, SPLIT, scores=False).masks is None
     path = written(tmp_path, wrap(rows[:1]))
-    assert read_detections(path, SPLIT, masks=True) == both[:1]
+    assert read_detections(path, SPLIT, masks="needed").masks == [rle]
 
 
 @pytest.mark.parametrize("scores", [False, True])
@@ -62,13 +63,13 @@ def test_what_is_no_list_of_results_is_refused(tmp_path, value):
         read_detections(written(tmp_path, value), SPLIT)
 
 
-def test_what_is_clear_is_read_and_written_plainly(tmp_path):
+def test_what_is_clear_is_read(tmp_path):
     odd = {"image_id": "5", "category_id": 9.0, "bbox": ["1", 2, "3.5", 4], "score": "9e-1"}
     path = written(tmp_path, [odd, {**ENTRY, "image_id": "2.png", "score": 1, "caption": "x"}])
-    first, second = read_detections(path, SPLIT)
-    assert first == {"image_id": 5, "category_id": 9, "bbox": [1, 2, 3.5, 4], "score": 0.9}
-    assert all(type(first[key]) is int for key in ("image_id", "category_id"))
-    assert second == {**ENTRY, "image_id": 2, "score": 1, "caption": "x"}
+    table = read_detections(path, SPLIT)
+    assert table.image.tolist() == [0, 1] and table.labels.tolist() == [1, 0]
+    assert table.xywh.tolist() == [[1, 2, 3.5, 4], ENTRY["bbox"]]
+    assert table.scores.tolist() == [0.9, 1]
 
 
 def test_naming_renames_faults_of_detections_alone():
@@ -104,12 +105,27 @@ def test_arrays_of_written_results_are_the_same_boxes():
     assert empty.boxes.shape == (0, 4) and empty.image.shape == empty.labels.shape == (0,)
 
 
-def test_results_by_image_have_a_list_for_every_image_and_no_stranger():
+def test_rows_by_image_and_class_and_no_stranger():
     rows = to_coco(RECORDS[1], SPLIT, BOXES, [0.5, 0.75], [1, 0])
-    assert by_image(rows, SPLIT) == {5: [], 2: rows}
+    table = as_arrays(rows, SPLIT)
+    assert [own.tolist() for own in table.of_images()] == [[], [0, 1]]
+    assert [own.tolist() for own in table.of_classes()] == [[1], [0]]
     for change in ({"image_id": 7}, {"category_id": 1}):
         with pytest.raises(BadDetections, match="which a set/test does not have"):
-            by_image([{**rows[0], **change}], SPLIT)
+            as_arrays([{**rows[0], **change}], SPLIT)
+
+
+def test_a_table_is_that_of_its_own_split_and_has_the_masks_that_were_read():
+    table = as_arrays(to_coco(RECORDS[1], SPLIT, BOXES, [0.5, 0.75], [1, 0]), SPLIT)
+    assert as_arrays(table, SPLIT) is table
+    with pytest.raises(BadDetections, match="were read without masks"):
+        as_arrays(table, SPLIT, masks=True)
+    for change in ({"records": RECORDS[:1]}, {"category_ids": (9, 4)}):
+        with pytest.raises(BadDetections, match="were read for another split than a set/test"):
+            as_arrays(table, replace(SPLIT, **change))
+    second = table.in_images(np.asarray([False, True]))
+    assert second.image.tolist() == [0, 0] and second.images == (2,)
+    assert len(table.in_images(np.asarray([True, False]))) == 0
 
 
 def test_an_annotation_file_numbers_its_rows_and_names_images_and_categories():
@@ -135,8 +151,8 @@ def test_empty_values_are_no_masks(tmp_path, empty, count):
 def test_no_polygons_are_no_mask(tmp_path, others):
     rows = [{**ENTRY, "score": 0.5, "segmentation": one} for one in ([], *others)]
     rows.append({**ENTRY, "score": 0.5})
-    found = read_detections(written(tmp_path, rows), SPLIT)
-    assert found[0]["segmentation"] is None and "segmentation" not in found[-1]
-    assert [type(one.get("segmentation")) for one in found[1:-1]] == [
+    masks = read_detections(written(tmp_path, rows), SPLIT, masks="kept").masks
+    assert masks[0] is None and masks[-1] is None
+    assert [type(one) for one in masks[1:-1]] == [
         dict if isinstance(one, dict) else type(None) for one in others
     ]

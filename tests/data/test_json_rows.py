@@ -66,7 +66,6 @@ def test_columns_are_the_rows():
         assert rows.integers("a").tolist() == [3, 4] and rows.numbers("b").tolist() == [0.5, 2]
         assert rows.boxes("c").tolist() == [[0, 1, 2, 3], [1, 1, 1, 1]]
         assert rows.flags("d").tolist() == [False, False]
-    assert plain.mended <= {"d"} and mixed.mended == {"a", "b", "c", "d"}
     empty = rows_of([])
     assert empty.integers("a").shape == (0,) and empty.boxes("c").shape == (0, 4)
 

@@ -7,7 +7,10 @@ from small_faster_rcnn import COLOURS, colour_box, write_rectangles
 from weaksam_jax.data.augment import AugmentConfig, crop_and_resize, recolour
 from weaksam_jax.data.detections import naming
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
+from weaksam_jax.data.scales import Shown
 from weaksam_jax.errors import BadInput
+
+SHOWN = Shown((64, 96), 64)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def test_boxes_follow_the_pixels_through_augmentation(rectangles):
     checked = cropped = 0
     for index in range(5):
         for seed in range(12):
-            sample = samples(index, (64, 96), np.random.default_rng(seed))
+            sample = samples(index, SHOWN, np.random.default_rng(seed))
             assert sample["image"].shape == (64, 96, 3) and sample["image"].dtype == np.uint8
             height, width = sample["size"].astype(int)
             assert not sample["image"][height:].any() and not sample["image"][:, width:].any()
@@ -40,7 +43,7 @@ def test_boxes_follow_the_pixels_through_augmentation(rectangles):
 def test_an_example_is_a_batch_of_one(rectangles):
     split, pgt = rectangles
     samples = PseudoSamples(pgt, split, (((64, 96),),), AugmentConfig())
-    sample, example = samples(0, (64, 96), np.random.default_rng(1)), samples.example()
+    sample, example = samples(0, SHOWN, np.random.default_rng(1)), samples.example()
     assert {name: np.shape(value) for name, value in example.items()} == {
         name: (1, *np.shape(value)) for name, value in sample.items()
     }
@@ -52,7 +55,7 @@ def test_a_crop_always_keeps_an_object():
     config = AugmentConfig(scale=(1.5, 2.0))
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        _, _, inside, _ = crop_and_resize(image, box, (50, 50), rng, config)
+        _, _, inside, _ = crop_and_resize(image, box, Shown((50, 50), 50), rng, config)
         assert inside.all()
 
 

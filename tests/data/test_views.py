@@ -7,68 +7,92 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.bench.padding import padding_of, voc2007
 from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord
-from weaksam_jax.data.scales import bucket_of, check_scales, padded_sizes
+from weaksam_jax.data.scales import (
+    bucket_of,
+    check_scales,
+    padded_sizes,
+    shared_sizes,
+    shown_at,
+)
 from weaksam_jax.data.views import fitted_size, place_boxes, restore_boxes, views_of
 from weaksam_jax.errors import BadInput
 
 PAPER = (480, 576, 688, 864, 1000, 1200)
-# (width, height) -> how many of 2000 photographs of VOC2007 have that size: the 20 most frequent
-# ones, then the others with their aspect rounded.
-VOC_SIZES = {
-    (500, 375): 830, (500, 333): 306, (375, 500): 164, (333, 500): 62, (500, 332): 54,
-    (500, 334): 41, (500, 335): 22, (500, 374): 18, (500, 331): 15, (332, 500): 13,
-    (500, 357): 13, (334, 500): 11, (335, 500): 10, (500, 281): 8, (500, 329): 7,
-    (500, 500): 6, (480, 360): 6, (500, 322): 5, (374, 500): 5, (500, 338): 5,
-}  # fmt: skip
-LANDSCAPE = {1.0: 6, 1.1: 18, 1.2: 29, 1.3: 64, 1.4: 51, 1.5: 52, 1.6: 29, 1.7: 11, 1.8: 6,
-             2.0: 16, 2.5: 9, 3.2: 3}  # fmt: skip
-PORTRAIT = {1.0: 4, 1.1: 10, 1.2: 14, 1.3: 17, 1.4: 21, 1.5: 23, 1.6: 4, 1.7: 3, 1.8: 4,
-            2.0: 3, 2.5: 2}  # fmt: skip
 
 
 def image(width, height):
     return TagRecord(1, "a.jpg", None, width, height, ())
 
 
-def voc_images():
-    sizes = [(size, count) for size, count in VOC_SIZES.items()]
-    sizes += [((500, round(500 / a) + 1), n) for a, n in LANDSCAPE.items()]
-    sizes += [((round(500 / a) + 1, 500), n) for a, n in PORTRAIT.items()]
-    return [(image(*size), count) for size, count in sizes]
-
-
 def shown_and_asked(record, scales, number):
-    """(padded size, its scale of the image, the scale that Detectron's rule asks for)."""
-    padded = scales[number][bucket_of(record, scales)]
+    """(padded size, the image's scale in it, the scale that Detectron's rule asks for)."""
+    shown = shown_at(scales[number], bucket_of(record, scales))
     short, long = sorted((record.width, record.height))
     asked = min(PAPER[number] / short, 2000 / long)
-    return padded, min(padded[0] / record.height, padded[1] / record.width), asked
+    return shown.padded, shown.fit(record.height, record.width), asked
 
 
+SEPARATE = [padded_sizes(side, 2000) for side in PAPER]
+SHARED = shared_sizes(PAPER, 2000)
+
+
+@pytest.mark.parametrize("scales", [SEPARATE, SHARED], ids=["separate", "shared"])
 @given(st.integers(40, 1500), st.integers(40, 1500))
-def test_every_image_is_shown_at_the_size_that_is_asked_for(width, height):
-    scales = [padded_sizes(side, 2000) for side in PAPER]
+def test_every_image_is_shown_at_the_size_that_is_asked_for(scales, width, height):
     for number in range(len(scales)):
-        _, shown, asked = shown_and_asked(image(width, height), scales, number)
+        padded, shown, asked = shown_and_asked(image(width, height), scales, number)
         assert 0.99 * asked <= shown <= asked * (1 + 1e-9)
+        assert shown * height <= padded[0] + 1e-6 and shown * width <= padded[1] + 1e-6
 
 
-def test_padding_and_programs_are_those_that_the_docstring_names():
-    for aspects, programs, padding in (((4 / 3, 3 / 2), 36, 0.06), ((3 / 2,), 24, 0.13)):
-        scales = [padded_sizes(side, 2000, aspects=aspects) for side in PAPER]
-        assert len({padded for scale in scales for padded in scale}) <= programs
-        ratios = []
-        for number in range(len(PAPER)):
-            area = used = 0.0
-            for record, count in voc_images():
-                padded, shown, asked = shown_and_asked(record, scales, number)
-                assert shown >= 0.99 * asked
-                area += count * padded[0] * padded[1]
-                used += count * shown**2 * record.width * record.height
-            ratios.append(area / used - 1)
-        assert np.mean(ratios) == pytest.approx(padding, abs=0.01)
+@pytest.mark.parametrize(
+    ("scales", "programs", "padding"),
+    [
+        (SEPARATE, 36, 0.035),
+        ([padded_sizes(side, 2000, aspects=(3 / 2,)) for side in PAPER], 24, 0.097),
+        (SHARED, 20, 0.048),
+        (shared_sizes(PAPER, 2000, portrait=(4 / 3, 3 / 2)), 26, 0.036),
+    ],
+    ids=["separate", "separate, 3:2", "shared", "shared, portraits too"],
+)
+def test_padding_and_programs_of_photographs(scales, programs, padding):
+    """Of 2000 photographs of VOC2007: the padded sizes, and the share of pixels that are padding;
+    `experiments.bench padding` counts the same."""
+    assert padding_of(voc2007(), scales, (1.0, 1.0))["padding"] == pytest.approx(padding, abs=0.001)
+    assert len({padded for scale in scales for padded in scale}) == programs
+    area = used = 0.0
+    for number in range(len(PAPER)):
+        for size, count in voc2007().items():
+            record = image(*size)
+            padded, shown, asked = shown_and_asked(record, scales, number)
+            assert shown >= 0.99 * asked
+            area += count * padded[0] * padded[1]
+            used += count * shown**2 * record.width * record.height
+    assert 1 - used / area == pytest.approx(padding, abs=0.002)
+
+
+def test_long_images_of_a_small_scale_are_shown_in_sizes_of_larger_ones():
+    small, large = SHARED[0], SHARED[-1]
+    assert small[:2] == ((480, 640), (480, 720)) and (1200, 2000) in large
+    for shape, padded in (((1000, 560), (576, 864)), ((1000, 510), (688, 1032)),
+                          ((1000, 250), (1200, 2000)), ((300, 1000), (2000, 1200))):  # fmt: skip
+        assert small[bucket_of(image(*shape), SHARED)] == padded
+    with pytest.raises(BadInput, match="short side 900"):
+        shared_sizes((480, 900), 800)
+
+
+def test_a_size_that_has_the_scale_s_own_short_side_is_filled():
+    """As without the rule of the short side: what the smaller recipes were trained with."""
+    rng = np.random.default_rng(0)
+    for scale in (((160, 192), (192, 160)), ((448, 576), (576, 448)), ((192, 192),)):
+        for height, width in rng.integers(40, 900, (200, 2)).tolist():
+            bucket = bucket_of(image(width, height), (scale,))
+            padded = scale[bucket]
+            fit = min(padded[0] / height, padded[1] / width)
+            assert shown_at(scale, bucket).fit(height, width) == fit
 
 
 def test_padded_sizes_of_the_paper_are_exact():
@@ -116,10 +140,12 @@ def test_boxes_come_back_cut_to_the_image(width, height, flip, seed):
     """Places of pixels that resize_and_pad really moves, and boxes that reach beyond."""
     rng, record = np.random.default_rng(seed), image(width, height)
     boxes = np.sort(rng.uniform(-20, 420, (5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32)
-    padded = padded_sizes(64, 160)[bucket_of(record, [padded_sizes(64, 160)])]
+    scales = shared_sizes((64, 96), 160)
+    shown = shown_at(scales[0], bucket_of(record, scales))
     pixels = np.zeros((height, width, 3), np.uint8)
-    _, there, size = resize_and_pad(pixels, boxes, padded, flip=flip)
-    assert size == fitted_size(record, padded)
+    how = {"scale": shown.fit(height, width), "flip": flip}
+    _, there, size = resize_and_pad(pixels, boxes, shown.padded, **how)
+    assert size == fitted_size(record, shown)
     np.testing.assert_allclose(place_boxes(boxes, record, size, flip), there, atol=1e-3)
     cut = np.clip(boxes, 0, [width, height, width, height])
     original = np.float32([height, width])

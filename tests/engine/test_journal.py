@@ -6,7 +6,7 @@ import pytest
 from refusals import refusal
 
 from weaksam_jax import runlog
-from weaksam_jax.engine.journal import Journal
+from weaksam_jax.engine.journal import Journal, gather, own_part
 from weaksam_jax.report.artefacts import read_log
 
 ROW = {"image_id": 1, "category_id": 2, "bbox": [0.5, 1, 2, 3], "score": 0.5, "file_name": "1.jpg"}
@@ -55,6 +55,10 @@ def opened(path):
     return Journal(path, "k")
 
 
+def held(one: Journal) -> dict:
+    return {image: one.rows(image) for image in one.done}
+
+
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_a_damaged_line_of_a_journal_is_named(tmp_path, odd):
     path = journal(tmp_path, HEAD, odd, GOOD, "")
@@ -84,11 +88,31 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path, first):
 )
 def test_a_line_cut_short_is_dropped(tmp_path, end):
     path = journal(tmp_path, HEAD, GOOD, end)
-    assert opened(path).done == {1: [ROW], 7: []}
+    assert held(opened(path)) == {1: [ROW], 7: []}
     assert path.read_text() == f"{HEAD}\n{GOOD}\n"
     kept = opened(path)
     kept.add({9: [ROW | {"image_id": 9}]})
-    assert opened(path).done == kept.done and 9 in kept.done
+    assert opened(path).done == kept.done and kept.rows(9)[0]["image_id"] == 9
+
+
+def test_a_last_line_without_its_end_is_kept_and_the_next_begins_anew(tmp_path):
+    path = journal(tmp_path, HEAD, GOOD)
+    opened(path).add({9: []})
+    assert held(opened(path)) == {1: [ROW], 7: [], 9: []}
+
+
+def test_the_parts_of_several_processes_become_one(tmp_path):
+    """What a process wrote, an older part that was not put in, one of another key."""
+    path = journal(tmp_path, HEAD, GOOD, "")
+    for index, key, image in ((0, "k", 7), (1, "k", 3), (11, "k", 5), (2, "other", 8)):
+        rows = [ROW | {"image_id": image, "score": index}]
+        Journal(own_part(path, index), key).add({image: rows})
+    (tmp_path / "unfinished-x.jsonl").write_text("mine")
+    whole = gather(path, "k")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["unfinished-x.jsonl", path.name]
+    assert held(whole).keys() == {1, 7, 3, 5} and whole.rows(7) == []
+    assert whole.rows(5)[0]["score"] == 11
+    assert held(opened(path)) == held(whole)
 
 
 def test_a_journal_of_other_settings_begins_anew(tmp_path):

@@ -64,11 +64,12 @@ def test_losses_and_parameters_do_not_depend_on_where_a_batch_is_computed(traine
 
 
 def test_the_step_is_compiled_once_per_size_also_after_a_resume(inputs, tmp_path, monkeypatch):
-    """Two scales of two shapes: four padded sizes, in three epochs of five batches and after them.
+    """Two scales of two shapes that have one padded size in common: three of them, in three epochs
+    of five batches and after them.
 
     Of the two phases the first, whose step is compiled sooner.
     """
-    scales = (((48, 64), (64, 48)), ((56, 72), (72, 56)))
+    scales = (((48, 64), (64, 48)), ((48, 72), (64, 48)))
     optim = {"pretrain_steps": 30, "steps": 0, "batch_size": 3}
     config = vary(mil_job.SMALL, optim=optim, data={"scales": scales})
     mesh, original, events = data_mesh(jax.devices()[:1]), mil_job.ORIGINAL, []
@@ -80,13 +81,13 @@ def test_the_step_is_compiled_once_per_size_also_after_a_resume(inputs, tmp_path
     monkeypatch.setattr(mil_job, "ORIGINAL", stop)
     with count_compilations() as first:
         mil_job.train(inputs, tmp_path / "mil", mesh, config)
-    assert len(first) == len(set(first)) == 4
+    assert len(first) == len(set(first)) == 3
     monkeypatch.setattr(mil_job, "ORIGINAL", original)
     events.clear()
     with count_compilations() as second:
         mil_job.train(inputs, tmp_path / "mil", mesh, config)
     assert sorted(second) == sorted(first)  # asked for again, but all of them are found on disk
-    assert events.count("cache_misses") == 0 and events.count("cache_hits") >= 4
+    assert events.count("cache_misses") == 0 and events.count("cache_hits") >= 3
 
 
 def retrain_batch(images):

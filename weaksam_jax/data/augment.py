@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from weaksam_jax.boxes import area, clip, flip
-from weaksam_jax.data.scales import PaddedSize
+from weaksam_jax.data.scales import PaddedSize, Shown
 from weaksam_jax.ranges import INTERVAL, Scaling, Settings, Share, between
 
 _MIN_SIDE = 4.0  # pixels of the padded size; smaller boxes are no training objects
@@ -74,7 +74,7 @@ def light_noise(image: np.ndarray, std: float, rng: np.random.Generator) -> np.n
 def crop_and_resize(
     image: np.ndarray,
     boxes: np.ndarray,
-    padded: PaddedSize,
+    shown: Shown,
     rng: np.random.Generator,
     config: AugmentConfig,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, PaddedSize]:
@@ -85,7 +85,7 @@ def crop_and_resize(
     the visible part, in the top left corner). A crop in which no box is left is drawn again.
     """
     height, width = image.shape[:2]
-    fit = min(padded[0] / height, padded[1] / width)
+    padded, fit = shown.padded, shown.fit(height, width)
     for attempt in range(_CROPS + 1):
         scale = fit * rng.uniform(*config.scale) if attempt < _CROPS else fit
         new = max(1, round(height * scale)), max(1, round(width * scale))

@@ -11,7 +11,7 @@ import numbers
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -166,7 +166,7 @@ class Rows:
     values: Sequence
     name: str
     bad: Bad
-    mended: set[str] = field(default_factory=set)
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -175,8 +175,8 @@ class Rows:
         return (self[index] for index in range(len(self.values)))
 
     def __getitem__(self, index: int) -> Row:
-        values = self.values[index]
-        entry = f"{self.name}[{index}]" if self.name else f"entry {index}"
+        values, place = self.values[index], self.first + index
+        entry = f"{self.name}[{place}]" if self.name else f"entry {place}"
         if not isinstance(values, Mapping):
             raise self.bad(f"{entry}: is no object ({shown(values)})", HINT)
         if self.name and "id" in values:
@@ -239,9 +239,7 @@ class Rows:
         found = None if values is None else plain(values)
         if found is not None:
             return found
-        found = [one(row) for row in self]
-        self.mended.add(name)
-        return found
+        return [one(row) for row in self]
 
 
 def plain_integers(values: list) -> np.ndarray | None:

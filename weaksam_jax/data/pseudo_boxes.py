@@ -10,7 +10,7 @@ from weaksam_jax.data.detections import BadDetections, annotation_arrays, annota
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import pad_boxes
 from weaksam_jax.data.records import TagSplit
-from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
+from weaksam_jax.data.scales import Scale, Shown, bucket_of, check_scales, shown_at
 
 
 class PseudoSamples:
@@ -43,27 +43,27 @@ class PseudoSamples:
         most = max(len(labels) for _, labels in self._truth)
         self.max_boxes = -(-most // 8) * 8
 
-    def draw(self, bucket: int, rng: np.random.Generator) -> PaddedSize:
-        """The padded size of a batch: that of its bucket at a random scale."""
-        return self.scales[int(rng.integers(len(self.scales)))][bucket]
+    def draw(self, bucket: int, rng: np.random.Generator) -> Shown:
+        """How a batch is shown: as its bucket is at a random scale."""
+        return shown_at(self.scales[int(rng.integers(len(self.scales)))], bucket)
 
     def example(self) -> dict[str, np.ndarray]:
         """A batch of one image, for `init`: its shapes count and not its values."""
         rng = np.random.default_rng(0)
-        sample = self(0, self.scales[0][self.buckets[0]], rng)
+        sample = self(0, shown_at(self.scales[0], self.buckets[0]), rng)
         return {name: np.asarray(value)[None] for name, value in sample.items()}
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __call__(self, index: int, padded: PaddedSize, rng: np.random.Generator) -> dict:
+    def __call__(self, index: int, shown: Shown, rng: np.random.Generator) -> dict:
         """One sample: `image` uint8 `[H, W, 3]`, `size` float32 `[2]` (height, width) within the
         padded size, `boxes` float32 `[G, 4]`, `labels` int32 `[G]`, `valid` bool `[G]`,
         `image_id` int64."""
         record, (boxes, labels) = self._records[index], self._truth[index]
         image = load_image(record.path)
         image, boxes, inside, size = crop_and_resize(
-            image, boxes, padded, rng=rng, config=self._augment
+            image, boxes, shown, rng=rng, config=self._augment
         )
         boxes, valid = pad_boxes(boxes[inside], self.max_boxes)
         return {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,32 @@ MOST_BYTES = 2**33  # of the images of one batch, uint8
 SHRINKAGE = 0.01
 
 
+class Shown(NamedTuple):
+    """How images are shown: their padded size, and what the shorter side of one measures at most.
+
+    (The padded size of a long image at a small scale may be that of a larger scale, which the image
+    is not to fill.)
+    """
+
+    padded: PaddedSize
+    short: int
+
+    def fit(self, height: float, width: float) -> float:
+        """The factor that an image of that size is resized with."""
+        padded, short = self
+        return min(padded[0] / height, padded[1] / width, short / min(height, width))
+
+
+def short_side(scale: Scale) -> int:
+    """What the shorter side of an image measures at a scale, unless the longer one does not fit."""
+    return min(min(size) for size in scale)
+
+
+def shown_at(scale: Scale, bucket: int) -> Shown:
+    """How the images of a bucket are shown at a scale."""
+    return Shown(scale[bucket], short_side(scale))
+
+
 def padded_sizes(
     short_side: int,
     max_side: int,
@@ -33,21 +59,66 @@ def padded_sizes(
     stride: sides are multiples of it; `short_side` is rounded up, `max_side` down. All sides of the
     paper (480 to 1200, and 2000) are multiples of 8, VGG16's stride, so nothing is rounded there;
     with 32, to which the official code pads after resizing, 688 would be shown at 704.
-
-    Padding, on the 2000 photographs of VOC2007 that tests/data/test_views.py lists, in the six
-    scales of the paper: 6 % more pixels, in 36 sizes. Aspects (3/2,): 13 % in 24. (The four
-    sizes 4:3, 5:3 and their transposes alone pad 5 %, but show 9 % of the photographs below 99 %
-    of their size, and the longest at 52 %.) The longest sizes are rare, and those of a small
-    scale are no larger than those of the largest.
     """
-    short = math.ceil(short_side / stride) * stride
-    limit = max_side // stride * stride
+    short, limit = _sides(short_side, max_side, stride)
+    sides = [min(_up(short * aspect, stride), limit) for aspect in sorted(aspects)] + [limit]
+    return (*((short, side) for side in sides), *((side, short) for side in sides))
+
+
+def shared_sizes(
+    short_sides: Sequence[int],
+    max_side: int,
+    stride: int = 8,
+    *,
+    landscape: Sequence[float] = (4 / 3, 3 / 2),
+    portrait: Sequence[float] = (3 / 2,),
+    longer: Sequence[float] = (16 / 9, 2.0),
+) -> Scales:
+    """Padded sizes of several scales, which have those of long images in common.
+
+    landscape, portrait: aspects (long over short) of the sizes that a scale has of its own. longer:
+    aspects beyond these, of few photographs; images of up to such an aspect are shown in the
+    smallest size of any scale that holds them, all longer ones in that of the largest scale. Images
+    are as large as in `padded_sizes`. Of six scales this makes 20 sizes for 36, 26 with
+    portrait aspects like those of landscapes; `python -m experiments.bench padding` says what is
+    padded.
+    """
+    sides = [_sides(side, max_side, stride) for side in short_sides]
+    wide = _shared(sides, stride, sorted(landscape), longer=sorted(longer))
+    high = _shared(sides, stride, sorted(portrait), longer=sorted(longer))
+    pairs = zip(wide, high, strict=True)
+    return tuple((*one, *((side, short) for short, side in other)) for one, other in pairs)
+
+
+def _shared(
+    sides: Sequence[tuple[int, int]], stride: int, aspects: Sequence[float], longer: Sequence[float]
+) -> list[list[PaddedSize]]:
+    """Landscape sizes of every scale; sides: (short side, longest) of each."""
+    own = [[(s, min(_up(s * a, stride), limit)) for a in aspects] for s, limit in sides]
+    every = {size for sizes in own for size in sizes} | {max(sides)}
+
+    def smallest(short: int, long: int) -> PaddedSize:
+        holding = [size for size in every if size[0] >= short and size[1] >= long]
+        return min(holding, key=lambda size: (size[0] * size[1], size))
+
+    found = []
+    for sizes, (short, limit) in zip(own, sides, strict=True):
+        needed = [min(_up(short * aspect, stride), limit) for aspect in longer] + [limit]
+        found.append([*sizes, *(smallest(short, long) for long in needed)])
+    return found
+
+
+def _sides(short_side: int, max_side: int, stride: int) -> tuple[int, int]:
+    """(short side, longest side) of a scale, multiples of the stride."""
+    short, limit = _up(short_side, stride), max_side // stride * stride
     if short > limit:
         problem = f"short side {short_side} is more than the longest side {max_side}"
         raise BadInput("scales", problem, "choose a larger max_side")
-    sides = [math.ceil(short * aspect / stride) * stride for aspect in sorted(aspects)]
-    sides = [min(side, limit) for side in sides] + [limit]
-    return (*((short, side) for side in sides), *((side, short) for side in sides))
+    return short, limit
+
+
+def _up(side: float, stride: int) -> int:
+    return math.ceil(side / stride) * stride
 
 
 def bucket_of(record: TagRecord, scales: Sequence[Scale]) -> int:
@@ -58,7 +129,8 @@ def bucket_of(record: TagRecord, scales: Sequence[Scale]) -> int:
     """
     size = np.asarray([record.height, record.width])
     sizes = np.asarray(scales)  # [scales, buckets, 2]
-    fits = (sizes / size).min(2)
+    shorts = np.asarray([[short_side(scale)] for scale in scales])
+    fits = np.minimum((sizes / size).min(2), shorts / size.min())
     kept = (fits / fits.max(1, keepdims=True)).min(0)
     enough = min(1 - SHRINKAGE, kept.max())
     areas = sizes.prod(2).sum(0)

@@ -11,7 +11,7 @@ from weaksam_jax.boxes import clip, flip
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import PaddedSize, Scale, bucket_of, check_scales
+from weaksam_jax.data.scales import PaddedSize, Scale, Shown, bucket_of, check_scales, shown_at
 
 
 @dataclass(frozen=True)
@@ -65,25 +65,25 @@ class ImageViews:
         if self._factors is not None:
             shared["class_factor"] = np.asarray(self._factors)[list(indices)]
         for view in self._views:
-            padded = self._scales[view.scale][self.buckets[indices[0]]]
-            shown = list(pool.map(partial(_show, padded=padded, flipped=view.flip), images))
+            how = shown_at(self._scales[view.scale], self.buckets[indices[0]])
+            found = list(pool.map(partial(_show, shown=how, flipped=view.flip), images))
             yield {
-                "image": np.stack([image for image, _ in shown]),
-                "size": np.asarray([size for _, size in shown], np.float32),
+                "image": np.stack([image for image, _ in found]),
+                "size": np.asarray([size for _, size in found], np.float32),
                 "flipped": np.full(len(records), view.flip),
                 **shared,
             }
 
 
-def _show(image: np.ndarray, padded: PaddedSize, flipped: bool) -> tuple[np.ndarray, PaddedSize]:
-    none = np.zeros((0, 4), np.float32)
-    shown, _, size = resize_and_pad(image, none, padded, flip=flipped)
-    return shown, size
+def _show(image: np.ndarray, shown: Shown, flipped: bool) -> tuple[np.ndarray, PaddedSize]:
+    none, scale = np.zeros((0, 4), np.float32), shown.fit(*image.shape[:2])
+    found, _, size = resize_and_pad(image, none, shown.padded, scale=scale, flip=flipped)
+    return found, size
 
 
-def fitted_size(record: TagRecord, padded: PaddedSize) -> tuple[int, int]:
-    """(height, width) of the image in the padded size, as `resize_and_pad` makes it."""
-    scale = min(padded[0] / record.height, padded[1] / record.width)
+def fitted_size(record: TagRecord, shown: Shown) -> tuple[int, int]:
+    """(height, width) of an image as it is shown, as `resize_and_pad` makes it."""
+    scale = shown.fit(record.height, record.width)
     return max(1, round(record.height * scale)), max(1, round(record.width * scale))
 
 

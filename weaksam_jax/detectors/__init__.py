@@ -11,12 +11,13 @@ from typing import Any, Literal, Protocol
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from weaksam_jax.detectors.dino import Dino
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.detectors.start import stated_config
-from weaksam_jax.engine.predict import Detections, Predictor, detect_split
+from weaksam_jax.engine.predict import Detections, Predictor, detect_file, detect_split
 from weaksam_jax.engine.step import Batch, Metrics, Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights, fill, read_weights, save_params
@@ -32,6 +33,7 @@ __all__ = [
     "Detections",
     "Detector",
     "Weights",
+    "detect_file",
     "detect_split",
     "load_detector",
     "metadata_of",
@@ -85,8 +87,9 @@ class Detector(Protocol):
         """Detections of one view, in pixels of the input; `jax.jit` it."""
         ...
 
-    def predictor(self, params: Params) -> Predictor:
-        """Detections of images in all their views, merged as this detector does."""
+    def predictor(self, params: Params, mesh: Mesh | None = None) -> Predictor:
+        """Detections of images in all their views, merged as this detector does; the images are
+        dealt out to the devices of `mesh` [all of this process]."""
         ...
 
     def frozen(self, path: Sequence[str]) -> bool:

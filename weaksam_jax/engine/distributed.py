@@ -113,8 +113,25 @@ def run_on_leader(work: Callable[[], Any]) -> Any:
     if count == 1:
         return work()
     name = f"weaksam_jax/{next(_turns)}"
-    if index:
-        return _hear(name)
+    return _hear(name) if index else _say(name, work)
+
+
+def run_on_all(work: Callable[[], Any]) -> list[Any]:
+    """Every process does `work` and waits for the others, for hours if it takes them.
+
+    All get what it returned (JSON) in each process, in their order. An exception in one of them
+    ends the others too, as in `run_on_leader`, once they have done theirs.
+    """
+    index, count = process()
+    if count == 1:
+        return [work()]
+    name = f"weaksam_jax/{next(_turns)}"
+    own = _say(f"{name}/{index}", work)
+    return [own if one == index else _hear(f"{name}/{one}", one) for one in range(count)]
+
+
+def _say(name: str, work: Callable[[], Any]) -> Any:
+    """Does `work` and says to the other processes under this name how it went."""
     said = {"error": "stopped"}
     try:
         result = work()
@@ -134,8 +151,8 @@ def run_leader_first(work: Callable[[], Any]) -> Any:
     return done[0] if done else work()
 
 
-def _hear(name: str) -> Any:
-    """What process 0 said under this name. Asks again and again, so that a signal is heard."""
+def _hear(name: str, teller: int = 0) -> Any:
+    """What a process said under this name. Asks again and again, so that a signal is heard."""
     while True:
         try:
             said = json.loads(global_state.client.key_value_try_get(name))
@@ -149,7 +166,7 @@ def _hear(name: str) -> Any:
     for stop in (KeyboardInterrupt, Terminated):
         if said["error"] == stop.__name__:
             raise stop
-    raise BadInput("process 0", "stopped", "see what it said")
+    raise BadInput(f"process {teller}", "stopped", "see what it said")
 
 
 def all_reduce_max(value: int) -> int:

@@ -1,6 +1,7 @@
 """The one mesh: its only axis, `data`, shards the images of a batch."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +16,11 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axis `data` over `devices` (default: all of them, in every process)."""
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def local_mesh() -> Mesh:
+    """The mesh over the devices of this process: each detects on images of its own."""
+    return data_mesh(jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -45,3 +51,29 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     check_batch(len(next(iter(batch.values()))), len(mesh.local_devices))
     put = jax.make_array_from_process_local_data
     return {name: put(sharded(mesh), value) for name, value in batch.items()}
+
+
+def put_images(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """As `put_batch`, of any number of images: the last one is repeated until they can be dealt out
+    evenly. What becomes of the repeated rows is to be passed over."""
+    images = len(next(iter(batch.values())))
+    rows = np.minimum(np.arange(images + -images % len(mesh.local_devices)), images - 1)
+    whole = len(rows) == images
+    return put_batch({k: v if whole else np.asarray(v)[rows] for k, v in batch.items()}, mesh)
+
+
+def over_images(function: Callable, mesh: Mesh, donate: Sequence[int] = ()) -> Callable:
+    """`function(shared, *batched)` compiled for a mesh, once per shape.
+
+    The first axis of every array in `batched`, and of every result, is that of images: each device
+    computes its own, and nothing goes from one to another. `shared` (parameters, `replicated`) is
+    the same on all. donate: places of arguments whose buffers the results may take.
+    """
+
+    @functools.wraps(function)
+    def run(shared, *batched):
+        specs = (PartitionSpec(), *[PartitionSpec(AXIS)] * len(batched))
+        how = {"mesh": mesh, "in_specs": specs, "out_specs": PartitionSpec(AXIS)}
+        return jax.shard_map(function, check_vma=False, **how)(shared, *batched)
+
+    return jax.jit(run, donate_argnums=tuple(donate))

@@ -1,6 +1,6 @@
 """Detection on a split by any detector: views in, COCO results out, and views merged by NMS."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +8,16 @@ from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from weaksam_jax.boxes import iou
-from weaksam_jax.data.detections import to_coco
-from weaksam_jax.data.records import TagSplit
+from weaksam_jax.data.detections import to_coco, write_results
+from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.views import restore_boxes
-from weaksam_jax.engine.journal import Journal
+from weaksam_jax.engine.distributed import process, run_on_all, run_on_leader
+from weaksam_jax.engine.journal import Journal, gather, own_part
+from weaksam_jax.engine.mesh import local_mesh, over_images, put_images, replicated
+from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.progress import progress_bar
 
@@ -64,33 +68,96 @@ def detect_split(
     """COCO results of every image of `views.split` (its tags are not read), best first in each.
 
     predictor: `detector.predictor(params)`. journal: images that it holds are not detected again.
-    Labels whose category in the split is `UNUSED` are left out.
+    Labels whose category in the split is `UNUSED` are left out. All results are in memory then;
+    `detect_file` is for splits of any size.
     """
-    records = views.split.records
-    results = {} if journal is None else dict(journal.done)
-    todo = [i for i, record in enumerate(records) if record.image_id not in results]
-    bar = progress_bar(None, f"detect {views.split.split}", total=len(todo), disable=not progress)
+    records, found = views.split.records, {}
+    done = () if journal is None else journal.done
+    for record, rows in _results(predictor, views, skip=done, progress=progress):
+        found[record.image_id] = rows
+        if journal is not None:
+            journal.add({record.image_id: rows})
+    held = found.__getitem__ if journal is None else journal.rows
+    return [one for record in records for one in held(record.image_id)]
+
+
+def detect_file(
+    path: str | Path,
+    predictor: Predictor,
+    views: Views,
+    *,
+    journal: str | Path,
+    key: str,
+    progress: bool = True,
+) -> int:
+    """Writes the results of `detect_split` to a COCO results file; returns how many there are.
+
+    One image's results are in memory at a time: what was found waits in the file `journal`, from
+    which a detection that was stopped goes on, and which is removed in the end. key: a hash of
+    everything that decides the results. Several processes, which all call this, share the images
+    out; each has a journal beside `journal`, and process 0 puts the file together.
+    """
+    journal, records = Path(journal), views.split.records
+    run_on_leader(lambda: len(gather(journal, key).done))
+    before, (index, count) = Journal(journal, key), process()
+    own = before if count == 1 else Journal(own_part(journal, index), key)
+    todo = [i for i, record in enumerate(records) if record.image_id not in before.done]
+
+    def work() -> None:
+        mine = _share(todo, views.buckets, index=index, count=count)
+        for record, rows in _results(predictor, views, todo=mine, progress=progress and not index):
+            own.add({record.image_id: rows})
+
+    def finish() -> int:
+        whole = gather(journal, key)
+        written = write_results(path, (whole.rows(record.image_id) for record in records))
+        journal.unlink()
+        return written
+
+    run_on_all(work)
+    return run_on_leader(finish)
+
+
+def _share(todo: Sequence[int], buckets: Sequence[int], *, index: int, count: int) -> list[int]:
+    """Those of the images `todo` that one of several processes detects: as many of each bucket."""
+    ordered = sorted(todo, key=lambda i: buckets[i])
+    return sorted(ordered[index::count])
+
+
+def _results(
+    predictor: Predictor,
+    views: Views,
+    *,
+    todo: Sequence[int] | None = None,
+    skip: Container[int] = (),
+    progress: bool = True,
+) -> Iterator[tuple[TagRecord, list[dict]]]:
+    """(record, its COCO results) of the images `todo` [all] whose id is not in `skip`."""
+    split = views.split
+    todo = range(len(split.records)) if todo is None else todo
+    todo = [i for i in todo if split.records[i].image_id not in skip]
+    bar = progress_bar(None, f"detect {split.split}", total=len(todo), disable=not progress)
     with bar:
         for index, found in detect_images(predictor, views, todo):
-            record = records[index]
-            rows = to_coco(record, views.split, **found._asdict())
-            coco = {record.image_id: _known(rows)}
-            results |= coco
-            if journal is not None:
-                journal.add(coco)
+            record = split.records[index]
+            yield record, _known(to_coco(record, split, **found._asdict()))
             bar.update()
-    return [one for record in records for one in results[record.image_id]]
 
 
 def detect_images(
     predictor: Predictor, views: Views, todo: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Found]]:
-    """(index, what was found) of the images `todo` of a split [all], bucket by bucket."""
+    """(index, what was found) of the images `todo` of a split [all], bucket by bucket.
+
+    `views.batch_size` images at a time, or the next larger number that all devices of this process
+    have a share in.
+    """
     todo = range(len(views.split.records)) if todo is None else todo
+    at_once = views.batch_size + -views.batch_size % jax.local_device_count()
     with ThreadPoolExecutor(THREADS) as pool:
-        for chunk in _chunks(todo, views):
+        for chunk in _chunks(todo, views.buckets, at_once):
             # A last batch is filled up, so that every call has the same shape.
-            padded = chunk + [chunk[-1]] * (views.batch_size - len(chunk))
+            padded = chunk + [chunk[-1]] * (at_once - len(chunk))
             yield from zip(chunk, predictor(views(padded, pool)), strict=False)
 
 
@@ -98,12 +165,12 @@ def _known(results: list[dict]) -> list[dict]:
     return [one for one in results if one["category_id"] != UNUSED]
 
 
-def _chunks(todo: Sequence[int], views: Views) -> Iterator[list[int]]:
-    """At most `batch_size` images of one bucket at a time."""
-    for bucket in sorted(set(views.buckets)):
-        members = [i for i in todo if views.buckets[i] == bucket]
-        for start in range(0, len(members), views.batch_size):
-            yield members[start : start + views.batch_size]
+def _chunks(todo: Sequence[int], buckets: Sequence[int], at_once: int) -> Iterator[list[int]]:
+    """At most `at_once` images of one bucket at a time."""
+    for bucket in sorted(set(buckets)):
+        members = [i for i in todo if buckets[i] == bucket]
+        for start in range(0, len(members), at_once):
+            yield members[start : start + at_once]
 
 
 def with_classes(split: TagSplit, classes: Sequence[str] | int, path: str | Path) -> TagSplit:
@@ -126,6 +193,19 @@ def with_classes(split: TagSplit, classes: Sequence[str] | int, path: str | Path
     ids = dict(zip(split.classes, split.category_ids, strict=True))
     categories = tuple(ids.get(name, UNUSED) for name in classes)
     return replace(split, classes=tuple(classes), category_ids=categories)
+
+
+def on_devices(
+    predict: Callable[[Params, dict], Detections], params: Params, mesh: Mesh | None = None
+) -> Callable[[dict], Detections]:
+    """`predict(params, batch)` as a function of a batch in host memory, of any number of images.
+
+    The images are dealt out to the devices of `mesh` [all of this process]; the results, still on
+    the devices, may have rows beyond those of the batch, which say nothing. One program per shape.
+    """
+    mesh = local_mesh() if mesh is None else mesh
+    params, run = jax.device_put(params, replicated(mesh)), over_images(predict, mesh)
+    return lambda batch: run(params, put_images(batch, mesh))
 
 
 def union_of_views(

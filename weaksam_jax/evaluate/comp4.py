@@ -1,12 +1,11 @@
 """Result files for the VOC evaluation server."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from weaksam_jax.data.detections import as_arrays
+from weaksam_jax.data.detections import Results, as_arrays
 from weaksam_jax.data.formats.checks import first_duplicate
 from weaksam_jax.data.records import TagSplit, TruthSplit
 from weaksam_jax.errors import BadInput
@@ -15,7 +14,7 @@ from weaksam_jax.text import file_name_of
 
 
 def write_comp4(
-    detections: Sequence[Mapping], split: TagSplit | TruthSplit, folder: str | Path
+    detections: Results, split: TagSplit | TruthSplit, folder: str | Path
 ) -> list[Path]:
     """Writes `comp4_det_<split>_<class>.txt` for every class (empty without detections).
 
@@ -33,12 +32,11 @@ def write_comp4(
     """
     names, found = comp4_names(split), as_arrays(detections, split)
     corners = found.boxes + np.asarray([1, 1, 0, 0])
-    order = np.argsort(-found.scores, kind="stable")
     paths = []
-    for label, name in enumerate(split.classes):
+    for name, own in zip(split.classes, found.of_classes(), strict=True):
         rows = [
             " ".join([names[found.image[i]], *(f"{v:.9g}" for v in (found.scores[i], *corners[i]))])
-            for i in order[found.labels[order] == label]
+            for i in own[np.argsort(-found.scores[own], kind="stable")]
         ]
         paths.append(Path(folder) / f"comp4_det_{file_name_of(f'{split.split}_{name}')}.txt")
         write_text(paths[-1], "".join(f"{row}\n" for row in rows))

@@ -1,19 +1,18 @@
 """Correct localisation (CorLoc), as the WSOD papers define it."""
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from weaksam_jax.boxes import to_xywh
-from weaksam_jax.data.detections import DetectionTable, as_arrays
+from weaksam_jax.data.detections import DetectionTable, Results, as_arrays
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.evaluate.overlap import xywh_iou
 from weaksam_jax.evaluate.voc import mean_precision
 
 
 def corloc(
-    detections: Sequence[Mapping],
+    detections: Results,
     truth: TruthSplit,
     iou: float = 0.5,
     convention: Literal["continuous", "official"] = "continuous",
@@ -37,22 +36,22 @@ def corloc(
         last = np.asarray([0, 0, 1, 1])
         boxes = to_xywh(np.round(found.boxes - last, 1) + last)
         shift = np.asarray([1, 1, 0, 0])
-    best, per_class = _best_of_each(found), {}
-    for label, name in enumerate(truth.classes):
-        hits = []
-        for image, record in enumerate(truth.records):
+    best, hits = _best_of_each(found), [[] for _ in truth.classes]
+    for image, record in enumerate(truth.records):
+        for label in np.unique(record.labels).tolist():
             own = record.xywh[record.labels == label] + shift
-            if len(own):
-                place = best.get((image, label))
-                hits.append(place is not None and xywh_iou(boxes[place][None], own).max() > iou)
-        if hits:
-            per_class[name] = 100 * float(np.mean(hits))
+            place = best.get((image, label))
+            hit = place is not None and xywh_iou(boxes[place][None], own).max() > iou
+            hits[label].append(hit)
+    named = zip(truth.classes, hits, strict=True)
+    per_class = {name: 100 * float(np.mean(own)) for name, own in named if own}
     return {"corloc": mean_precision(per_class), "per_class": per_class}
 
 
 def _best_of_each(found: DetectionTable) -> dict[tuple[int, int], int]:
     """(image, class) -> its best detection, the first among equals."""
-    best: dict[tuple[int, int], int] = {}
-    for index in np.argsort(-found.scores, kind="stable"):
-        best.setdefault((int(found.image[index]), int(found.labels[index])), int(index))
-    return best
+    order = np.lexsort((-found.scores, found.labels, found.image))
+    pairs = np.stack([found.image[order], found.labels[order]], 1)
+    first = np.ones(len(order), bool)
+    first[1:] = (pairs[1:] != pairs[:-1]).any(1)
+    return dict(zip(map(tuple, pairs[first].tolist()), order[first].tolist(), strict=True))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from weaksam_jax.data.detections import annotation_arrays, as_arrays
+from weaksam_jax.data.detections import DetectionTable, Results, annotation_arrays, as_arrays
 from weaksam_jax.data.masks import as_bytes
 from weaksam_jax.data.records import TruthRecord, TruthSplit
 from weaksam_jax.evaluate.recall import greedy_matches
@@ -23,9 +23,8 @@ def mask_quality(pseudo: Mapping, truth: TruthSplit) -> dict | None:
     found = annotation_arrays(pseudo, truth, masks=True)
     rles = found.masks
     judged = []
-    for image, record in enumerate(truth.records):
+    for record, mine in zip(truth.records, found.of_images(), strict=True):
         if record.masks is not None:
-            mine = np.flatnonzero(found.image == image)
             judged.append(_judge(record, [rles[i] for i in mine], found.labels[mine]))
     if not judged:
         return None
@@ -75,7 +74,7 @@ def mask_recall(
     return {f"{threshold:.2f}": count / total for threshold, count in found.items()}
 
 
-def voc_mask_ap(detections: Sequence[Mapping], truth: TruthSplit) -> dict:
+def voc_mask_ap(detections: Results, truth: TruthSplit) -> dict:
     """VOC AP^r in percent at mask IoU .25, .5, .7 and .75: {"ap25", "ap50", ..., "per_class"}.
 
     The rule of `voc_ap` (area under the monotone precision, "12"; difficult objects ignored) with
@@ -83,12 +82,11 @@ def voc_mask_ap(detections: Sequence[Mapping], truth: TruthSplit) -> dict:
     `segmentation`. truth: every object with a mask, see `only_masked`. per_class is at .5.
     """
     found = as_arrays(detections, truth, masks=True)
-    ious, row = {}, np.zeros(len(detections), int)
-    for image in np.unique(found.image):
-        mine = np.flatnonzero(found.image == image)
+    ious, row = {}, np.zeros(len(found), int)
+    for image, mine in enumerate(found.of_images()):
         row[mine] = np.arange(len(mine))
         rles = [found.masks[i] for i in mine]
-        ious[int(image)] = rle_iou(rles, truth.records[image].masks or ())
+        ious[image] = rle_iou(rles, truth.records[image].masks or ())
 
     def overlap(detection: int, image: int, own: np.ndarray) -> np.ndarray:
         return ious[image][row[detection], own]
@@ -101,17 +99,15 @@ def voc_mask_ap(detections: Sequence[Mapping], truth: TruthSplit) -> dict:
     return {**means, "per_class": per_class[0.5]}
 
 
-def only_masked(
-    detections: Sequence[Mapping], truth: TruthSplit
-) -> tuple[list[Mapping], TruthSplit]:
+def only_masked(detections: Results, truth: TruthSplit) -> tuple[DetectionTable, TruthSplit]:
     """The images that have true masks, of them the objects that have one, and the detections there.
 
     (VOC annotates the masks of some images only; detections elsewhere are neither right nor wrong.)
     """
+    has = np.asarray([record.masks is not None for record in truth.records], bool)
     records = tuple(_masked(record) for record in truth.records if record.masks is not None)
-    left_out = {r.image_id for r in truth.records} - {r.image_id for r in records}
-    kept = [one for one in detections if one["image_id"] not in left_out]
-    return kept, replace(truth, records=records)
+    found = as_arrays(detections, truth, masks=True).in_images(has)
+    return found, replace(truth, records=records)
 
 
 def _masked(record: TruthRecord) -> TruthRecord:

@@ -1,20 +1,22 @@
 """Average precision as the VOC devkit defines it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
 
-from weaksam_jax.data.detections import DetectionTable, as_arrays
+from weaksam_jax.data.detections import DetectionTable, Results, as_arrays
 from weaksam_jax.data.records import TruthSplit
 from weaksam_jax.evaluate.overlap import xywh_iou
 
 # (detection, image, index of objects) -> IoU of the detection with each of those objects.
 Overlap = Callable[[int, int, np.ndarray], np.ndarray]
+# Of a class: image index -> (index of its objects there, bool: ignored).
+Objects = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def voc_ap(
-    detections: Sequence[Mapping],
+    detections: Results,
     truth: TruthSplit,
     iou: float = 0.5,
     rule: Literal["07", "12"] = "07",
@@ -39,9 +41,10 @@ def class_precisions(
     found: DetectionTable, truth: TruthSplit, iou: float, rule: str, overlap: Overlap | None = None
 ) -> dict[str, float]:
     """{class name: AP in percent} of the classes with an object that is not difficult."""
-    per_class = {}
-    for label, name in enumerate(truth.classes):
-        right, wrong, positives = match_class(found, truth, label, iou=iou, overlap=overlap)
+    per_class, overlap = {}, overlap or _box_overlap(found, truth)
+    rows = zip(truth.classes, found.of_classes(), _objects(truth), strict=True)
+    for name, own, objects in rows:
+        right, wrong, positives = match_class(found, own, objects, iou=iou, overlap=overlap)
         if positives:
             recall = np.cumsum(right) / positives
             precision = np.cumsum(right) / np.maximum(np.cumsum(right) + np.cumsum(wrong), 1)
@@ -55,16 +58,14 @@ def mean_precision(per_class: Mapping[str, float]) -> float:
 
 
 def match_class(
-    found: DetectionTable, truth: TruthSplit, label: int, iou: float, overlap: Overlap | None = None
+    found: DetectionTable, index: np.ndarray, objects: Objects, *, iou: float, overlap: Overlap
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(right bool `[n]`, wrong bool `[n]`, positives) of one class, by falling score.
 
-    overlap: how a detection and objects overlap; None: as boxes.
+    index: its detections; objects: of that class; overlap: how a detection and objects overlap.
     """
-    overlap = overlap or _box_overlap(found, truth)
-    index = np.flatnonzero(found.labels == label)
     index = index[np.argsort(-found.scores[index], kind="stable")]
-    objects, positives = _objects(truth, label)
+    positives = sum(int((~ignored).sum()) for _, ignored in objects.values())
     taken = {image: np.zeros(len(own), bool) for image, (own, _) in objects.items()}
     right, wrong = np.zeros(len(index), bool), np.zeros(len(index), bool)
     for rank, detection in enumerate(index):
@@ -80,16 +81,15 @@ def match_class(
     return right, wrong, positives
 
 
-def _objects(truth: TruthSplit, label: int) -> tuple[dict[int, tuple], int]:
-    """Image index -> (index of its objects of a class, bool: ignored), and how many are not."""
-    objects, positives = {}, 0
+def _objects(truth: TruthSplit) -> list[Objects]:
+    """Of each class: image index -> (index of its objects there, bool: ignored)."""
+    classes: list[Objects] = [{} for _ in truth.classes]
     for image, record in enumerate(truth.records):
-        own = np.flatnonzero(record.labels == label)
-        ignored = (record.difficult | record.crowd)[own]
-        positives += int((~ignored).sum())
-        if len(own):
-            objects[image] = (own, ignored)
-    return objects, positives
+        ignored = record.difficult | record.crowd
+        for label in np.unique(record.labels).tolist():
+            own = np.flatnonzero(record.labels == label)
+            classes[label][image] = own, ignored[own]
+    return classes
 
 
 def _box_overlap(found: DetectionTable, truth: TruthSplit) -> Overlap:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from weaksam_jax.boxes import RPN_WEIGHTS, decode
 from weaksam_jax.ops.nms import best_survivors
+from weaksam_jax.ops.ranking import top_k
 
 BLOCK = 512  # boxes of a level that are judged at a time: most of 1000 are to be kept
 
@@ -58,7 +59,7 @@ def _filled(x: jax.Array, count: int) -> jax.Array:
 def _best_anchors(logits, deltas, anchors, image_size, count):
     """Boxes `[k, 4]` of a level's best k = min(count, N_l) anchors, decoded and clipped, their
     logits `[k]`, falling, and which are not empty."""
-    scores, order = jax.lax.top_k(jax.lax.stop_gradient(logits), min(count, logits.shape[0]))
+    scores, order = top_k(jax.lax.stop_gradient(logits), min(count, logits.shape[0]))
     boxes = decode(jax.lax.stop_gradient(deltas)[order], jnp.asarray(anchors)[order], RPN_WEIGHTS)
     limit = jnp.stack([image_size[1], image_size[0], image_size[1], image_size[0]])
     boxes = jnp.clip(boxes, 0, limit)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from weaksam_jax.ops.matching import BACKGROUND, FOREGROUND
+from weaksam_jax.ops.ranking import top_k
 
 
 def sample_balanced(
@@ -22,7 +23,7 @@ def sample_balanced(
     )
     priority = jnp.where(label == BACKGROUND, random, -1.0)
     priority = jnp.where(foreground, 2.0 + random, priority)
-    best, index = jax.lax.top_k(priority, min(count, total))
+    best, index = top_k(priority, min(count, total))
     padding = (0, count - best.shape[0])
     return jnp.pad(index.astype(jnp.int32), padding), jnp.pad(best >= 0, padding)
 
@@ -30,5 +31,5 @@ def sample_balanced(
 def _random_subset(member: jax.Array, random: jax.Array, limit: int, total: int) -> jax.Array:
     """bool `[N]`: at most `limit` members, those of the largest random numbers."""
     limit = min(limit, total)
-    best, index = jax.lax.top_k(jnp.where(member, random, -1.0), limit)
+    best, index = top_k(jnp.where(member, random, -1.0), limit)
     return jnp.zeros(total, bool).at[index].set(best >= 0)

@@ -3,17 +3,18 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from weaksam_jax.boxes import from_xywh
-from weaksam_jax.data.detections import by_image, label_of, read_detections
+from weaksam_jax.data.detections import DetectionTable, read_detections
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.store import Proposals, is_stored, read_clues, read_proposals
 from weaksam_jax.errors import BadFile
-from weaksam_jax.files import read_json, read_json_lines
+from weaksam_jax.files import json_lines, read_json
 
 MOST_STAGES = 50  # of a log; a run has ten
 MOST_NUMBER = 1e100
@@ -171,15 +172,16 @@ def read_log(path: Path) -> dict[str, list[dict]]:
     """
     stages = defaultdict(list)
     hint = "move the file away and run that stage again"
-    lines = read_json_lines(path, "log line", hint) if path.exists() else []
-    for number, _, line in lines:
+    lines = list(json_lines(path, "log line", hint)) if path.exists() else []
+    for one in lines:
+        line = one.value
         try:
             own = {"step": _step(line["step"]), **numbers(line)}
             stages[line["stage"] if isinstance(line["stage"], str) else ""].append(own)
         except (ValueError, KeyError, TypeError) as error:
-            if number == lines[-1][0]:
+            if one is lines[-1]:
                 continue
-            raise BadFile(path, f"line {number} is no log line", hint) from error
+            raise BadFile(path, f"line {one.number} is no log line", hint) from error
     found = [(name, sorted(own, key=lambda line: line["step"])) for name, own in stages.items()]
     return dict(found[:MOST_STAGES])
 
@@ -243,16 +245,12 @@ def _found(path: Path, split: TagSplit | None) -> dict[int, Found] | None:
     """COCO results or a COCO annotation file, by image; None when there is no such file."""
     if split is None or not path.exists():
         return None
-    own = by_image(read_detections(path, split, scores=False), split)
-    labels = label_of(split)
-    return {image_id: _one(rows, labels) for image_id, rows in own.items()}
+    table = read_detections(path, split, masks="kept", scores=False)
+    return dict(zip(table.images, map(partial(_one, table), table.of_images()), strict=True))
 
 
-def _one(rows: list[Mapping], labels: Mapping[int, int]) -> Found:
-    rows = sorted(rows, key=lambda row: -row.get("score", 1.0))
-    return Found(
-        np.asarray([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
-        np.asarray([labels[row["category_id"]] for row in rows], np.int64),
-        np.asarray([row.get("score", 1.0) for row in rows], np.float64),
-        masks=tuple(row.get("segmentation") for row in rows),
-    )
+def _one(table: DetectionTable, rows: np.ndarray) -> Found:
+    """Those of one image, best first."""
+    rows = rows[np.argsort(-table.scores[rows], kind="stable")]
+    masks = tuple(table.masks[row] for row in rows)
+    return Found(table.xywh[rows], table.labels[rows], table.scores[rows], masks=masks)

@@ -115,6 +115,14 @@ def test_detections_equal_the_loop_and_do_not_see_the_tags(drawn, trained, tmp_p
     assert detect_all(params, blind, proposals, config, tmp_path) == results
 
 
+def test_scales_that_share_a_padded_size_share_its_program(drawn, trained, tmp_path):
+    _, test, proposals = drawn
+    config = vary(TINY, test={"tta_scales": (((64, 64),), ((64, 64),))})
+    with count_compilations("add_view") as compiled:
+        detect_all(trained, test, proposals, config, tmp_path)
+    assert len(compiled) == 1
+
+
 def test_the_best_of_every_class_is_kept_when_asked(drawn, trained, tmp_path):
     _, test, proposals = drawn
     params = shaken(trained)

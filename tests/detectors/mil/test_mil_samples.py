@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_mil import TINY
 
+from weaksam_jax.data.scales import Shown
 from weaksam_jax.data.views import View, fitted_size, restore_boxes
 from weaksam_jax.detectors.mil import MilSamples
 
@@ -19,5 +20,6 @@ def test_restoring_boxes_is_the_inverse_of_showing_them(drawn, flip):
     original = np.float32([record.height, record.width])
     back = restore_boxes(shown["boxes"][:10], shown["size"], original, flip)
     np.testing.assert_allclose(back, boxes, atol=1e-3)
-    size = fitted_size(record, shown["image"].shape[:2])
+    padded = shown["image"].shape[:2]
+    size = fitted_size(record, Shown(padded, min(padded)))
     assert tuple(shown["size"]) == size  # what cached maps assume

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from weaksam_jax.backbones import BACKBONES, is_frozen
 from weaksam_jax.backbones.pixels import network_input
@@ -20,7 +21,7 @@ from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.precision import layer_dtype, precise
-from weaksam_jax.engine.predict import Detections, Predictor, union_of_views
+from weaksam_jax.engine.predict import Detections, Predictor, on_devices, union_of_views
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
 
@@ -88,11 +89,11 @@ class FasterRcnn:
             self.network, params, self.normalised(batch), size=size, config=self.config.test
         )
 
-    def predictor(self, params: Params) -> Predictor:
+    def predictor(self, params: Params, mesh: Mesh | None = None) -> Predictor:
         """The union of all views through one NMS."""
-        params, run, test = jax.device_put(params), jax.jit(self.predict), self.config.test
+        test = self.config.test
         return union_of_views(
-            lambda batch: run(params, batch),
+            on_devices(self.predict, params, mesh),
             iou_threshold=test.nms,
             max_detections=test.max_detections,
         )

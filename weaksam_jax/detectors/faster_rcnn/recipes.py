@@ -4,8 +4,8 @@ Values are those of the official configurations (docs/provenance/retraining.md, 
 RoI drop is the paper's, with the official code's step to begin at (the paper names none). What
 differs, because padded sizes are few and their sides multiples of 32:
 
-- training: an image's short side is drawn between 78 and 100 % of one of four sizes instead of from
-  a list of sizes 32 pixels apart (499 to 1216 for 480 to 1216, at a mean of 817 for 848);
+- training: an image's short side is drawn between 84 and 100 % of one of seven sizes instead of
+  from a list of sizes 32 pixels apart (484 to 1216 for 480 to 1216, at a mean of 832 for 848);
 - test sizes 688, 1000 and 1800 are 704, 1024 and 1792, longest sides 2000 and 1333 are 1984 and
   1344, and a view is resized from the photograph and not from the photograph resized to 688;
 - images are shrunk by area averaging (OpenCV) for PIL's bilinear filter; objects whose side is
@@ -18,7 +18,7 @@ bfloat16 halves the activations).
 from collections.abc import Callable
 
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scale, padded_sizes
+from weaksam_jax.data.scales import Scales, shared_sizes
 from weaksam_jax.detectors.faster_rcnn.config import (
     DataConfig,
     DropConfig,
@@ -32,11 +32,12 @@ from weaksam_jax.detectors.faster_rcnn.config import (
 from weaksam_jax.engine.optimizer import OptimConfig
 
 STRIDE = 32  # of the last level that the backbone gives
-SMALLEST = 0.78  # of the padded short side: 640 -> 499, and each larger size to the one before
+SMALLEST = 0.84  # of the short side: 576 -> 484, and each larger size to about the one before
+TRAIN_SIDES = (576, 704, 800, 896, 1024, 1120, 1216)
 
 
-def _scales(max_side: int, *short_sides: int) -> tuple[Scale, ...]:
-    return tuple(padded_sizes(side, max_side, STRIDE, aspects=(3 / 2,)) for side in short_sides)
+def _scales(max_side: int, *short_sides: int, landscape: tuple[float, ...] = (3 / 2,)) -> Scales:
+    return shared_sizes(short_sides, max_side, STRIDE, landscape=landscape)
 
 
 def r50_fpn() -> ModelConfig:
@@ -61,7 +62,7 @@ def _published(
     warmup: int,
     drop_start: int,
     data: DataConfig,
-    tta_scales: tuple[Scale, ...],
+    tta_scales: Scales,
 ) -> FasterRcnnConfig:
     """From MSRA's weights, 16 images per step."""
     return FasterRcnnConfig(
@@ -89,7 +90,7 @@ def voc07() -> FasterRcnnConfig:
         lr=0.02,
         warmup=30,
         drop_start=2000,
-        data=DataConfig(_scales(1984, 640, 832, 1024, 1216), AugmentConfig(scale=(SMALLEST, 1.0))),
+        data=DataConfig(_scales(1984, *TRAIN_SIDES), AugmentConfig(scale=(SMALLEST, 1.0))),
         tta_scales=_scales(1984, 480, 576, 704, 864, 1024, 1792),
     )
 
@@ -115,7 +116,9 @@ def coco14() -> FasterRcnnConfig:
         lr=0.02,
         warmup=1000,
         drop_start=10_000,
-        data=DataConfig(_scales(1344, 800), AugmentConfig(scale=(0.8, 1.0))),
+        data=DataConfig(
+            _scales(1344, 800, landscape=(4 / 3, 3 / 2)), AugmentConfig(scale=(0.8, 1.0))
+        ),
         tta_scales=_scales(4000, *range(480, 1217, 32)),
     )
 

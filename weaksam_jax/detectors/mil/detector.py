@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from weaksam_jax.backbones import BACKBONES, is_frozen
 from weaksam_jax.backbones.pixels import network_input
@@ -20,6 +21,7 @@ from weaksam_jax.detectors.mil.loss import mil_loss, wsddn_scores
 from weaksam_jax.detectors.mil.model import MilNetwork, Pool
 from weaksam_jax.detectors.mil.recipes import PRESETS
 from weaksam_jax.detectors.start import start_from
+from weaksam_jax.engine.mesh import local_mesh, over_images, put_images, replicated, sharded
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.precision import layer_dtype, precise
 from weaksam_jax.engine.predict import Detections, Found, Predictor
@@ -165,10 +167,10 @@ class MilDetector:
         found &= (boxes[..., 2:] > boxes[..., :2]).all(-1)
         return Detections(boxes, scores, labels, valid=found)
 
-    def predictor(self, params: Params) -> Predictor:
+    def predictor(self, params: Params, mesh: Mesh | None = None) -> Predictor:
         """Scores and boxes are averaged over the views, then multiplied by `clue_factor` and
         selected."""
-        return mean_of_views(self, jax.device_put(params))
+        return mean_of_views(self, params, local_mesh() if mesh is None else mesh)
 
     def frozen(self, path: Sequence[str]) -> bool:
         return is_frozen(path, self.config.model.backbone, self.config.optim.frozen)
@@ -242,31 +244,42 @@ def tag_entropy(logits: jax.Array, batch: dict) -> jax.Array:
     return jnp.where(batch["valid"].any(1, keepdims=True), entropy, 0.0).mean()
 
 
-def mean_of_views(detector: MilDetector, params: Params) -> Predictor:
-    """A view is one compiled call that adds to sums on the device; it has one program per padded
-    size, which an image and its mirror share. Nothing comes back to the host before the NMS."""
+def mean_of_views(detector: MilDetector, params: Params, mesh: Mesh) -> Predictor:
+    """A view is one compiled call that adds to sums on the devices, each of which has images of its
+    own; it has one program per padded size, which an image and its mirror share. Nothing comes back
+    to the host before the NMS."""
 
     def add_view(params, batch, sums):
         scores, boxes = detector.score(params, batch)
         place = batch["size"], batch["original"], batch["flipped"]
         return sums[0] + scores, sums[1] + jax.vmap(restore_boxes)(boxes, *place)
 
-    def select(sums, factors, valid, count):
-        scores, boxes = (one / count for one in sums)
-        return detector.select(scores * factors, boxes, valid)
+    @functools.cache
+    def selection(count):
+        def select(_, sums, seen):
+            scores, boxes = (one / count for one in sums)
+            return detector.select(scores * seen["factor"], boxes, seen["valid"])
 
-    add_view, select = jax.jit(add_view, donate_argnums=2), jax.jit(select, static_argnums=3)
+        return over_images(select, mesh)
+
+    params, add_view = jax.device_put(params, replicated(mesh)), over_images(add_view, mesh, (2,))
+
+    def zeros(shape):
+        return jnp.zeros(shape, device=sharded(mesh))
 
     def predictor(views: Iterable[dict]) -> list[Found]:
         sums, count = None, 0
         for batch in views:
-            batch, factor = dict(batch), batch["clue_factor"]
-            del batch["clue_factor"]
+            images = len(batch["size"])
+            batch = put_images(batch, mesh)
+            factor = batch.pop("clue_factor")
             if sums is None:
-                sums = jnp.zeros(factor.shape), jnp.zeros((*factor.shape, 4))
+                sums = zeros(factor.shape), zeros((*factor.shape, 4))
             sums, count = add_view(params, batch, sums), count + 1
-        found = jax.device_get(select(sums, factor, batch["valid"], count=count))
-        return [_valid(found, row) for row in range(len(factor))]
+        select = selection(count)
+        seen = {"factor": factor, "valid": batch["valid"]}
+        found = jax.device_get(select(None, sums, seen))
+        return [_valid(found, row) for row in range(images)]
 
     return predictor
 

@@ -11,7 +11,7 @@ from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, bucket_of
+from weaksam_jax.data.scales import Scale, Shown, bucket_of, shown_at
 from weaksam_jax.data.views import View, views_of
 from weaksam_jax.engine.step import Params
 from weaksam_jax.files import (
@@ -57,32 +57,37 @@ class FeatureCache:
         batch_size: int,
     ) -> None:
         """Computes what is missing (or not whole) of every scale, plain and mirrored."""
-        todo: dict[tuple[View, int], list[TagRecord]] = {}
+        todo: dict[tuple[View, Shown], list[TagRecord]] = {}
         for record in split.records:
             self._content[record.image_id] = content_hash(record.path)
             for view in views_of(scales):
                 if not is_whole(self.path(record.image_id, view)):
-                    key = (view, bucket_of(record, scales))
-                    todo.setdefault(key, []).append(record)
+                    shown = shown_at(scales[view.scale], bucket_of(record, scales))
+                    todo.setdefault((view, shown), []).append(record)
         total = sum(map(len, todo.values()))
         with progress_bar(None, f"features {split.split}", total=total) as bar:
-            for (view, bucket), records in todo.items():
-                padded = scales[view.scale][bucket]
+            for (view, shown), records in todo.items():
                 for start in range(0, len(records), batch_size):
                     chunk = records[start : start + batch_size]
-                    images = np.zeros((batch_size, *padded, 3), np.uint8)  # the last is filled up
-                    self._compute(chunk, view, images, maps_of=maps_of)
+                    self._compute(chunk, view, shown, count=batch_size, maps_of=maps_of)
                     bar.update(len(chunk))
 
     def _compute(
-        self, records: Sequence[TagRecord], view: View, images: np.ndarray, maps_of: MapsOf
+        self,
+        records: Sequence[TagRecord],
+        view: View,
+        shown: Shown,
+        *,
+        count: int,
+        maps_of: MapsOf,
     ) -> None:
-        """Stores the maps of some images; images: the batch to fill, `[B, H, W, 3]`."""
-        sizes = np.ones((len(images), 2), np.float32)
-        none = np.zeros((0, 4), np.float32)
+        """Stores the maps of some images, at most `count`, to which a batch is filled up."""
+        images = np.zeros((count, *shown.padded, 3), np.uint8)
+        sizes, none = np.ones((count, 2), np.float32), np.zeros((0, 4), np.float32)
         for i, record in enumerate(records):
             image = load_image(record.path)
-            images[i], _, sizes[i] = resize_and_pad(image, none, images.shape[1:3], flip=view.flip)
+            how = {"scale": shown.fit(*image.shape[:2]), "flip": view.flip}
+            images[i], _, sizes[i] = resize_and_pad(image, none, shown.padded, **how)
         maps = maps_of(images, sizes)
         for i, record in enumerate(records):
             own = {name: value[i] for name, value in maps.items()}

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import padded_sizes
+from weaksam_jax.data.scales import Scales, shared_sizes
 from weaksam_jax.detectors.mil.config import (
     DataConfig,
     LossConfig,
@@ -29,8 +29,8 @@ Method = Literal["mist", "oicr"]
 LONG_SIDE = 2000  # pixels
 
 
-def _scales(*short_sides: int):
-    return tuple(padded_sizes(side, LONG_SIDE) for side in short_sides)
+def _scales(*short_sides: int) -> Scales:
+    return shared_sizes(short_sides, LONG_SIDE)
 
 
 def _mist(steps: int, milestones: tuple[int, ...], min_side: float, warmup: int = 200) -> MilConfig:

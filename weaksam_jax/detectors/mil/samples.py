@@ -11,7 +11,7 @@ from weaksam_jax.data.augment import AugmentConfig, hide_patches, jitter_channel
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.padding import pad_boxes, resize_and_pad
 from weaksam_jax.data.records import TagRecord, TagSplit
-from weaksam_jax.data.scales import Scale, bucket_of, check_scales
+from weaksam_jax.data.scales import Scale, bucket_of, check_scales, shown_at
 from weaksam_jax.data.store import UNRATED, read_proposals
 from weaksam_jax.data.views import View, fitted_size, place_boxes, views_of
 from weaksam_jax.detectors.mil.config import MilConfig
@@ -56,6 +56,13 @@ def load_boxes(
     return boxes[kept], quality[kept].astype(np.float32)
 
 
+def padded_count(most: int) -> int:
+    """The number of places for up to `most` proposals: 256 or 384, times a power of two."""
+    power = 256 * 2 ** max(0, (most - 1).bit_length() - 8)
+    between = power // 4 * 3
+    return between if 256 < most <= between else power
+
+
 class MilSamples:
     """`samples(index, (bucket, scale), rng)` -> one padded training sample.
 
@@ -63,10 +70,10 @@ class MilSamples:
     `[2]` (height, width inside the padded size, input pixels), `boxes` float32 `[N, 4]` (input
     pixels), `prior` float32 `[N, C]`, `valid` bool `[N]`, `tags` bool `[C]`, `image_id`.
 
-    N, `padded`, is the smallest of 256, 512, 1024, ... that holds the proposals of every image of
-    the split, but at most `max_proposals`. An image with more is trained on N random ones at a time
-    and tested on its first N. (The official code takes all: set `max_proposals` high, which costs
-    nothing where images have fewer.)
+    N, `padded`, is the smallest of 256, 384, 512, 768, 1024, ... that holds the proposals of every
+    image of the split, but at most `max_proposals`. An image with more is trained on N random ones
+    at a time and tested on its first N. (The official code takes all: set `max_proposals` high,
+    which costs nothing where images have fewer.)
 
     prior: `evidence` times a proposal's quality, plus `clue_evidence` times what the clues stored
     in `clues_root` say of it for each class.
@@ -90,9 +97,7 @@ class MilSamples:
             for record in progress_bar(split.records, "proposals")
         ]
         self.boxes, self.quality = map(list, zip(*loaded, strict=True))
-        most = max(map(len, self.boxes))
-        bound = 256 * 2 ** max(0, (most - 1).bit_length() - 8)
-        self.padded = min(config.data.max_proposals, bound)
+        self.padded = min(config.data.max_proposals, padded_count(max(map(len, self.boxes))))
         self.clues = self._read_clues(clues_root)
         self.buckets = [bucket_of(record, self.scales) for record in split.records]
         pixels = sum(record.width * record.height for record in split.records)
@@ -161,16 +166,16 @@ class MilSamples:
         returned, for a caller that shows it several times.
         """
         record, boxes = self.split.records[index], self.boxes[index][chosen]
-        padded = self.scales[view.scale][self.buckets[index]]
+        shown = shown_at(self.scales[view.scale], self.buckets[index])
         if self.features is None:
-            fit = min(padded[0] / record.height, padded[1] / record.width)
+            scale = shrink * shown.fit(record.height, record.width)
             image = self.image(index) if image is None else image
             image, boxes, size = resize_and_pad(
-                image, boxes, padded, scale=shrink * fit, flip=view.flip
+                image, boxes, shown.padded, scale=scale, flip=view.flip
             )
         else:
             maps = self.features.read(record.image_id, view)
-            size = fitted_size(record, padded)
+            size = fitted_size(record, shown)
             boxes = place_boxes(boxes, record, size, flipped=view.flip)
         boxes, valid = pad_boxes(boxes.astype(np.float32), self.padded)
         return {

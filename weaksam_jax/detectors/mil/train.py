@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from weaksam_jax import runlog
@@ -10,7 +11,13 @@ from weaksam_jax.detectors.mil.detector import MilDetector, tag_classifier
 from weaksam_jax.detectors.mil.features import FeatureCache, cache_maps
 from weaksam_jax.detectors.mil.samples import MilSamples
 from weaksam_jax.engine.distributed import run_leader_first
-from weaksam_jax.engine.mesh import check_batch
+from weaksam_jax.engine.mesh import (
+    check_batch,
+    local_mesh,
+    over_images,
+    put_images,
+    replicated,
+)
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights
@@ -65,13 +72,20 @@ def frozen_maps(
     if not config.data.cache_maps:
         return None
     backbone = jax.device_get(params["backbone"])
-    weights, run = jax.device_put({"backbone": backbone}), jax.jit(detector.maps)
+    mesh = local_mesh()
+    weights = jax.device_put({"backbone": backbone}, replicated(mesh))
+    run = over_images(detector.maps, mesh)
+
+    def maps_of(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        shown = put_images({"images": images, "sizes": sizes}, mesh)
+        return jax.device_get(run(weights, shown["images"], shown["sizes"]))
+
     return cache_maps(
         samples.split,
         samples.scales,
         folder,
         backbone=backbone,
         stated=[getattr(config.model, name) for name in MAPS_DEPEND_ON],
-        maps_of=lambda images, sizes: jax.device_get(run(weights, images, sizes)),
+        maps_of=maps_of,
         batch_size=config.test.batch_size,
     )
