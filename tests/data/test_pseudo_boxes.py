@@ -90,7 +90,7 @@ def test_pseudo_boxes_are_read_as_other_annotations_are(rectangles):
     rngs = np.random.default_rng(0), np.random.default_rng(0)
     for index in range(len(plain)):
         first, second = (
-            one(index, (64, 64), rng) for one, rng in zip((plain, read), rngs, strict=True)
+            one(index, Shown((64, 64), 64), rng) for one, rng in zip((plain, read), rngs, strict=True)
         )
         np.testing.assert_equal(first, second)
     assert len(plain) == len(read)

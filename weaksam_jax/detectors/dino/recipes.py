@@ -14,7 +14,7 @@ the official code has it commented out. What differs, because padded sizes are f
 from collections.abc import Callable
 
 from weaksam_jax.data.augment import AugmentConfig
-from weaksam_jax.data.scales import Scale, padded_sizes
+from weaksam_jax.data.scales import Scales, shared_sizes
 from weaksam_jax.detectors.dino.config import (
     DataConfig,
     DinoConfig,
@@ -28,8 +28,8 @@ MILESTONES = (8, 10, 12)  # epochs
 EPOCHS = 14
 
 
-def _scales(max_side: int, stride: int, *short_sides: int) -> tuple[Scale, ...]:
-    return tuple(padded_sizes(side, max_side, stride, aspects=(3 / 2,)) for side in short_sides)
+def _scales(max_side: int, stride: int, *short_sides: int) -> Scales:
+    return shared_sizes(short_sides, max_side, stride)
 
 
 def r50() -> ModelConfig:
