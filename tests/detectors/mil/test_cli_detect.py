@@ -59,7 +59,7 @@ def test_two_processes_write_one_result(flags, tmp_path):
     """Started as those of a training: the first alone locks, writes and prints."""
     assert entry_point(command.main, flags) == 0
     alone, together = tmp_path / "out", tmp_path / "together"
-    own = [*flags, "--out", str(together)]
+    own = [str(together) if one == str(alone) else one for one in flags]
     said = processes.run(["-m", "experiments.detect", *own], count=2, timeout=400)
     assert "detections on" in said[0] and said[1] == ""
     assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in alone.iterdir())
