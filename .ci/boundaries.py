@@ -25,7 +25,7 @@ NEUTRAL = tuple(
     f"weaksam_jax/{name}.py"
     for name in (
         *("__init__", "boxes", "cli", "errors", "files", "flags", "interrupts", "locks"),
-        *("run_folder", "runlog", "settings", "text"),
+        *("run_folder", "runlog", "settings", "supervision", "text"),
     )
 )
 

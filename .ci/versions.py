@@ -28,7 +28,7 @@ TESTS = (
     *("tests/detectors/mil/test_mil_detect.py", "tests/detectors/mil/test_mining.py"),
     *("tests/detectors/faster_rcnn/test_faster_rcnn_torchvision.py", "tests/evaluate"),
     *("tests/detectors/faster_rcnn/test_training.py", "tests/examples", "tests/report"),
-    *("tests/test_flags.py", "tests/test_settings.py", "tests/test_pgt.py", "tests/test_packs.py"),
+    *("tests/test_flags.py", "tests/test_settings.py", "tests/test_pgt.py"),
 )
 # Those of PyTorch's side, and the whole pipeline as its own process.
 TORCH_TESTS = (

@@ -14,7 +14,7 @@ from bridge.runtime.command import run_command
 from bridge.weights.kinds import KINDS, convert, convert_back
 from weaksam_jax.errors import BadInput
 from weaksam_jax.outputs import OutFile
-from weaksam_jax.ranges import Amount
+from weaksam_jax.ranges import Amount, Layers
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> None:
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
         epsilon: Amount | None = None,
         classes: str | None = None,
+        heads: Layers | None = None,
+        supervision: str | None = None,
+        note: str | None = None,
     ) -> None:
         """Converts a file.
 
@@ -38,11 +41,19 @@ def main(argv: list[str] | None = None) -> None:
                 torchvision runs its published COCO weights, and detectors trained on from them,
                 with 0 and all others with 1e-5 [0 for the published file, which is known by its 91
                 outputs and old names, else 1e-5].
-            classes: names of a Faster R-CNN's classes in the file's order, without background,
-                separated by commas [torchvision with 91 outputs: COCO's; else those of the data
-                that it is run on, in their order: VOC by name, COCO by id].
+            classes: names of a Faster R-CNN's or DINO's classes in the file's order, without
+                background, separated by commas [torchvision and dino_official with 91 outputs:
+                COCO's; else those of the data that it is run on, in their order: VOC by name, COCO
+                by id].
+            heads: of a DINO's attention, which the file does not tell [8].
+            supervision: what the weights have seen: some of none, tags, text, boxes, masks and
+                unknown, separated by commas; runs that shall see tags alone ask for it. Say tags
+                for a Faster R-CNN or DINO that was retrained on pseudo boxes [by the kind: tags
+                for ImageNet's and MIL detectors, boxes for others; ours: as the file says].
+            note: whose weights they are, for the ledger of such runs [by the kind].
         """
-        asked = {"epsilon": epsilon, "classes": classes and classes.split(",")}
+        asked = {"epsilon": epsilon, "classes": classes and classes.split(","), "heads": heads}
+        asked |= {"supervision": supervision, "note": note}
         options = {name: value for name, value in asked.items() if value is not None}
         if to.suffix == ".pth" and KINDS[kind].back:
             print(_back(kind, to, source, options=options))

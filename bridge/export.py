@@ -21,18 +21,20 @@ from typing import Literal
 
 import torch
 
+from bridge.clues.networks import clue_supervision
 from bridge.proposals.export import ExportConfig, export_split
 from bridge.proposals.presets import PRESETS, PresetName, clue_network, preset_of_sam
 from bridge.proposals.verify import verify_split
 from bridge.runtime.command import run_command
 from bridge.runtime.ranks import gpu_of_process, parse_shard, shard_of_process
-from bridge.sam.networks import load_sam
+from bridge.sam.networks import load_sam, sam_supervision
 from bridge.sam.prompting import EncoderType
 from weaksam_jax.data.datasets import is_training, open_tags
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.errors import BadInput
 from weaksam_jax.locks import check_made_by
 from weaksam_jax.outputs import OutFolder
+from weaksam_jax.supervision import ledger_row
 
 Labels = Literal["auto", "tags", "predicted", "tags_at_test_time"]
 
@@ -94,9 +96,11 @@ def main(argv: list[str] | None = None) -> None:
         place = _device(device)
         network = None if clues is None else clue_network(clues, preset, tags)
         model = load_sam(sam).to(place) if proposals == "sam" else None
-        report = export_split(
-            tags, network, model, config=config, root=out, clue_root=out / "clues", shard=part
-        )
+        seen = {} if clues is None else {"clues": ledger_row(clues.name, clue_supervision(clues))}
+        if model is not None:
+            seen["sam"] = ledger_row(Path(sam).name, sam_supervision(sam))
+        places = {"root": out, "clue_root": out / "clues", "supervision": seen}
+        report = export_split(tags, network, model, config=config, shard=part, **places)
         state = "complete" if report.complete else "other shards are still missing"
         print(
             f"{report.written} images written, {report.skipped} there already; "

@@ -17,6 +17,7 @@ from weaksam_jax.detectors.faster_rcnn.config import mini
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.files import read_json, write_json
 from weaksam_jax.settings import change
+from weaksam_jax.supervision import saw
 
 data, boxes, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 steps = int(sys.argv[4]) if len(sys.argv) > 4 else 1000
@@ -26,7 +27,8 @@ config = change(mini(), {"optim.steps": steps})  # light() and recipes.voc07() a
 detector = FasterRcnn(config, train.classes)
 samples = PseudoSamples(read_json(boxes), train, config.data.scales, augment=config.data.augment)
 params = train_detector(detector, samples, out / "training", mesh=data_mesh(), seed=0)
-save_detector(out / "params.safetensors", detector, params)
+seen = saw(["boxes"], boxes)  # ["tags"], if they are pseudo boxes of a weakly supervised run
+save_detector(out / "params.safetensors", detector, params, seen=seen)
 
 options = {"tta_flip": config.test.tta_flip, "batch_size": config.test.batch_size}
 views = ImageViews(test, config.test.tta_scales, **options)

@@ -8,8 +8,8 @@
     python -m experiments.coco14 --config runs/coco14/settings.json --seed 1 --out runs/coco14-1
 
 The same command with the same --out goes on where it was stopped. Stages: data, clues, proposals,
-wsod, pgt, retrain, masks, report; retrain_without_drop runs only when --stages names it. AP50 is
-COCO's, at 101 points of recall.
+wsod, pgt, retrain (retrain_dino, too, with --retrain faster_rcnn,dino), masks, report;
+retrain_without_drop runs only when --stages names it. AP50 is COCO's, at 101 points of recall.
 """
 
 import sys

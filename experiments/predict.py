@@ -49,6 +49,8 @@ class Predict:
     """Prompt SAM with the boxes for masks."""
     sam: str | None = None
     """SAM in place of the run's, as in the main jobs; needed where that is a file elsewhere."""
+    detector: str | None = None
+    """Of several that the run retrained: faster_rcnn, dino [the first of its --retrain]."""
     clues: Path | None = None
     """Weights of the clue network in place of the run's (for a config with test.tag_power)."""
 
@@ -72,7 +74,7 @@ def predict(options: Predict) -> tuple[int, int]:
     from experiments.pipeline.predictor import open_predictor
     from weaksam_jax.report.draw import is_own_png
 
-    networks = {"sam": options.sam, "clues": options.clues}
+    networks = {"sam": options.sam, "clues": options.clues, "detector": options.detector}
     predictor = open_predictor(options.run, options.threshold, options.masks, **networks)
     photos = find_photos(options.photos, options.out)
     if others := passed_over(options.photos, options.out):

@@ -7,7 +7,8 @@
     python -m experiments.voc07 --config runs/voc07/settings.json --seed 1 --out runs/voc07-1
 
 The same command with the same --out goes on where it was stopped. Stages: data, clues, proposals,
-wsod, pgt, retrain, masks, report; retrain_without_drop runs only when --stages names it.
+wsod, pgt, retrain (retrain_dino, too, with --retrain faster_rcnn,dino), masks, report;
+retrain_without_drop runs only when --stages names it.
 """
 
 import sys

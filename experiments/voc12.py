@@ -7,8 +7,9 @@
     python -m experiments.voc12 --config runs/voc12/settings.json --seed 1 --out runs/voc12-1
 
 The same command with the same --out goes on where it was stopped. Stages: data, clues, proposals,
-wsod, pgt, retrain, masks, report; retrain_without_drop runs only when --stages names it. AP50 is
-VOC's area under the curve. Splits: train and val (the boxes of test are not public).
+wsod, pgt, retrain (retrain_dino, too, with --retrain faster_rcnn,dino), masks, report;
+retrain_without_drop runs only when --stages names it. AP50 is VOC's area under the curve. Splits:
+train and val (the boxes of test are not public).
 """
 
 import sys

@@ -1,10 +1,16 @@
 """The box convention against independent loops, in NumPy and in JAX."""
 
+import bridge.runtime.torchvision_ops  # noqa: F401
+
+# isort: split
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
 from weaksam_jax import boxes as B
 
@@ -89,3 +95,45 @@ def test_clip_and_xywh():
     boxes = np.asarray([[-3, 2, 12, 30]], np.float32)
     assert B.clip(boxes, 10, 20).tolist() == [[0, 2, 10, 20]]
     np.testing.assert_array_equal(B.from_xywh(B.to_xywh(boxes)), boxes)
+
+
+def test_centres_and_sides():
+    boxes = np.asarray([[-3, 2, 12, 30], [5, 5, 5, 5]], np.float32)
+    want = box_convert(torch.from_numpy(boxes), "xyxy", "cxcywh")
+    for xp in (np, jnp):
+        np.testing.assert_array_equal(B.to_cxcywh(xp.asarray(boxes)), want)
+        np.testing.assert_array_equal(B.from_cxcywh(B.to_cxcywh(xp.asarray(boxes))), boxes)
+
+
+def pairs_of_boxes():
+    """Some apart, some within one another."""
+    rng = np.random.default_rng(2)
+    corner = rng.uniform(0, 30, (2, 40, 2))
+    both = np.concatenate([corner, corner + rng.uniform(1, 40, corner.shape)], -1)
+    return both.astype(np.float32)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_giou_of_all_pairs_is_torchvisions(xp):
+    a, b = pairs_of_boxes()
+    got = B.paired_giou(xp.asarray(a)[:, None], xp.asarray(b)[None])
+    want = generalized_box_iou(*map(torch.from_numpy, (a, b))).numpy()
+    assert want.min() < -0.3 and want.max() > 0.5
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_the_gradient_of_giou_is_torchvisions():
+    a, b = pairs_of_boxes()
+    theirs = torch.from_numpy(a).requires_grad_()
+    generalized_box_iou_loss(theirs, torch.from_numpy(b), reduction="sum").backward()
+    ours = jax.grad(lambda a: jnp.sum(1 - B.paired_giou(a, jnp.asarray(b))))(jnp.asarray(a))
+    np.testing.assert_allclose(ours, theirs.grad, atol=1e-5)
+
+
+def test_giou_of_boxes_without_area_is_finite():
+    """A point within a box: the box is the hull. A point with itself: 0 of nothing."""
+    a = jnp.asarray([[1.0, 1, 1, 1], [2, 2, 2, 2], [0, 0, 4, 4]])
+    b = jnp.asarray([[0.0, 0, 4, 4], [2, 2, 2, 2], [8, 0, 8, 4]])
+    assert B.paired_giou(a, b).tolist() == [0.0, 0.0, pytest.approx(-0.5)]
+    slope = jax.grad(lambda a: jnp.sum(B.paired_giou(a, b)))(a)
+    assert np.isfinite(slope).all()

@@ -1,5 +1,6 @@
 """The wheel: what is in it, what it is called, and that it works without the checkout."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import zipfile
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -148,3 +150,13 @@ def test_the_version_is_the_same_wherever_it_is_written():
     assert re.search(r"^version: (.+)$", citation, re.MULTILINE).group(1) == weaksam_jax.__version__
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest.group(1) == weaksam_jax.__version__
+
+
+def test_the_tests_of_the_oldest_and_newest_packages_exist():
+    """.ci/versions.py names files and folders."""
+    spec = importlib.util.spec_from_file_location("versions", ROOT / ".ci/versions.py")
+    assert spec is not None and spec.loader is not None
+    versions = importlib.util.module_from_spec(spec)
+    with mock.patch.object(sys, "path", [str(ROOT / ".ci"), *sys.path]):
+        spec.loader.exec_module(versions)
+    assert len(versions.test_files((*versions.TESTS, *versions.TORCH_TESTS))) > 50

@@ -113,3 +113,46 @@ def from_xywh(boxes):
     """`[x1, y1, x2, y2]` from COCO's `[x, y, width, height]`."""
     xp = boxes.__array_namespace__()
     return xp.concat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def to_cxcywh(boxes):
+    """(centre x, centre y, width, height) `[..., 4]` from `[x1, y1, x2, y2]`."""
+    xp = boxes.__array_namespace__()
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return xp.concat([(low + high) / 2, high - low], axis=-1)
+
+
+def from_cxcywh(boxes):
+    """`[x1, y1, x2, y2]` from (centre x, centre y, width, height), `[..., 4]`."""
+    xp = boxes.__array_namespace__()
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return xp.concat([centre - half, centre + half], axis=-1)
+
+
+def paired_giou(a, b, least=1e-6):
+    """Generalised IoU `[...]` of boxes `[..., 4]` with those of the same place (Rezatofighi et al.
+    2019, algorithm 1), from -1 to 1.
+
+    The shapes may broadcast: `a[..., :, None, :]` and `b[..., None, :, :]` give all pairs. least:
+    areas of unions and hulls count at least this much (mmdetection: 1e-6 square pixels).
+    """
+    xp = a.__array_namespace__()
+    width, height = _sides(
+        xp.maximum(a[..., :2], b[..., :2]), high=xp.minimum(a[..., 2:], b[..., 2:])
+    )
+    both = width * height
+    own = [w * h for w, h in (_sides(one[..., :2], high=one[..., 2:]) for one in (a, b))]
+    union = own[0] + own[1] - both
+    union = xp.maximum(union, xp.full_like(union, least))
+    width, height = _sides(
+        xp.minimum(a[..., :2], b[..., :2]), high=xp.maximum(a[..., 2:], b[..., 2:])
+    )
+    hull = xp.maximum(width * height, xp.full_like(union, least))
+    return both / union - (hull - union) / hull
+
+
+def _sides(low, high):
+    """Width and height `[...]` from corner to corner, 0 where they are crossed."""
+    xp = low.__array_namespace__()
+    side = xp.maximum(high - low, xp.zeros_like(low))
+    return side[..., 0], side[..., 1]

@@ -275,6 +275,12 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, whose arrays are not read; raises as `read_arrays`."""
+    with open_tensors(path, "numpy") as file:
+        return file.metadata() or {}
+
+
 @contextlib.contextmanager
 def open_tensors(path: str | Path, framework: str) -> Iterator[Any]:
     """`safetensors.safe_open` of a file; what it raises inside becomes `BadFile` in one line.

@@ -136,7 +136,7 @@ def _optional_parts(kind: type[Kind], argv: list[str], default: Kind | None):
 
     Returns the other flags, and the default with those parts changed.
     """
-    optional, changes, rest = dict(_optional(kind)), {}, []
+    optional, changes, rest = dict(_optional(kind, default)), {}, []
     tokens = iter(argv)
     for token in tokens:
         flag, _, value = token.partition("=")
@@ -152,15 +152,17 @@ def _optional_parts(kind: type[Kind], argv: list[str], default: Kind | None):
     return rest, default
 
 
-def _optional(kind: type, prefix: str = "", path: tuple = ()) -> Iterator[tuple]:
-    """(flag, (path of fields, dataclass)) of every part that may be None."""
+def _optional(kind: type, value: Any, prefix: str = "", path: tuple = ()) -> Iterator[tuple]:
+    """(flag, (path of fields, dataclass)) of every part that may be None. value: a `kind`, or None;
+    of a part with several types that of its value counts."""
     for name, hint, flat in _typed(kind):
         own = prefix if flat else f"{prefix}{name.replace('_', '-')}"
-        parts = _parts(hint)
+        parts, inner = _parts(hint), getattr(value, name, None)
         if len(parts) == 1 and type(None) in get_args(hint):
             yield own, ((*path, name), parts[0])
-        for part in parts:
-            yield from _optional(part, own if flat else f"{own}.", (*path, name))
+        for part in [one for one in parts if isinstance(inner, one)] or parts:
+            below = own if flat else f"{own}."
+            yield from _optional(part, inner, prefix=below, path=(*path, name))
 
 
 def _get(value: Any, path: tuple) -> Any:

@@ -16,11 +16,12 @@ import numpy as np
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TagSplit
 from weaksam_jax.data.views import ImageViews
-from weaksam_jax.detectors import Detector, load_detector
+from weaksam_jax.detectors import RETRAINERS, Detector, load_detector
 from weaksam_jax.engine.compilation_cache import enable_compilation_cache
 from weaksam_jax.engine.predict import Found, detect_images, tag_factors
 from weaksam_jax.engine.step import Params
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, did_you_mean
+from weaksam_jax.files import read_metadata
 from weaksam_jax.ranges import Share, first_fault
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
@@ -154,28 +155,30 @@ def load(
     masks: bool = True,
     sam: str | Path | None = None,
     clues: str | Path | None = None,
+    detector: str | None = None,
 ) -> PhotoDetector:
     """The detector of a run folder, or of a weights file (which has boxes alone, and scores that
     no clue network weighs).
 
     threshold: least score of what is kept. masks: whether the run's SAM turns boxes into masks.
     sam, clues: in place of the run's networks; files that the run names outside of its own folder
-    are only read when they are given here. Raises `BadInput` when the run is not finished, the file
-    is no detector, or `sam` or `clues` is given with a weights file.
+    are only read when they are given here. detector: which of several that the run retrained, such
+    as "dino" (None: the first that its --retrain named). Raises `BadInput` when the run is not
+    finished, the file is no detector, or `sam`, `clues` or `detector` is given with a weights file.
     """
     enable_compilation_cache()
     path = Path(path)
     if not path.is_dir():
-        detector, params = load_detector(path)
-        for name, given in (("sam", sam), ("clues", clues)):
+        own, params = load_detector(path)
+        for name, given in (("sam", sam), ("clues", clues), ("detector", detector)):
             if given is not None:
                 hint = "give the run folder, or leave it out"
                 raise BadInput(path, f"is a file of weights, with which {name} is not used", hint)
-        if not detector.on_proposals and detector.config.test.tag_power:
-            detector = replace(detector, config=change(detector.config, {"test.tag_power": 0.0}))
-        return PhotoDetector(detector, params, threshold)
-    folder = RunFolder(path)
-    return of_run(folder, threshold, plugin, masks=masks, sam=sam, clues=clues)
+        if not own.on_proposals and own.config.test.tag_power:
+            own = replace(own, config=change(own.config, {"test.tag_power": 0.0}))
+        return PhotoDetector(own, params, threshold)
+    chosen = {"sam": sam, "clues": clues, "detector": detector}
+    return of_run(RunFolder(path), threshold, plugin, masks=masks, **chosen)
 
 
 def of_run(
@@ -186,22 +189,42 @@ def of_run(
     masks: bool,
     sam: str | Path | None = None,
     clues: str | Path | None = None,
+    detector: str | None = None,
 ) -> PhotoDetector:
-    """The retrained detector of a run with the networks beside it.
+    """A retrained detector of a run with the networks beside it.
 
     networks: gives what makes them by name, see `plugin`; asked for those that are needed alone.
-    sam, clues: as in `load`. Raises `BadInput` when the run has no finished stage retrain.
+    sam, clues, detector: as in `load`. Raises `BadInput` when the run has not finished the stage.
     """
-    for path in (folder.mark("retrain"), folder.weights("retrain")):
+    stage = retrained_stage(folder, detector)
+    for path in (folder.mark(stage), folder.weights(stage)):
         if not path.exists():
-            problem = f"has no finished stage retrain ({path.relative_to(folder.root)} is missing)"
+            problem = f"has no finished stage {stage} ({path.relative_to(folder.root)} is missing)"
             raise BadInput(folder.root, problem, "finish it with the command that began it")
-    detector, params = load_detector(folder.weights("retrain"))
+    own, params = load_detector(folder.weights(stage))
     prompted = networks("masks")(folder, sam) if masks else None
     tags = None
-    if detector.config.test.tag_power:
-        tags = networks("tags")(folder, detector.classes, clues)
-    return PhotoDetector(detector, params, threshold, masks=prompted, tags=tags)
+    if own.config.test.tag_power:
+        tags = networks("tags")(folder, own.classes, clues)
+    return PhotoDetector(own, params, threshold, masks=prompted, tags=tags)
+
+
+def retrained_stage(folder: RunFolder, detector: str | None) -> str:
+    """The stage of a run whose detector is meant: the first that it retrains (None), or the one of
+    that row of `RETRAINERS`. `BadInput` when it is no such row, or the run has none of it."""
+    if detector is None:
+        return "retrain"
+    if detector not in RETRAINERS:
+        hint = did_you_mean(detector, RETRAINERS, f"choose from {', '.join(RETRAINERS)}")
+        raise BadInput("--detector", f"{detector} is no detector that is retrained", hint)
+    further = f"retrain_{detector}"
+    if folder.mark(further).exists():
+        return further
+    first = folder.weights("retrain")
+    if first.exists() and read_metadata(first).get("detector") == detector:
+        return "retrain"
+    problem = f"has no finished {detector} (stage retrain or {further})"
+    raise BadInput(folder.root, problem, f"retrain it, too: name {detector} in --retrain")
 
 
 def plugin(name: str) -> Callable[..., Callable]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bridge.clues.lite_cam import LiteBackbone, LiteConfig, channels_last, lite_input
 from bridge.weights.checkpoints import read_tensors, save_tensors
+from bridge.weights.lite0 import SEEN as LITE0
 from weaksam_jax.data.content import content_hash
 from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagSplit
@@ -17,6 +18,7 @@ from weaksam_jax.files import fingerprint, is_whole, read_arrays, write_arrays
 from weaksam_jax.progress import Bar, progress_bar
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
+from weaksam_jax.supervision import trained
 
 SHARD = 64  # images per file of cached features
 
@@ -38,7 +40,8 @@ def train_lite_head(train: TagSplit, config: LiteConfig, run: RunFolder, seed: i
     for row, record in zip(labels, train.records, strict=True):
         row[list(record.tags)] = 1
     weight, bias = fit_head(features, labels, config.penalty)
-    metadata = {"fingerprint": key, "settings": json.dumps(recipe)}
+    seen = trained(["tags"], f"tags of {train.dataset} {train.split}", LITE0)
+    metadata = {"fingerprint": key, "settings": json.dumps(recipe), **seen.metadata()}
     save_tensors(final, {"weight": weight, "bias": bias}, metadata)
     return final
 

@@ -21,6 +21,7 @@ from bridge.weights.checkpoints import read_tensors
 from bridge.weights.torchscript import is_torchscript
 from weaksam_jax.errors import BadInput
 from weaksam_jax.ranges import Filled, Layers, Scaling, Settings, Side, integers
+from weaksam_jax.supervision import Supervision, saw, stated
 
 OfTwelve = Annotated[int, integers(0, 11)]
 COCO_SLOTS = 90  # the published COCO networks have one a category id, ten of them dead
@@ -94,6 +95,21 @@ def recognise(path: str | Path) -> tuple[str, dict[str, str]]:
         return "weaktr" if fused else "mctformer", metadata
     hint = "give WeakTr, MCTformer-V2, CLIP or a head that this project trained"
     raise BadInput(path, f"is no clue network (keys {', '.join(sorted(state)[:4])})", hint)
+
+
+# What published networks were trained on, by their layouts.
+_SEEN = {
+    "weaktr": saw(["tags"], "by its layout: WeakTr (published ones were chosen by masks)"),
+    "mctformer": saw(["tags"], "by its layout: MCTformer"),
+    "lite_cam": saw(["tags"], "by its layout: a head over EfficientNet-Lite0"),
+    "clip": saw(["text"], "by its layout: CLIP"),
+}
+
+
+def clue_supervision(path: str | Path) -> Supervision:
+    """What the clue network of a weights file has seen, as the file says or by its layout."""
+    kind, metadata = recognise(path)
+    return stated(metadata, path) if "supervision" in metadata else _SEEN[kind]
 
 
 def _slots(

@@ -7,7 +7,9 @@ import torch
 from bridge.clues.weaktr_net import WeakTr
 from bridge.weights.checkpoints import check_keys, read_tensors
 from weaksam_jax.errors import BadInput
+from weaksam_jax.supervision import saw
 
+DEIT = saw(["tags"], "ImageNet classes, by its layout: DeiT")  # what it has seen
 DEIT_HINT = "give the ImageNet weights of DeiT-S, deit_small_patch16_224-cd65a155.pth"
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bridge.clues.tag_samples import TagSamples, epoch_batches
 from bridge.clues.weaktr_net import WeakTr
 from bridge.clues.weaktr_recipe import WeakTrRecipe, learning_rate
-from bridge.clues.weaktr_start import DEIT_HINT, start_from_deit
+from bridge.clues.weaktr_start import DEIT, DEIT_HINT, start_from_deit
 from bridge.weights.checkpoints import read_tensors, save_tensors
 from weaksam_jax import runlog
 from weaksam_jax.data.content import content_hash
@@ -28,6 +28,7 @@ from weaksam_jax.files import file_fingerprint, fingerprint, is_whole
 from weaksam_jax.progress import Bar, progress_bar
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import to_plain
+from weaksam_jax.supervision import trained
 
 
 def train_weaktr(train: TagSplit, recipe: WeakTrRecipe, run: RunFolder, seed: int) -> Path:
@@ -61,11 +62,13 @@ def check_images(train: TagSplit, recipe: WeakTrRecipe) -> None:
 
 def _metadata(train: TagSplit, recipe: WeakTrRecipe, key: str) -> dict[str, str]:
     """What the file's keys and shapes do not tell."""
+    start = None if recipe.init is None else DEIT
     return {
         "fingerprint": key,
         "heads": str(recipe.heads),
         "fusion": recipe.fusion,
         "classes": ";".join(train.classes),
+        **trained(["tags"], f"tags of {train.dataset} {train.split}", start).metadata(),
         **({} if recipe.reach is None else {"reach": str(recipe.reach)}),
     }
 

@@ -14,7 +14,7 @@ and a few full-size ones (`bridge.sam.decoder.numbers_at_once`).
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -119,6 +119,7 @@ def export_split(
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
     workers: int | None = None,
+    supervision: Mapping[str, Mapping[str, str]] | None = None,
 ) -> ExportReport:
     """Writes proposals and clues of the images `records[i::n]`, for shard = (i, n).
 
@@ -129,8 +130,9 @@ def export_split(
     and were made from the same settings, networks, image and tags (metadata `fingerprint`). The
     manifest is written once every image of the split is there; it is removed first when there is
     something to do. Without a clue network the prompts are the grid alone. workers: images at a
-    time (`bridge.runtime.workers`); the files do not depend on it. Raises `BadInput` for an
-    unreadable image.
+    time (`bridge.runtime.workers`); the files do not depend on it. supervision: what the networks
+    have seen (rows of `weaksam_jax.supervision.ledger_row`), for the manifest. Raises `BadInput`
+    for an unreadable image.
     """
     if config.source == "sam" and sam is None:
         raise ValueError("proposals of source 'sam' need a SAM")
@@ -142,6 +144,7 @@ def export_split(
         root=Path(root),
         clue_root=Path(clue_root),
     )
+    job.supervision = dict(supervision or {})
     mine = split.records[shard[0] :: shard[1]]
     todo = [record for record in mine if not job.is_done(record, whole=True)]
     if todo:
@@ -169,6 +172,7 @@ class _Job:
         self.split, self.config, self.root, self.clue_root = split, config, root, clue_root
         self.sam = sam if config.source == "sam" else None
         self.clue_network = clue_network
+        self.supervision: dict[str, Mapping[str, str]] = {}
         self.networks = {
             "sam": None if self.sam is None else weights_fingerprint(self.sam),
             "clues": None if clue_network is None else network_fingerprint(clue_network),
@@ -306,6 +310,7 @@ def _manifest(job: _Job, split: TagSplit) -> dict[str, Any]:
         "fingerprint": job.fingerprint_of_job,
         **job.key,
         "versions": _versions(),
+        **({"supervision": job.supervision} if job.supervision else {}),
     }
 
 

@@ -16,9 +16,11 @@ from segment_anything.modeling import Sam
 
 from bridge.sam import mobile
 from bridge.sam.mini import load_sam_mini
+from bridge.sam.mini.model import weights_path
 from bridge.weights.checkpoints import filled, read_checkpoint
 from weaksam_jax.data.pixel_statistics import IMAGENET_MEAN_255, IMAGENET_STD_255
 from weaksam_jax.errors import BadInput
+from weaksam_jax.supervision import Supervision, read_stated, saw
 
 MINI = ("sam_mini", "sam_mini_lite")
 # Width of the image encoder -> name in the registry of segment_anything.
@@ -37,6 +39,13 @@ def load_sam(name_or_path: str | Path) -> Sam:
     if str(name_or_path) in MINI:
         return load_sam_mini(str(name_or_path))
     return _load_published(Path(name_or_path))
+
+
+def sam_supervision(name_or_path: str | Path) -> Supervision:
+    """What a SAM has seen: of ours as its file says, of a published one by its layout."""
+    if str(name_or_path) in MINI:
+        return read_stated(weights_path(str(name_or_path)))
+    return saw(["masks"], "masks of SA-1B, by its layout: SAM")
 
 
 def _load_published(path: Path) -> Sam:

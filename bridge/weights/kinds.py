@@ -13,12 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from bridge.weights import (
+    dino_mmdet,
+    dino_official,
+    lite0,
+    mmdet_oicr,
+    resnet50,
+    vgg16,
+    wetectron,
+)
 from bridge.weights import faster_rcnn_detectron2 as detectron2
 from bridge.weights import faster_rcnn_torchvision as torchvision
-from bridge.weights import lite0, mmdet_oicr, resnet50, vgg16, wetectron
 from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, read_arrays, write_arrays
+from weaksam_jax.supervision import Supervision, parse_kinds, saw, stated
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,62 +36,118 @@ Arrays = dict[str, np.ndarray]
 class Kind:
     """A kind of published file.
 
-    about: what it is. read: (published file, options by name) -> (arrays, metadata). back: (name of
-    the arrays' file, arrays) -> content of a PyTorch checkpoint; None: there is no way back.
-    options: names of those that `read` takes. installed: whether `read(None)` finds a file that a
-    package brings.
+    about: what it is. read: (published file, options by name) -> (arrays, metadata). seen: what
+    supervision such files have seen; None: what their metadata say. back: (name of the arrays'
+    file, arrays) -> content of a PyTorch checkpoint; None: there is no way back. options: names of
+    those that `read` takes. installed: whether `read(None)` finds a file that a package brings.
     """
 
     about: str
     read: Callable[..., tuple[Arrays, dict[str, str]]]
+    seen: Supervision | None
     back: Callable[[str | Path, Arrays], dict[str, Any]] | None = None
     options: frozenset[str] = frozenset()
     installed: bool = False
 
 
+IMAGENET = ["tags"]  # a class for each image
+# Published detectors; one that was retrained on pseudo boxes is told by --supervision tags.
+BOXES = ["boxes"]
 KINDS = {
     "efficientnet_lite0": Kind(
-        "ImageNet, the installed package's", lite0.efficientnet_lite0_arrays, installed=True
+        "ImageNet, the installed package's",
+        lite0.efficientnet_lite0_arrays,
+        lite0.SEEN,
+        installed=True,
     ),
-    "vgg16": Kind("ImageNet, Caffe's or torchvision's", vgg16.vgg16_arrays),
-    "resnet50": Kind("ImageNet, torchvision's", resnet50.resnet50_arrays),
-    "resnet50_msra": Kind("ImageNet, detectron2's R-50.pkl", resnet50.resnet50_msra_arrays),
+    "vgg16": Kind(
+        "ImageNet, Caffe's or torchvision's",
+        vgg16.vgg16_arrays,
+        saw(IMAGENET, "ImageNet classes: VGG16"),
+    ),
+    "resnet50": Kind(
+        "ImageNet, torchvision's",
+        resnet50.resnet50_arrays,
+        saw(IMAGENET, "ImageNet classes: ResNet-50 of torchvision"),
+    ),
+    "resnet50_msra": Kind(
+        "ImageNet, detectron2's R-50.pkl",
+        resnet50.resnet50_msra_arrays,
+        saw(IMAGENET, "ImageNet classes: ResNet-50 of MSRA"),
+    ),
     "wetectron": Kind(
-        "MIL detector of wetectron (MIST)", wetectron.wetectron_arrays, wetectron.wetectron_back
+        "MIL detector of wetectron (MIST)",
+        wetectron.wetectron_arrays,
+        saw(["tags"], "tags of images: MIL detector of wetectron"),
+        back=wetectron.wetectron_back,
     ),
     "mmdet_oicr": Kind(
-        "MIL detector in mmdet (OICR)", mmdet_oicr.mmdet_oicr_arrays, mmdet_oicr.mmdet_oicr_back
+        "MIL detector in mmdet (OICR)",
+        mmdet_oicr.mmdet_oicr_arrays,
+        saw(["tags"], "tags of images: MIL detector in mmdet"),
+        back=mmdet_oicr.mmdet_oicr_back,
     ),
     "faster_rcnn_torchvision": Kind(
         "Faster R-CNN R50-FPN of torchvision",
         torchvision.faster_rcnn_torchvision_arrays,
-        torchvision.faster_rcnn_torchvision_back,
+        saw(BOXES, "boxes: Faster R-CNN of torchvision"),
+        back=torchvision.faster_rcnn_torchvision_back,
         options=frozenset({"epsilon", "classes"}),
     ),
     "faster_rcnn_detectron2": Kind(
         "Faster R-CNN R50-FPN of detectron2",
         detectron2.faster_rcnn_detectron2_arrays,
-        detectron2.faster_rcnn_detectron2_back,
+        saw(BOXES, "boxes: Faster R-CNN of detectron2"),
+        back=detectron2.faster_rcnn_detectron2_back,
         options=frozenset({"classes"}),
     ),
+    "dino_mmdet": Kind(
+        "DINO R50 of mmdetection",
+        dino_mmdet.dino_mmdet_arrays,
+        saw(BOXES, "boxes: DINO of mmdetection"),
+        back=dino_mmdet.dino_mmdet_back,
+        options=frozenset({"heads", "classes"}),
+    ),
+    "dino_official": Kind(
+        "DINO R50 of its authors",
+        dino_official.dino_official_arrays,
+        saw(BOXES, "boxes: DINO of its authors"),
+        options=frozenset({"heads", "classes"}),
+    ),
+    "ours": Kind("weights of this project, stated anew (--supervision)", read_arrays, None),
 }
 
 
-def convert(kind: str, to: str | Path, source: str | Path | None = None, **options: Any) -> Path:
+def convert(
+    kind: str,
+    to: str | Path,
+    source: str | Path | None = None,
+    *,
+    supervision: str | None = None,
+    note: str | None = None,
+    **options: Any,
+) -> Path:
     """Writes a published file as a safetensors file of arrays and metadata; returns its path.
 
-    kind: a row of `KINDS`. source: the published file (None: an installed one). options: what the
-    file does not tell, see the kind's `read`. Raises `BadInput` when the source is missing or does
-    not fit, or an option is none of the kind's.
+    kind: a row of `KINDS`. source: the published file (None: an installed one). supervision: what
+    it has seen, "tags,boxes" (None: as the kind says, or the file); note: whose it is, for the
+    ledger of runs that start from it. options: what the file does not tell, see the kind's `read`.
+    Raises `BadInput` when the source is missing or does not fit, or an option is none of the
+    kind's.
     """
     row = KINDS[kind]
     for name in sorted(options.keys() - row.options):
         raise BadInput(f"--{name}", f"is no option of {kind}", "leave it out")
     if source is None and not row.installed:
         raise BadInput("--from", "is missing", f"name the published file of {kind}")
+    kinds = None if supervision is None else parse_kinds(supervision, "--supervision")
     arrays, metadata = row.read(source, **options)
     _check_finite(source or kind, arrays)
-    write_arrays(to, arrays, metadata)
+    seen = row.seen or stated(metadata, source)
+    if kinds is not None:
+        seen = saw(kinds, f"stated by hand: {seen.source}")
+    seen = saw(seen.kinds, note or seen.source)
+    write_arrays(to, arrays, metadata | seen.metadata())
     return Path(to)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from bridge.weights.checkpoints import filled, read_checkpoint
 from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
+from weaksam_jax.supervision import saw
 
 BATCH_NORM_EPSILON = 1e-3  # of every EfficientNet
+SEEN = saw(["tags"], "ImageNet classes: EfficientNet-Lite0")
 BLOCKS = 16
 _HINT = "give weights of EfficientNet-Lite0"
 _NORM = ("weight", "bias", "running_mean", "running_var")

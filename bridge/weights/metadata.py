@@ -6,6 +6,8 @@
   config that the arrays or the published code determine (`model`, `test`; what is missing has the
   default); and `classes`, JSON of their names in the arrays' order, or `num_classes` where the
   published file names none.
+
+Every file says what supervision it has seen, too (`weaksam_jax.supervision`); `convert` adds it.
 """
 
 import json

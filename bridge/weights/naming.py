@@ -76,6 +76,12 @@ class Taken:
             raise BadInput(self._path, f"{name} has the shape {found}: it is empty", HINT)
         return found
 
+    def found_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor; None where there is none of that name."""
+        if name not in self._tensors:
+            return None
+        return np.shape(numbers(self._tensors[name], name, self._path))
+
     def check_unknown(self, ignored: tuple[str, ...]) -> None:
         """`BadInput` for tensors that nobody asked for."""
         rest = sorted(set(self._tensors) - self._seen)

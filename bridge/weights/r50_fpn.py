@@ -111,7 +111,7 @@ def to_ours(
     root = "backbone/" if naming.layers else ""
     arrays: Arrays = {}
     for name in conv_names():
-        arrays[f"{root}{name}/conv/kernel"] = _transpose(taken(naming.kernel(name), shapes[name]))
+        arrays[f"{root}{name}/conv/kernel"] = transpose(taken(naming.kernel(name), shapes[name]))
         norm = [taken(one, shapes[name][:1]).astype(np.float64) for one in naming.norm(name)]
         if len(norm) == 4 and (norm[3] < 0).any():
             raise BadInput(path, f"{naming.norm(name)[3]} holds variances below 0", HINT)
@@ -124,7 +124,7 @@ def to_ours(
             weight = _turn_pooled(weight, shapes["rpn/conv"][0], channels_first=True)
         elif naming.background_first:
             weight, bias = _background_last(name, weight), _background_last(name, bias)
-        arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = _transpose(weight), bias
+        arrays[f"{name}/kernel"], arrays[f"{name}/bias"] = transpose(weight), bias
     taken.check_unknown(naming.ignored)
     with np.errstate(over="ignore"):
         return {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
@@ -140,11 +140,11 @@ def to_theirs(arrays: Mapping[str, np.ndarray], naming: Naming) -> Arrays:
     tensors: Arrays = {}
     for name in conv_names():
         scale, bias = (arrays[f"{root}{name}/norm/{part}"] for part in ("scale", "bias"))
-        tensors[naming.kernel(name)] = _untranspose(arrays[f"{root}{name}/conv/kernel"])
+        tensors[naming.kernel(name)] = untranspose(arrays[f"{root}{name}/conv/kernel"])
         rest = (np.zeros_like(scale), np.full_like(scale, 1 - BATCH_NORM_EPSILON))
         tensors |= dict(zip(naming.norm(name), (scale, bias, *rest), strict=False))
     for name, theirs in naming.layers.items():
-        weight, bias = _untranspose(arrays[f"{name}/kernel"]), arrays[f"{name}/bias"]
+        weight, bias = untranspose(arrays[f"{name}/kernel"]), arrays[f"{name}/bias"]
         if name == "box_head/fc1":
             weight = _turn_pooled(weight, arrays["rpn/conv/bias"].size, channels_first=False)
         elif naming.background_first:
@@ -220,13 +220,14 @@ def _layer_shapes(taken: Taken, naming: Naming, width: int) -> dict[str, tuple[i
     }
 
 
-def _transpose(weight: np.ndarray) -> np.ndarray:
-    """`[out, in, k, k]` or `[out, in]` -> `[k, k, in, out]` or `[in, out]`."""
-    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+def transpose(weight: np.ndarray) -> np.ndarray:
+    """`[out, in, k, k]` or `[out, in]` -> `[k, k, in, out]` or `[in, out]`; `[out]` stays."""
+    return weight.T if weight.ndim <= 2 else weight.transpose(2, 3, 1, 0)
 
 
-def _untranspose(kernel: np.ndarray) -> np.ndarray:
-    return kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+def untranspose(kernel: np.ndarray) -> np.ndarray:
+    """The inverse of `transpose`."""
+    return kernel.T if kernel.ndim <= 2 else kernel.transpose(3, 2, 0, 1)
 
 
 def _turn_pooled(weight: np.ndarray, channels: int, channels_first: bool) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments.bench import box_ops, mil, rcnn, sam
+from experiments.bench import box_ops, convolution, deformable, dino_loss, mil, rcnn, sam
 from experiments.bench.entry import Case, Entry, random_boxes
 
 # A view of 480 x 640 through VGG16: what the MIL detector pools from.
@@ -197,7 +197,10 @@ CASES: dict[str, Case] = {
         for case in (box_ops.rpn_proposals, peaks, proposals, sam.sam_decoder, *_SAM)
     },
     **{f"mil_step_{count}": mil.step_case(count) for count in COUNTS},
+    **convolution.CASES,
     **rcnn.CASES,
+    **dino_loss.CASES,
+    **deformable.CASES,
 }
 SLOW = (
     *("peaks", *(case.__name__ for case in _SAM), *(f"mil_step_{count}" for count in COUNTS)),

@@ -16,6 +16,7 @@ from experiments.bench.entry import random_boxes
 from experiments.bench.gpu_ours import params_of
 from experiments.bench.gpu_sizes import Jobs, Sizes
 from experiments.bench.programs import CLASSES, TAGS, Case, batch_shapes, detector_of, filled
+from weaksam_jax.data.scales import PaddedSize
 from weaksam_jax.detectors import DETECTORS
 from weaksam_jax.detectors.mil.loss import MilOutputs, mil_loss, mine_mist
 from weaksam_jax.engine.mesh import data_mesh
@@ -26,7 +27,6 @@ from weaksam_jax.ops.nms import dense_nms, multiclass_nms, nms
 from weaksam_jax.ops.roi import roi_align, roi_align_pyramid, roi_pool
 
 COUNT, SIDE, STRIDE, CHANNELS = 200, 48, 8, 32  # boxes, cells of a map's side
-SIZE = (128, 160)  # padded (height, width) of the detectors' check
 # Sums in another order. A detector's step has discrete choices (NMS, samples, mining) on the way.
 CLOSE, STEP = 1e-5, 1e-2
 
@@ -35,8 +35,10 @@ def jobs(sizes: Sizes) -> Jobs:
     """Operations, losses, and a training step and a detection of every detector."""
     arrays = _arrays()
     parts = {name: partial(check, *one) for name, one in _operations(arrays).items()}
-    steps = {f"{kind} gradient": partial(check_step, kind) for kind in DETECTORS}
-    detections = {f"{kind} detection": partial(check_detection, kind) for kind in DETECTORS}
+    steps = {f"{kind} gradient": partial(check_step, kind, sizes.check) for kind in DETECTORS}
+    detections = {
+        f"{kind} detection": partial(check_detection, kind, sizes.check) for kind in DETECTORS
+    }
     return {f"check {name}": job for name, job in (parts | steps | detections).items()}
 
 
@@ -141,13 +143,13 @@ def apart(ours: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(ours - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-6))
 
 
-def small_case(kind: str, work: str) -> Case:
-    return Case(kind, "mini", work, size=SIZE, proposals=64, precision="float32", images=2)
+def small_case(kind: str, work: str, size: PaddedSize) -> Case:
+    return Case(kind, "mini", work, size=size, proposals=64, precision="float32", images=2)
 
 
-def check_step(kind: str) -> dict[str, Any]:
+def check_step(kind: str, size: PaddedSize) -> dict[str, Any]:
     """A row: loss and whole gradient of a detector's smallest recipe."""
-    case = small_case(kind, "train")
+    case = small_case(kind, "train", size)
     detector = detector_of(case)
     batch = filled(batch_shapes(detector, case, 2, learning=True))
     params, found = params_of(detector, case), []
@@ -174,9 +176,9 @@ def _gradient(loss_fn: Callable, device: jax.Device) -> Callable:
     return jax.jit(jax.shard_map(of, mesh=data_mesh([device]), **specs))
 
 
-def check_detection(kind: str) -> dict[str, Any]:
+def check_detection(kind: str, size: PaddedSize) -> dict[str, Any]:
     """A row: scores of the detections of a detector's smallest recipe."""
-    case = small_case(kind, "predict")
+    case = small_case(kind, "predict", size)
     detector = detector_of(case)
     batch = filled(batch_shapes(detector, case, 2, learning=False))
     found = on_both(detector.predict, (params_of(detector, case), batch))

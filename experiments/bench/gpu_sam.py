@@ -20,7 +20,7 @@ from bridge.sam.networks import load_sam
 from bridge.sam.prompting import PromptedImage
 from experiments.bench import torch_side
 from experiments.bench.entry import random_image
-from experiments.bench.gpu_sizes import PRECISIONS, Jobs, Sizes, timed
+from experiments.bench.gpu_sizes import Jobs, Sizes, timed
 from experiments.bench.sam import random_prompts
 from weaksam_jax.engine.precision import Precision
 
@@ -29,7 +29,7 @@ PEAKS = (11, 11, 20)  # coarse, fine and cross points of an image
 
 def jobs(sizes: Sizes) -> Jobs:
     """Encodings and exports of one image."""
-    every = [(name, one) for name in sizes.sams for one in PRECISIONS]
+    every = [(name, one) for name in sizes.sams for one in sizes.precisions]
     encodings = {f"{n} encode {p}": partial(measure, encode, (n, p), sizes) for n, p in every}
     exports = {f"{n} export {p}": partial(measure, export, (n, p), sizes) for n, p in every}
     return encodings | exports

@@ -12,18 +12,20 @@ from weaksam_jax.engine.precision import Precision
 
 # A row's name -> the work that gives its other fields.
 Jobs = Mapping[str, Callable[[], dict[str, Any]]]
-PRECISIONS: tuple[Precision, ...] = ("bfloat16", "tf32", "float32")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """tiny: the smallest recipes. sides: padded (height, width) of detectors on proposals and of
-    the others; images: per call (0: the recipe's); rois: of torchvision's Faster R-CNN; width: of
-    fc6 and fc7 in PyTorch, channels: of VGG16 there; sams: image encoders; photo: (height, width);
-    grid: points per side; repeats: timed calls, after one."""
+    """tiny: the smallest recipes. precisions: of ours. sides: padded (height, width) of detectors
+    on proposals and of the others; check: of both beside the CPU. images: per call (0: the
+    recipe's). rois: of torchvision's Faster R-CNN. width: of fc6 and fc7 in PyTorch, channels: of
+    VGG16 there. sams: image encoders; photo: (height, width); grid: points per side. repeats: timed
+    calls, after one."""
 
     tiny: bool
+    precisions: tuple[Precision, ...]
     sides: tuple[PaddedSize, PaddedSize]
+    check: PaddedSize
     proposals: int
     images: int
     rois: int
@@ -37,7 +39,9 @@ class Sizes:
 
 CARD = Sizes(
     tiny=False,
+    precisions=("bfloat16", "tf32", "float32"),
     sides=((688, 920), (832, 1248)),
+    check=(128, 160),
     proposals=256,
     images=0,
     rois=512,
@@ -50,7 +54,9 @@ CARD = Sizes(
 )
 TINY = Sizes(
     tiny=True,
+    precisions=("bfloat16",),
     sides=((64, 96), (64, 96)),
+    check=(64, 64),
     proposals=16,
     images=2,
     rois=16,
@@ -64,13 +70,13 @@ TINY = Sizes(
 
 
 def cases(sizes: Sizes, work: str) -> list[Case]:
-    """Every detector's published recipe (tiny: its smallest) in all precisions."""
+    """Every detector's published recipe (tiny: its smallest) in all of the precisions."""
     found = []
     for name, kind in DETECTORS.items():
         recipe = "mini" if sizes.tiny else published(kind.presets)[0]
         size = sizes.sides[0 if kind.on_proposals else 1]
         more = {"size": size, "proposals": sizes.proposals, "images": sizes.images}
-        found += [Case(name, recipe, work, precision=one, **more) for one in PRECISIONS]
+        found += [Case(name, recipe, work, precision=one, **more) for one in sizes.precisions]
     return found
 
 

@@ -1,8 +1,8 @@
 """What a program consists of, read from the text of its optimised HLO.
 
 Times and counts are those of one run: an instruction in a loop counts once per turn of the loop.
-How often a loop turns the compiler often knows (`known_trip_count`); else it is assumed by what the
-loop does (`Assumed`).
+How often a loop turns the compiler says (`known_trip_count`), or its condition does (counted from 0
+to a constant); else it is assumed by what the loop does (`Assumed`).
 """
 
 import math
@@ -21,7 +21,7 @@ _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop of a program: the functions it is in, turns, whether the compiler knew them, and how
+    """A loop of a program: the functions it is in, turns, whether the program says so, and how
     often the whole loop is run."""
 
     source: str
@@ -72,7 +72,7 @@ def bytes_of(kind: str) -> int:
 
 
 def _visit(name: str, times: int, walk: tuple[dict, Assumed, Reading]) -> None:
-    bodies, assumed, found = walk
+    bodies, _, found = walk
     for line in bodies.get(name, ()):
         if not (parts := _INSTRUCTION.match(line)):
             continue
@@ -81,7 +81,7 @@ def _visit(name: str, times: int, walk: tuple[dict, Assumed, Reading]) -> None:
         if cost := _first(r'"estimated_cycles":"(\d+)"', line):
             found.cycles[(op, label, source)] += int(cost) * times
         _count(found, op, (kind, line), times=times)
-        for inner, turns in _inside(line, op, source, at=(assumed, found, times)):
+        for inner, turns in _inside(line, op, source, at=(walk, times)):
             _visit(inner, times * turns, walk)
 
 
@@ -98,15 +98,24 @@ def _count(found: Reading, op: str, written: tuple[str, str], times: int) -> Non
 
 def _inside(line: str, op: str, source: str, at: tuple) -> Iterator[tuple[str, int]]:
     """The computations that an instruction runs, and how often each."""
-    assumed, found, times = at
+    (bodies, assumed, found), times = at
     if op == "while":
-        known = _first(r'known_trip_count":\{"n":"(\d+)"', line)
+        known = _first(r'known_trip_count":\{"n":"(\d+)"', line) or _counted(bodies, line)
         turns = int(known) if known else assumed(source)
         found.loops.append(Loop(source, turns, bool(known), times=times))
         yield _first(r"body=%([\w.\-]+)", line), turns
     elif op in ("call", "conditional", "async-start"):
         for one in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", line):
             yield one, 1
+
+
+def _counted(bodies: dict[str, list[str]], line: str) -> str:
+    """N of a loop whose condition is counter < N, "" of another."""
+    condition = bodies.get(_first(r"condition=%([\w.\-]+)", line), [])
+    root = next((one for one in condition if one.lstrip().startswith("ROOT")), "")
+    limit = _first(r" compare\([^%]*%[\w.\-]+, [^%]*%([\w.\-]+)\), direction=LT", root)
+    found = next((one for one in condition if limit and f"%{limit} = " in one), "")
+    return _first(r" constant\((\d+)\)", found)
 
 
 def _first(pattern: str, line: str) -> str:

@@ -10,8 +10,8 @@ extra `tpu`) and no TPU; a program takes minutes. Figures are per chip:
 - roofline: images per second if the slower of arithmetic (flops at the bfloat16 peak) and memory
   (bytes at the bandwidth) were all there is; loops count once in it, as in XLA's cost analysis;
 - cycles: images per second by the compiler's own estimates of the instructions, loops times their
-  turns; sorts, large gathers and scatters are not in it. Where only the data end a loop: RoIPool's
-  of a box as large as the image, 100 turns in a class-wise NMS, else 10.
+  turns; sorts, large gathers and scatters are not in it. Where only the data end a loop: none in
+  RoIPool, whose loop is for boxes beyond the image, else 10, such as the rounds of an NMS.
 
 `--effort -1` compiles several times as fast; memory, flops and loops hold, cycles are too many.
 """
@@ -57,7 +57,7 @@ CHIPS = {
     "v6e": Chip(918, 1640, 32, clock=1750),
     "v5p": Chip(459, 2765, 95, clock=1750),
 }
-NMS_TURNS, OTHER_TURNS = 100, 10  # of loops that the data end
+TURNS = 10  # of loops that the data end
 HEAVIEST = 12  # operations listed in the JSON file
 
 
@@ -158,7 +158,7 @@ def compile_case(case: Case, topology: str) -> dict[str, Any]:
     row["chip_gib"] = chip_of(topology).memory
     if compiled is None:
         return row | {"problem": problem}
-    return row | figures(compiled, program, case, chip=chip_of(topology))
+    return row | figures(compiled, program, chip_of(topology))
 
 
 def chip_of(topology: str) -> Chip:
@@ -169,10 +169,10 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[name]
 
 
-def figures(compiled: Any, program: Program, case: Case, chip: Chip) -> dict[str, Any]:
+def figures(compiled: Any, program: Program, chip: Chip) -> dict[str, Any]:
     """Of a compiled program, per chip."""
     cost, images = compiled.cost_analysis(), program.images / program.devices
-    found = read(compiled.as_text(), lambda source: turns(source, case))
+    found = read(compiled.as_text(), turns)
     arithmetic = cost["flops"] / chip.tflops / 1e12
     seconds = {
         "roofline": max(arithmetic, cost["bytes accessed"] / chip.bandwidth / 1e9),
@@ -188,12 +188,9 @@ def figures(compiled: Any, program: Program, case: Case, chip: Chip) -> dict[str
     }
 
 
-def turns(source: str, case: Case) -> int:
+def turns(source: str) -> int:
     """Of a loop in these functions that only the data end."""
-    if "outputs" in source:  # RoIPool's, over the cells of the largest bin
-        rows, columns = (-(-(side // 8 + 1) // 7) + 1 for side in case.size)
-        return rows * columns
-    return NMS_TURNS if "vmap(vmap" in source else OTHER_TURNS
+    return 0 if "outputs" in source else TURNS  # RoIPool's, for bins that no two windows cover
 
 
 def memory_gib(plan: Any) -> dict[str, float]:

@@ -11,7 +11,6 @@ from experiments.pipeline import metrics as measure
 from experiments.pipeline.detectors import RetrainConfig
 from experiments.pipeline.run import Run
 from experiments.pipeline.stages import detect_retrained, pseudo_boxes
-from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.engine.checkpoint import CHECKPOINTS
 from weaksam_jax.engine.step import Params
 from weaksam_jax.errors import BadFile
@@ -30,7 +29,8 @@ class Cells:
 
     def inputs(self, seed: int) -> list[str]:
         """Fingerprints of what a cell reads."""
-        return [*self.runs.images(), *weights_of(self.runs.of(seed))]
+        config = next(iter(self.methods.values())).retrain  # all start alike
+        return [*self.runs.images(), *weights_of(self.runs.of(seed), config)]
 
     def work(self, name: str, seed: int, folder: Path) -> dict:
         """Retrains and measures; returns AP in percent."""
@@ -39,7 +39,7 @@ class Cells:
         until = common_steps(self.methods, name)
         if until and not (folder / CHECKPOINTS).exists():
             self._begin(method, seed, until, pgt=pgt, folder=folder)
-        detector = FasterRcnn(method.retrain, run.data.splits["train"].classes)
+        detector = detectors.retrainer(method.retrain, run.data.splits["train"].classes)
         params = train(run, pgt, method.retrain, folder=folder, seed=seed)
         found = detect_retrained(run, detector, params)
         write_json(RunFolder(folder.parent).detections(folder.name, "test"), found)
@@ -65,16 +65,17 @@ def train(
     until: int | None = None,
 ) -> Params:
     """The parameters of a retraining on the run's training images."""
-    split, start = run.data.splits["train"], detectors.retrain_start(run.folder, config)
-    detector, how = FasterRcnn(config, split.classes), {"folder": folder, "seed": seed}
+    split, allowed = run.data.splits["train"], run.options.allow_supervision
+    start = detectors.retrain_start(run.folder, config, allowed)
+    detector, how = detectors.retrainer(config, split.classes), {"folder": folder, "seed": seed}
     return detectors.train_retrainer(detector, pgt, split, start=start, until=until, **how)
 
 
-def weights_of(run: Run) -> list[str]:
+def weights_of(run: Run, config: RetrainConfig) -> list[str]:
     """Fingerprints of what a cell reads of its run; `BadInput` when the MIL detector is missing."""
     paths = [run.folder.detections("wsod", "train"), run.folder.weights("wsod")]
-    if (init := run.config.retrain.optim.init) is not None:
-        paths.append(Path(init))
+    if (init := detectors.init_file(config)) is not None:
+        paths.append(init)
     for path in paths:
         if not path.exists():
             raise BadFile(path, "does not exist", "finish the run's stage wsod (or give weights)")

@@ -1,8 +1,9 @@
-"""Do the losses of RoIs tell the wrong pseudo boxes? Figures 3 and 5 of the paper, measured.
+"""Do the losses of RoIs and queries tell the wrong pseudo boxes? Figures 3 and 5, measured.
 
     python -m experiments.paper.drop_figures --run runs/mini-0 --out runs/mini-0/drop
     python -m experiments.paper.drop_figures --run runs/mini-0 --at 200 400 1000 \\
         --out runs/mini-0/drop
+    python -m experiments.paper.drop_figures --run runs/mini-0 --detector dino --out runs/dino-drop
 
 Takes the pseudo boxes and settings of a finished run and, for the detector of that run or for one
 that is trained anew without RoI drop as far as each step of --at, samples RoIs of every training
@@ -10,6 +11,9 @@ image as training does (unaugmented), with their classification and box losses. 
 an error when its pseudo box overlaps no true box (--same-class: of its class) by IoU >= 0.7. For
 each interval of either loss: the number of RoIs and the share of errors. RoI drop helps where that
 share rises with the loss; the table says how much of what a threshold drops is wrong.
+
+Of a DINO: the queries of its last layer that are matched to a pseudo box, by their unweighted
+classification loss, their L1 loss, and their rank in the batch, by which query drop chooses.
 
 Truth is read here, after training and for the figure alone. Writes OUT/drop.json and a picture a
 detector. A training that was stopped goes on with the same command.
@@ -21,33 +25,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from experiments.paper import query_losses, roi_losses
 from experiments.paper.ablation_cells import train
-from experiments.paper.roi_losses import (
-    ERROR_IOU,
-    Judge,
-    Rois,
-    intervals,
-    sample_rois,
-    summary,
-    unaugmented,
-)
-from experiments.paper.seed_tables import open_folder, provenance
+from experiments.paper.loss_report import draw, table
+from experiments.paper.roi_losses import ERROR_IOU, Judge, unaugmented
+from experiments.paper.seed_tables import open_folder, permitting, provenance
 from experiments.pipeline.commands import run
+from experiments.pipeline.detectors import RetrainConfig, retrain_kinds, retrainer
 from experiments.pipeline.run import Run, open_run
 from weaksam_jax.data.datasets import dataset_fingerprint
 from weaksam_jax.detectors import load_detector
-from weaksam_jax.detectors.faster_rcnn import FasterRcnn
+from weaksam_jax.detectors.dino import Dino
 from weaksam_jax.engine.checkpoint import CHECKPOINTS
 from weaksam_jax.engine.weights import load_params, save_params
 from weaksam_jax.errors import BadInput
-from weaksam_jax.files import atomic_path, file_fingerprint, fingerprint, read_json, write_json
+from weaksam_jax.files import file_fingerprint, fingerprint, read_json, write_json
 from weaksam_jax.flags import parse
 from weaksam_jax.locks import locked
 from weaksam_jax.outputs import OutFolder
+from weaksam_jax.photos import retrained_stage
 from weaksam_jax.ranges import Seed, Steps
 from weaksam_jax.settings import change, to_plain
+from weaksam_jax.supervision import Permission
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,16 @@ class DropFigures:
     """Folder that is written."""
     data: str | None = None
     """The data set, if it has moved; mini: the set that the run wrote [the run's own]."""
+    detector: str | None = None
+    """faster_rcnn or dino, of several that the run retrained [the first of its --retrain]."""
     at: tuple[Steps, ...] = ()
-    """Train anew without RoI drop and measure after so many steps [the run's own detector]."""
+    """Train anew without drop and measure after so many steps [the run's own detector]."""
     seed: Seed = 0
     """Of that training and of the RoIs that are sampled."""
     same_class: bool = False
     """A true box of another class does not make a pseudo box right (the paper: it does)."""
+    allow_supervision: tuple[Permission, ...] = ()
+    """Start from weights that saw boxes or masks, or do not say (unknown), as a run may."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(options: DropFigures) -> list[dict]:
     """One dictionary per detector: its step (None: the run's own), intervals and thresholds."""
-    opened = open_run(options.run, options.data)
-    steps = opened.config.retrain.optim.steps
+    opened = permitting(open_run(options.run, options.data), options.allow_supervision)
+    config = config_of(opened, options.detector)
+    steps = config.optim.steps
     if not all(0 < step <= steps for step in options.at):
         raise BadInput("--at", "is no step of the run", f"give steps from 1 to {steps}")
     judge = Judge(opened.data.truth("train"), options.same_class)
@@ -84,30 +88,56 @@ def measure(options: DropFigures) -> list[dict]:
     wanted = sorted(options.at) or (None,)
     note = {**provenance(), "error_iou": ERROR_IOU, "same_class": options.same_class}
     with locked(options.out, "paper", ("drop.json",)):
-        rows = [_measure_one(options, opened, pgt, judge=judge, step=step) for step in wanted]
+        work = _Work(options, opened, pgt, config=config, judge=judge)
+        rows = [_measure_one(work, step) for step in wanted]
         write_json(options.out / "drop.json", {**note, "rows": rows}, indent=1)
     return rows
 
 
-def _measure_one(
-    options: DropFigures, opened: Run, pgt: dict, judge: Judge, step: int | None
-) -> dict:
+def config_of(opened: Run, detector: str | None) -> RetrainConfig:
+    """The run's settings of that detector: of the first (None), or of a row of `RETRAINERS`."""
+    if detector is None:
+        return opened.config.retrain
+    for stage, kind in retrain_kinds(opened.options.retrain).items():
+        if kind == detector:
+            return opened.retrainings[stage]
+    problem = f"{detector} is not retrained by the run ({opened.options.retrain})"
+    raise BadInput("--detector", problem, "name one that is")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is measured."""
+
+    options: DropFigures
+    opened: Run
+    pgt: dict
+    config: RetrainConfig
+    judge: Judge
+
+
+def _measure_one(work: _Work, step: int | None) -> dict:
     """The row of one detector; draws its picture."""
-    config, split = opened.config.retrain, opened.data.splits["train"]
+    options, opened, config = work.options, work.opened, work.config
+    split = opened.data.splits["train"]
     if step is None:
-        _, params = load_detector(opened.folder.weights("retrain"))
+        stage = retrained_stage(opened.folder, options.detector)
+        _, params = load_detector(opened.folder.weights(stage))
     else:
-        params = train_until(options, pgt, opened, step=step)
-    samples = unaugmented(pgt, split, config)
-    detector = FasterRcnn(config, split.classes)
-    rois = sample_rois(detector, params, samples, judge=judge, seed=options.seed)
-    draw(rois, options.out / f"drop{'' if step is None else f'_{step}'}.png", step)
-    return {"step": step, **summary(rois, config)}
+        params = train_until(work, step)
+    samples = unaugmented(work.pgt, split, config)
+    detector = retrainer(config, split.classes)
+    losses = query_losses if isinstance(detector, Dino) else roi_losses
+    found = losses.sample(detector, params, samples, judge=work.judge, seed=options.seed)
+    row = {"step": step, **losses.summary(found, config)}
+    draw(row, options.out / f"drop{'' if step is None else f'_{step}'}.png")
+    return row
 
 
-def train_until(options: DropFigures, pgt: dict, opened: Run, step: int) -> dict:
-    """The detector after `step` steps of the run's schedule without RoI drop; resumes."""
-    config = change(opened.config.retrain, {"loss.drop": None})
+def train_until(work: _Work, step: int) -> dict:
+    """The detector after `step` steps of the run's schedule without drop; resumes."""
+    options, opened, pgt = work.options, work.opened, work.pgt
+    config = change(work.config, {"loss.drop": None})
     folder = options.out / "training"
     images = dataset_fingerprint(opened.data.path, opened.data.names["train"])
     start = opened.folder.weights("wsod")
@@ -121,57 +151,6 @@ def train_until(options: DropFigures, pgt: dict, opened: Run, step: int) -> dict
     params = train(opened, pgt, config, folder=folder, seed=options.seed, until=step)
     save_params(stored, params)
     return params
-
-
-def table(row: dict) -> str:
-    """The summary as text."""
-    where = "the run's detector" if row["step"] is None else f"after {row['step']} steps"
-    lines = [f"{where}: {row['rois']} foreground RoIs, {_percent(row['errors'])} % errors"]
-    lines.append(
-        f"{'loss from':>10} {'cls RoIs':>9} {'errors %':>9} {'reg RoIs':>9} {'errors %':>9}"
-    )
-    for cls, reg in zip(row["cls"], row["reg"], strict=True):
-        cells = [f"{one['rois']:9} {_percent(one['errors']):>9}" for one in (cls, reg)]
-        lines.append(f"{cls['from']:10.2f} {cells[0]} {cells[1]}")
-    gone, kept = _percent(row["errors_of_dropped"]), _percent(row["errors_of_kept"])
-    lines.append(
-        f"tau_cls {row['tau_cls']:g}, tau_reg {row['tau_reg']:g}, {row['rule']}: "
-        f"{_percent(row['dropped'])} % dropped, of which {gone} % are errors, of those kept "
-        f"{kept} %"
-    )
-    share = _percent(row["dropped_background"])
-    lines.append(f"of {row['background_rois']} background RoIs {share} % dropped")
-    return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "    -" if value is None else f"{100 * value:5.1f}"
-
-
-def draw(rois: Rois, path: Path, step: int | None) -> None:
-    """Bars: number of RoIs of each interval; line: share of errors."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    titles = {"cls": "classification loss", "reg": "box loss (L1)"}
-    for axis, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        _draw_loss(axis, intervals(getattr(rois, name), rois.wrong), title)
-    figure.suptitle(
-        "the run's detector" if step is None else f"after {step} steps without RoI drop"
-    )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
-def _draw_loss(axis, rows: Sequence[dict], title: str) -> None:
-    x = range(len(rows))
-    axis.bar(x, [row["rois"] for row in rows], color="tab:blue", alpha=0.6)
-    axis.set_xticks(x, [f"{row['from']:g}" for row in rows])
-    axis.set(xlabel=f"{title} from", ylabel="foreground RoIs")
-    right = axis.twinx()
-    share = [np.nan if row["errors"] is None else 100 * row["errors"] for row in rows]
-    right.plot(x, share, "o-", color="tab:red")
-    right.set(ylim=(0, 100), ylabel="of them with a wrong pseudo box, %")
 
 
 if __name__ == "__main__":

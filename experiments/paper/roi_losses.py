@@ -1,12 +1,13 @@
 """Losses of sampled RoIs, and whether their pseudo boxes are wrong: Figures 3 and 5, counted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import numpy as np
 
+from experiments.pipeline.detectors import RetrainConfig
 from weaksam_jax.boxes import iou
 from weaksam_jax.data.augment import AugmentConfig
 from weaksam_jax.data.pseudo_boxes import PseudoSamples
@@ -49,24 +50,28 @@ class Judge:
         for row in range(len(np.unique(ids))):  # a last batch repeats its first image
             record, valid = records[int(ids[row])], rois.valid[row]
             own = rois.foreground[row] & valid
-            size = batch["size"][row]
-            factor = np.asarray([record.width / size[1], record.height / size[0]] * 2)
-            wrong = self._wrong(rois.targets[row][own] * factor, rois.labels[row][own], record)
+            labels, size = rois.labels[row][own], batch["size"][row]
+            wrong = self.wrong(rois.targets[row][own], labels, record, size=size)
             yield rois.cls[row][own], rois.reg[row][own], wrong, rois.cls[row][valid & ~own]
 
-    def _wrong(self, boxes: np.ndarray, labels: np.ndarray, record: TruthRecord) -> np.ndarray:
-        right = iou(boxes, record.boxes) >= ERROR_IOU
+    def wrong(
+        self, boxes: np.ndarray, labels: np.ndarray, record: TruthRecord, *, size: np.ndarray
+    ) -> np.ndarray:
+        """Which pseudo boxes `[n, 4]` are wrong, in pixels of the image shown with (height, width)
+        `size`: bool `[n]`."""
+        factor = np.asarray([record.width / size[1], record.height / size[0]] * 2)
+        right = iou(boxes * factor, record.boxes) >= ERROR_IOU
         if self.same_class:
             right &= record.labels[None, :] == labels[:, None]
         return ~right.any(1)
 
 
-def unaugmented(pgt: Mapping, split: TagSplit, config: FasterRcnnConfig) -> PseudoSamples:
+def unaugmented(pgt: Mapping, split: TagSplit, config: RetrainConfig) -> PseudoSamples:
     """The training samples at the largest scale, as they are."""
     return PseudoSamples(pgt, split, config.data.scales[-1:], augment=AugmentConfig(flip=0.0))
 
 
-def sample_rois(
+def sample(
     detector: FasterRcnn, params: Params, samples: PseudoSamples, *, judge: Judge, seed: int = 0
 ) -> Rois:
     """Samples the RoIs of every image with pseudo boxes as training does."""
@@ -98,14 +103,20 @@ def batches(samples, size: int) -> Iterator[Batch]:
             yield {name: np.stack([one[name] for one in shown]) for name in shown[0]}
 
 
-def intervals(losses: np.ndarray, wrong: np.ndarray) -> list[dict]:
-    """For each interval of `EDGES`: where it begins, the number of RoIs, the share of errors (None
-    for no RoI)."""
-    place = np.searchsorted(EDGES, losses, side="right") - 1
+def intervals(
+    losses: np.ndarray,
+    wrong: np.ndarray,
+    edges: Sequence[float] = EDGES,
+    *,
+    what: str = "rois",
+) -> list[dict]:
+    """For each interval: where it begins, the number of RoIs (what: how they are called), the share
+    of errors (None for no RoI)."""
+    place = np.searchsorted(edges, losses, side="right") - 1
     rows = []
-    for index, edge in enumerate(EDGES):
+    for index, edge in enumerate(edges):
         own = place == index
-        rows.append({"from": edge, "rois": int(own.sum()), "errors": _share(wrong[own])})
+        rows.append({"from": edge, what: int(own.sum()), "errors": share(wrong[own])})
     return rows
 
 
@@ -118,17 +129,17 @@ def summary(rois: Rois, config: FasterRcnnConfig) -> dict:
     background = _kept(rois.cls_background, no_boxes, False, drop=drop)
     return {
         "rois": len(rois.cls),
-        "errors": _share(rois.wrong),
+        "errors": share(rois.wrong),
         "cls": intervals(rois.cls, rois.wrong),
         "reg": intervals(rois.reg, rois.wrong),
         "tau_cls": drop.tau_cls,
         "tau_reg": drop.tau_reg,
         "rule": drop.rule,
-        "dropped": _share(~stays),
-        "errors_of_dropped": _share(rois.wrong[~stays]),
-        "errors_of_kept": _share(rois.wrong[stays]),
+        "dropped": share(~stays),
+        "errors_of_dropped": share(rois.wrong[~stays]),
+        "errors_of_kept": share(rois.wrong[stays]),
         "background_rois": len(background),
-        "dropped_background": _share(~background),
+        "dropped_background": share(~background),
     }
 
 
@@ -147,5 +158,6 @@ def _kept(cls: np.ndarray, reg: np.ndarray, foreground: bool, drop: DropConfig) 
     return np.asarray(keep)
 
 
-def _share(flags: np.ndarray) -> float | None:
+def share(flags: np.ndarray) -> float | None:
+    """The share of True; None of nothing."""
     return float(flags.mean()) if len(flags) else None

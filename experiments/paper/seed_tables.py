@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,15 @@ class SeedRuns:
         return [dataset_fingerprint(data.path, name) for name in data.names.values()]
 
 
-def open_runs(roots: Sequence[Path], seeds: Sequence[int] | None, data: str | None) -> SeedRuns:
-    """The runs with the data set of the first; seeds None: 0, 1, ... one for each.
+def open_runs(
+    roots: Sequence[Path],
+    seeds: Sequence[int] | None,
+    data: str | None,
+    *,
+    allowed: tuple[str, ...] = (),
+) -> SeedRuns:
+    """The runs with the data set of the first; seeds None: 0, 1, ... one for each; allowed: what
+    else than tags weights may have seen that a detector starts from.
 
     Raises `BadInput` for no run, no seed, a seed named twice, and a data set without boxes.
     """
@@ -60,7 +67,12 @@ def open_runs(roots: Sequence[Path], seeds: Sequence[int] | None, data: str | No
     first = open_run(roots[0], data)
     others = (open_run(root, str(first.data.path)) for root in roots[1:])
     first.data.truth("test")
-    return SeedRuns((first, *others), seeds)
+    return SeedRuns(tuple(permitting(one, allowed) for one in (first, *others)), seeds)
+
+
+def permitting(run: Run, allowed: tuple[str, ...]) -> Run:
+    """The run with that value of --allow-supervision."""
+    return replace(run, options=replace(run.options, allow_supervision=allowed))
 
 
 @dataclass(frozen=True)

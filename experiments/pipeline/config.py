@@ -1,9 +1,12 @@
 """Config of the whole pipeline, and the presets that fill it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from bridge.clues.lite_cam import LiteConfig
 from bridge.clues.networks import ClueConfig
@@ -15,6 +18,7 @@ from experiments.pipeline import detectors
 from experiments.pipeline.detectors import Method, MilConfig, RetrainConfig
 from experiments.pipeline.metrics import ApRule
 from weaksam_jax.backbones import BACKBONES
+from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadFile, BadInput
 from weaksam_jax.pgt import PgtConfig
 from weaksam_jax.ranges import Fault, Settings
@@ -22,8 +26,8 @@ from weaksam_jax.settings import change
 
 
 @dataclass(frozen=True)
-class PipelineConfig(Settings):
-    """Settings of every stage."""
+class CommonConfig(Settings):
+    """Settings of every stage but further retrained detectors, which `PipelineConfig` adds."""
 
     train_split: str | None = None
     """Name of the training split [the data set's own]."""
@@ -51,7 +55,7 @@ class PipelineConfig(Settings):
     retrain: RetrainConfig = field(
         default_factory=lambda: detectors.retrain_preset("faster_rcnn", "mini")
     )
-    """The retrained detector."""
+    """The retrained detector, the first of several."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     """Pseudo masks."""
 
@@ -78,6 +82,18 @@ class PipelineConfig(Settings):
         return Path(self.clues)
 
 
+def _further(kind: str) -> tuple[str, Any, Any]:
+    """The section of a retrained detector that is not the first."""
+    about = tyro.conf.arg(help=f"{kind}, retrained beside the first detector.")
+    return f"retrain_{kind}", Annotated[RETRAINERS[kind].Config | None, about], field(default=None)
+
+
+# Settings of every stage; a row of `RETRAINERS` may be retrained beside another, with its section.
+PipelineConfig = make_dataclass(
+    "PipelineConfig", list(map(_further, RETRAINERS)), bases=(CommonConfig,), frozen=True
+)
+
+
 def mini(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConfig:
     """The embedded mini set: everything small and from scratch, minutes on two cores.
 
@@ -89,7 +105,7 @@ def mini(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConfi
         PipelineConfig(),
         wsod=detectors.mil_preset("mini", method),
         pgt=PgtConfig(score_threshold=0.8),
-        retrain=detectors.retrain_preset(retrain, "mini"),
+        **detectors.retrain_sections(retrain, "mini"),
     )
 
 
@@ -101,7 +117,7 @@ def light(method: Method = "mist", retrain: str = "faster_rcnn") -> PipelineConf
         sam="sam_mini_lite",
         export=ExportConfig.preset("light"),
         wsod=detectors.mil_preset("light", method),
-        retrain=detectors.retrain_preset(retrain, "light"),
+        **detectors.retrain_sections(retrain, "light"),
     )
 
 
@@ -112,7 +128,7 @@ def published(data: str, method: Method = "mist", retrain: str = "faster_rcnn") 
     them); flags name others.
     """
     preset = bridge_presets.PRESETS[f"{data}-paper"]
-    wsod, retrained = detectors.mil_preset(data, method), detectors.retrain_preset(retrain, data)
+    wsod, retrained = detectors.mil_preset(data, method), detectors.retrain_sections(retrain, data)
     return replace(
         PipelineConfig(),
         clues="weights/WeakTr_CAM_Generation" + ("_COCO.pth" if data == "coco14" else ".pth"),
@@ -120,7 +136,7 @@ def published(data: str, method: Method = "mist", retrain: str = "faster_rcnn") 
         sam="weights/sam_vit_h_4b8939.pth",
         export=ExportConfig.preset(f"{data}-paper"),
         wsod=_from_imagenet(wsod),
-        retrain=_from_imagenet(retrained),
+        **{stage: _from_imagenet(config) for stage, config in retrained.items()},
     )
 
 
@@ -146,10 +162,12 @@ WEIGHTS = {
     "sam_vit_h_4b8939.pth": "put SAM's published checkpoint there, or name another: --sam",
     "vgg16.safetensors": "python -m bridge.convert vgg16 --from vgg16-00b39a1b.pth "
     "--to weights/vgg16.safetensors",
+    "resnet50.safetensors": "python -m bridge.convert resnet50 --from resnet50-0676ba61.pth "
+    "--to weights/resnet50.safetensors",
     "R-50.safetensors": "python -m bridge.convert resnet50_msra --from R-50.pkl "
     "--to weights/R-50.safetensors",
 }
-# (method of the MIL detector, kind of the retrained one) -> config
+# (method of the MIL detector, value of --retrain) -> config
 PRESETS: dict[str, Callable[[Method, str], PipelineConfig]] = {
     "mini": mini,
     "light": light,
@@ -166,9 +184,11 @@ def check_weights(config: PipelineConfig, stages: Sequence[str]) -> None:
         "clues": config.clues,
         "proposals": config.sam,
         "wsod": config.wsod.optim.init,
-        "retrain": config.retrain.optim.init,
         "masks": config.sam,
     }
+    for stage in stages:
+        if stage.startswith("retrain"):
+            readers[stage] = getattr(config, detectors.trained_with(stage)).optim.init
     for stage, name in readers.items():
         path = Path(name or "")
         file = path.suffix or path.name in WEIGHTS  # else a name like weaktr or scratch

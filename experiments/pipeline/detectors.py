@@ -1,6 +1,6 @@
 """Detectors as the pipeline and its commands use them: presets, training in a run, detection."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Union
@@ -22,13 +22,15 @@ from weaksam_jax.engine.predict import detect_split, tag_factors
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights, read_weights
-from weaksam_jax.errors import BadFile, BadInput
+from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
+from weaksam_jax.supervision import check_allowed, read_stated, stated
 
 Method = Literal["mist", "oicr"]
 RetrainConfig = Union[tuple(one.Config for one in RETRAINERS.values())]  # noqa: UP007
 PAPER = ("voc07", "voc12", "coco14")
+WITHOUT_DROP = "_without_drop"  # the end of a stage's name
 
 
 def mil_preset(name: str, method: Method = "mist") -> MilConfig:
@@ -41,6 +43,40 @@ def mil_preset(name: str, method: Method = "mist") -> MilConfig:
 def retrain_preset(kind: str, name: str) -> RetrainConfig:
     """mini, light or one of the paper's (`PAPER`), for a row of `RETRAINERS`."""
     return RETRAINERS[kind].presets[name]()
+
+
+def retrain_kinds(names: str) -> dict[str, str]:
+    """Stage -> row of `RETRAINERS` of every detector that --retrain names; empty for "none".
+
+    The first is stage "retrain", a further one "retrain_<row>"; its section of the settings, its
+    folder in a run and its figures have the stage's name. Words that are no row stay as they are.
+    """
+    words = [word.strip() for word in names.split(",")]
+    stages = ["retrain", *(f"retrain_{word}" for word in words[1:])]
+    return {} if words == ["none"] else dict(zip(stages, words, strict=True))
+
+
+def retrain_fault(names: str) -> tuple[str, str] | None:
+    """(problem, hint) of a value of --retrain that is none."""
+    words = [word.strip() for word in names.split(",")]
+    known = f"choose from {', '.join(RETRAINERS)}, several with commas between, or none"
+    for word in words:
+        if word not in RETRAINERS and words != ["none"]:
+            return f"names {word[:60]}, no detector", did_you_mean(word[:60], RETRAINERS, known)
+    twice = next((word for word in words if words.count(word) > 1), None)
+    return twice and (f"names {twice} twice", "name it once")
+
+
+def retrain_sections(names: str, preset: str) -> dict[str, RetrainConfig]:
+    """The settings' sections of the detectors that --retrain names: `retrain`, which stands there
+    even where it names none, and those of further ones."""
+    kinds = {"retrain": next(iter(RETRAINERS)), **retrain_kinds(names)}
+    return {stage: retrain_preset(kind, preset) for stage, kind in kinds.items()}
+
+
+def trained_with(stage: str) -> str:
+    """The section of the settings that a stage of retraining has."""
+    return stage.removesuffix(WITHOUT_DROP)
 
 
 def retrainer(config: RetrainConfig, classes: tuple[str, ...] | int) -> Detector:
@@ -61,7 +97,7 @@ def check_init(config: MilConfig | RetrainConfig, stage: str) -> None:
 
 def check_start(detector: Detector) -> None:
     """`BadInput` when the ImageNet weights that a detector is to start from do not fit it."""
-    weights = given_weights(detector.config)
+    weights = _given_weights(detector.config)
     if weights is not None and "backbone" in weights.metadata:
         detector.start(detector.shapes(), weights)
 
@@ -82,17 +118,35 @@ def packaged_weights(folder: RunFolder, config: MilConfig | RetrainConfig) -> We
         return read_weights(path)
 
 
-def given_weights(config: MilConfig | RetrainConfig) -> Weights | None:
+def init_file(config: MilConfig | RetrainConfig) -> Path | None:
     """The file of `optim.init`; None where it names none."""
-    init = config.optim.init
-    return None if init in (None, "scratch") else read_weights(init)
+    return None if config.optim.init in (None, "scratch") else Path(config.optim.init)
+
+
+def _given_weights(config: MilConfig | RetrainConfig) -> Weights | None:
+    path = init_file(config)
+    return None if path is None else read_weights(path)
+
+
+def check_permission(path: Path, allowed: Iterable[str], stage: str) -> None:
+    """`BadInput` when a stage may not start from a file of weights, whose metadata alone are
+    read."""
+    check_allowed(path, read_stated(path), allowed, what=f"stage {stage}")
+
+
+def _permitted(weights: Weights | None, allowed: Iterable[str], what: str) -> Weights | None:
+    """`weights`, which a detector may start from; `BadInput` when it may not."""
+    if weights is not None:
+        seen = stated(weights.metadata, weights.path)
+        check_allowed(weights.path, seen, allowed, what=what)
+    return weights
 
 
 def shortened(config: RetrainConfig, share: float) -> RetrainConfig:
     """The same schedule in `share` of the steps; the warm-up stays as it is."""
 
     def part(steps: int) -> int:
-        return max(1, round(share * steps))
+        return max(1, round(share * steps)) if steps else 0
 
     optim = config.optim
     values = {"optim.steps": part(optim.steps)}
@@ -140,12 +194,31 @@ def mil_views(
     return _mil_views(detector, params, split, folder=folder, **roots)
 
 
-def retrain_start(folder: RunFolder, config: RetrainConfig) -> Weights | None:
+def wsod_start(folder: RunFolder, config: MilConfig, allowed: Iterable[str] = ()) -> Weights | None:
+    """What the MIL detector of a run starts from: `optim.init`, weights of a package (Lite0's), or
+    nothing.
+
+    allowed: supervision that weights may have seen beside tags; `BadInput` for other.
+    """
+    found = _given_weights(config) or packaged_weights(folder, config)
+    return _permitted(found, allowed, "the MIL detector")
+
+
+def starts_from_wsod(config: RetrainConfig) -> bool:
+    """Whether retraining starts from the MIL detector."""
+    return config.optim.init is None and not BACKBONES[config.model.backbone].package
+
+
+def retrain_start(
+    folder: RunFolder, config: RetrainConfig, allowed: Iterable[str] = ()
+) -> Weights | None:
     """What retraining in a run starts from: `optim.init`, weights of a package (Lite0's), or the
-    MIL detector."""
-    if config.optim.init is not None:
-        return given_weights(config)
-    return packaged_weights(folder, config) or read_weights(folder.weights("wsod"))
+    MIL detector. allowed: as for `wsod_start`."""
+    if starts_from_wsod(config):
+        found = read_weights(folder.weights("wsod"))
+    else:
+        found = _given_weights(config) or packaged_weights(folder, config)
+    return _permitted(found, allowed, "retraining")
 
 
 def train_retrainer(

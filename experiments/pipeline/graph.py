@@ -3,7 +3,7 @@ of all of them in a locked folder.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.pipeline import detectors, figures, stages
 from experiments.pipeline.config import check_weights
-from experiments.pipeline.detectors import RetrainConfig
+from experiments.pipeline.detectors import WITHOUT_DROP, RetrainConfig
 from experiments.pipeline.options import PipelineOptions, settings_json
 from experiments.pipeline.run import Run, new_run
 from experiments.pipeline.runner import Runner, Stage, say
@@ -19,6 +19,7 @@ from experiments.pipeline.work_folder import key_of
 from weaksam_jax.data.datasets import dataset_fingerprint
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.data.store import manifest_path, read_manifest
+from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.files import file_fingerprint, fingerprint, write_json
@@ -26,8 +27,9 @@ from weaksam_jax.locks import Lock, holder, locked
 from weaksam_jax.outputs import check_apart, check_folder, real
 from weaksam_jax.settings import change, to_plain
 
+# Every detector that is retrained is a stage of its own (`detectors.retrain_kinds`).
 STAGES = ("data", "clues", "proposals", "wsod", "pgt", "retrain", "masks", "report")
-EXTRA_STAGES = ("retrain_without_drop",)
+RETRAININGS = ("retrain", *(f"retrain_{kind}" for kind in RETRAINERS))
 # The embedded set is one data set; --seed varies the training on it.
 MINI_SEED = 0
 
@@ -39,11 +41,10 @@ def run_pipeline(options: PipelineOptions) -> dict:
     is or holds the data set or others' work, and while another process runs in it.
     """
     run = new_run(options)
-    wanted = chosen_stages(options.stages)
+    wanted = chosen_stages(run)
     names = wanted or usual_stages(run)
     check_weights(run.config, names)
-    if "retrain" in names:  # what does not fit is said at once
-        detectors.check_start(detectors.retrainer(run.config.retrain, 2))
+    check_starts(run, names)
     if run.options.data != "mini":
         _ = run.data.names  # a data set that is none is named before anything is written
     held: list[Lock] = []
@@ -57,6 +58,22 @@ def run_pipeline(options: PipelineOptions) -> dict:
     return metrics
 
 
+def check_starts(run: Run, names: Sequence[str]) -> None:
+    """`BadInput` when what a detector of these stages would start from does not fit it, or has seen
+    more than it may: at once, and not after hours."""
+    configs = {"wsod": run.config.wsod, **run.retrainings}
+    for stage, config in configs.items():
+        if not {stage, f"{stage}{WITHOUT_DROP}"} & set(names):
+            continue
+        path = detectors.init_file(config)
+        if stage != "wsod" and "wsod" not in names and detectors.starts_from_wsod(config):
+            path = run.folder.weights("wsod")
+        if path is not None and path.exists():
+            detectors.check_permission(path, run.options.allow_supervision, stage)
+        if stage != "wsod":
+            detectors.check_start(detectors.retrainer(config, 2))
+
+
 def hold(run: Run) -> AbstractContextManager[Lock]:
     """The lock of the run's folder, for this process alone; `BadInput` as `run_pipeline`."""
     folder, own = run.folder, list(run.folder.own_files)
@@ -67,8 +84,10 @@ def hold(run: Run) -> AbstractContextManager[Lock]:
     given = {"--proposals": None if run.exports else run.proposals, "--sam": run.config.sam}
     given |= {"--clues": run.config.clues, "--weaktr.init": run.config.weaktr.init}
     given |= {"--wsod.optim.init": run.config.wsod.optim.init}
-    given |= {"--retrain.optim.init": run.config.retrain.optim.init}
-    for name in (*STAGES[1:], *EXTRA_STAGES):
+    for stage, config in run.retrainings.items():
+        given[f"--{stage.replace('_', '-')}.optim.init"] = config.optim.init
+    further = (f"{stage}{end}" for stage in RETRAININGS for end in ("", WITHOUT_DROP))
+    for name in dict.fromkeys((*STAGES[1:], *further)):
         check_apart("--out", folder.stage(name), given)
         key_of(folder.stage(name))
     return locked(folder.root, "run", own)
@@ -86,14 +105,18 @@ def prepare(run: Run) -> None:
 # Which stages there are
 
 
-def chosen_stages(text: str | None) -> list[str] | None:
+def stage_names(run: Run) -> list[str]:
+    """All stages of a run, but those that run only when they are named."""
+    at = STAGES.index("retrain")
+    return [*STAGES[:at], *run.retrainings, *STAGES[at + 1 :]]
+
+
+def chosen_stages(run: Run) -> list[str] | None:
     """The names of --stages, checked; None: the whole pipeline."""
-    if text is None:
+    if run.options.stages is None:
         return None
-    chosen, known = (
-        [name.strip() for name in text.split(",") if name.strip()],
-        STAGES + EXTRA_STAGES,
-    )
+    chosen = [name.strip() for name in run.options.stages.split(",") if name.strip()]
+    known = [*stage_names(run), *(f"{stage}{WITHOUT_DROP}" for stage in run.retrainings)]
     for name in chosen:
         if name not in known:
             hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
@@ -105,8 +128,7 @@ def usual_stages(run: Run) -> list[str]:
     """The stages of the whole pipeline that these options have work for."""
     idle = set() if stages.needs_clues(run) else {"clues"}
     idle |= set() if run.exports else {"proposals"}
-    idle |= {"retrain"} if run.options.retrain == "none" else set()
-    return [name for name in STAGES if name not in idle]
+    return [name for name in stage_names(run) if name not in idle]
 
 
 def graph(run: Run) -> list[Stage]:
@@ -133,11 +155,12 @@ def graph(run: Run) -> list[Stage]:
         stage("pgt", [config.pgt], ("wsod",), work=partial(stages.make_pseudo_boxes, run)),
     ]
     extra = []
-    if run.options.retrain != "none":
-        found.append(_retraining(run, "retrain", config.retrain))
-        if hasattr(config.retrain.loss, "drop"):
-            plain = change(config.retrain, {"loss.drop": None})
-            extra.append(replace(_retraining(run, "retrain_without_drop", plain), optional=True))
+    for name, own in run.retrainings.items():
+        found.append(_retraining(run, name, own))
+        if hasattr(own.loss, "drop"):
+            plain = change(own, {"loss.drop": None})
+            without = _retraining(run, f"{name}{WITHOUT_DROP}", plain)
+            extra.append(replace(without, optional=True))
     found.append(stage("masks", masks, ("pgt",), work=partial(stages.make_masks, run)))
     names = tuple(one.name for one in found)
     report = _stage("report", [run.judged], names, run=partial(stages.write_page, run))

@@ -1,12 +1,12 @@
 """The flags of the main jobs: preset, then --config, then what the command line says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from experiments.pipeline.config import PRESETS, PipelineConfig, mini
-from experiments.pipeline.detectors import PAPER, Method
+from experiments.pipeline.detectors import PAPER, Method, retrain_fault, retrain_kinds
 from experiments.pipeline.jobs import Job
 from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadInput, BadSetting
@@ -14,11 +14,12 @@ from weaksam_jax.files import read_json
 from weaksam_jax.flags import FLAT, parse, peek
 from weaksam_jax.outputs import OutRun
 from weaksam_jax.pgt import PgtConfig
-from weaksam_jax.ranges import Seed, Settings, shown
+from weaksam_jax.ranges import Fault, Seed, Settings, shown
 from weaksam_jax.settings import change, from_plain, to_plain
+from weaksam_jax.supervision import Permission
 
 # Flags of one call, which settings.json does not keep: they do not decide what a run holds.
-OF_A_CALL = ("out", "stages", "config")
+OF_A_CALL = ("out", "stages", "config", "allow_supervision")
 # Names in a file: flags whose values are text, and the sections of the settings.
 _TEXTS = ("data", "proposals", "wsod", "retrain", "segment", "preset")
 _SECTIONS = tuple(one.name for one in fields(PipelineConfig))
@@ -38,8 +39,8 @@ class PipelineOptions(Settings):
     """sam, selective_search, or the folder of a proposal store made by bridge.export."""
     wsod: Literal["mist", "oicr"] = "mist"
     """How the MIL detector mines pseudo boxes."""
-    retrain: Literal[(*RETRAINERS, "none")] = "faster_rcnn"
-    """The detector that is retrained on the pseudo boxes."""
+    retrain: str = "faster_rcnn"
+    """Retrained on the pseudo boxes: faster_rcnn, dino, both with a comma between, or none."""
     segment: Literal["none"] = "none"
     """The instance segmenter trained on the pseudo masks; there is none yet."""
     preset: Literal["auto", "mini", "light", "voc07", "voc12", "coco14"] = "auto"
@@ -49,8 +50,26 @@ class PipelineOptions(Settings):
     """A JSON of flags and settings, such as settings.json of another run; flags override it."""
     seed: Seed = 0
     """Of every training."""
+    allow_supervision: tuple[Permission, ...] = ()
+    """Let detectors start from weights that saw boxes or masks, or do not say (unknown)."""
     settings: Annotated[PipelineConfig, FLAT] = field(default_factory=mini)
     """Settings of every stage; the defaults are the preset's."""
+
+    def misfits(self) -> Iterator[Fault]:
+        """Settings are those of the detectors that are retrained."""
+        if fault := retrain_fault(self.retrain):
+            yield Fault("retrain", *fault)
+            return
+        stages = retrain_kinds(self.retrain)
+        for kind in RETRAINERS:
+            section = f"retrain_{kind}"
+            if section not in stages and getattr(self.settings, section) is not None:
+                problem = f"is {self.retrain}, but there are settings of {section}"
+                yield Fault("retrain", problem, f"name {kind} behind a comma, or leave them out")
+        for stage, kind in stages.items():
+            if not isinstance(getattr(self.settings, stage), RETRAINERS[kind].Config):
+                problem = f"is {self.retrain}, but the settings {stage} are not of {kind}"
+                yield Fault("retrain", problem, "take them out of the file, or correct it")
 
 
 def parse_options(argv: Sequence[str], doc: str, job: Job) -> PipelineOptions:
@@ -90,7 +109,8 @@ def read_settings(path: Path) -> PipelineOptions:
     Raises `BadSetting` when it has names that are no flag or setting.
     """
     values = _read_config(path)
-    start = PipelineOptions(settings=PRESETS["mini"]("mist", _retrainer(values.get("retrain"))))
+    names = _retrainers(values.get("retrain"))
+    start = PipelineOptions(retrain=names, settings=PRESETS["mini"]("mist", names))
     return from_plain(PipelineOptions, values, path, base=start)
 
 
@@ -100,6 +120,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise BadSetting(path, "", "is no object of settings", hint="give a JSON object {...}")
     if "config" in values:
         raise BadSetting(path, "config", "names another file", hint="write its settings here")
+    if "allow_supervision" in values:
+        hint = "give it on the command line"
+        raise BadSetting(path, "allow_supervision", "is no setting but a permission", hint=hint)
     for name, value in values.items():
         first = name.partition(".")[0]
         flag = name in _TEXTS and isinstance(value, str | None)
@@ -122,7 +145,7 @@ def _check_preset(argv: Sequence[str], values: Mapping, preset: str) -> None:
         hint = "leave it out, or take the settings out of the file"
         raise BadInput("--preset", f"{flag} is not that of --config ({stored})", hint)
     flag, stored = peek(argv, "retrain"), values.get("retrain", "faster_rcnn")
-    if flag in RETRAINERS and stored != flag:
+    if flag not in (None, "none", stored) and not retrain_fault(flag):
         hint = "leave it out, or take the settings out of the file"
         raise BadInput("--retrain", f"{flag} is not that of --config ({stored})", hint)
     flag, stored = peek(argv, "wsod"), values.get("wsod", "mist")
@@ -135,11 +158,12 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     """What the flags start from: the preset with the values of --config."""
     flag = peek(argv, "wsod")
     method = "oicr" if (flag or values.get("wsod")) == "oicr" else "mist"
-    kind = _retrainer(peek(argv, "retrain") or values.get("retrain"))
+    values = _with_retrainers(values, peek(argv, "retrain"))
+    names = _retrainers(values.get("retrain"))
     make = PRESETS.get(preset, PRESETS["mini"]) if isinstance(preset, str) else PRESETS["mini"]
-    config = replace(make(method, kind), ap50=job.ap50)
+    config = replace(make(method, names), ap50=job.ap50)
     config = _with_rule(config, _inner(values, "settings", "pgt", "rule"))
-    start = PipelineOptions(wsod=method, settings=config)
+    start = PipelineOptions(wsod=method, retrain=names, settings=config)
     start = from_plain(PipelineOptions, values, peek(argv, "config") or "", base=start)
     config = _with_rule(start.settings, peek(argv, "pgt.rule"))
     if flag is not None:
@@ -147,9 +171,21 @@ def _start(argv: Sequence[str], values: Mapping, preset: str, job: Job) -> Pipel
     return replace(start, settings=config)
 
 
-def _retrainer(name: Any) -> str:
-    """The row of `RETRAINERS` whose config a run has: the first where it names none."""
-    return name if isinstance(name, str) and name in RETRAINERS else next(iter(RETRAINERS))
+def _retrainers(names: Any) -> str:
+    """A value of --retrain; the default for what is none, which is refused later."""
+    return names if isinstance(names, str) and not retrain_fault(names) else "faster_rcnn"
+
+
+def _with_retrainers(values: Mapping, flag: str | None) -> Mapping:
+    """A file's values with --retrain in place of its own; "none" takes its settings away."""
+    if flag is None:
+        return values
+    changed = {**values, "retrain": _retrainers(flag)}
+    settings = values.get("settings")
+    if flag == "none" and values.get("retrain") != "none" and isinstance(settings, Mapping):
+        gone = {"retrain", *(f"retrain_{kind}" for kind in RETRAINERS)}
+        changed["settings"] = {name: one for name, one in settings.items() if name not in gone}
+    return changed
 
 
 def _with_rule(config: PipelineConfig, rule: Any) -> PipelineConfig:

@@ -49,16 +49,17 @@ def open_predictor(
     *,
     sam: str | None = None,
     clues: Path | None = None,
+    detector: str | None = None,
 ) -> RunPredictor:
-    """The retrained detector of a run; `BadInput` when the run has none yet.
+    """A retrained detector of a run; `BadInput` when the run has none yet.
 
-    sam, clues: in place of the run's own networks (`weaksam_jax.load`).
+    sam, clues: in place of the run's own networks; detector: which one (`weaksam_jax.load`).
     """
     from bridge import plugins
 
     run = open_run(root)
     networks = {"masks": plugins.masks, "tags": plugins.tags}
-    given = {"sam": sam, "clues": clues}
+    given = {"sam": sam, "clues": clues, "detector": detector}
     seen = of_run(run.folder, threshold, networks.__getitem__, masks=masks, **given)
     categories = category_ids(run.folder.pseudo_boxes(), seen.classes)
     return RunPredictor(

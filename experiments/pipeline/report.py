@@ -20,4 +20,9 @@ def report_files(run: Run) -> RunFiles:
         top1=folder.pseudo_boxes("top1"),
         retrain=folder.detections("retrain", "test"),
         masks=folder.pseudo_masks,
+        further={
+            stage: folder.detections(stage, "test")
+            for stage in run.retrainings
+            if stage != "retrain"
+        },
     )

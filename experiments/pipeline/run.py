@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments.pipeline.config import PipelineConfig
+from experiments.pipeline.detectors import RetrainConfig, retrain_kinds
 from experiments.pipeline.options import PipelineOptions, read_settings
 from weaksam_jax.data.datasets import open_tags, open_truth, split_names, truth_fingerprint
 from weaksam_jax.data.records import TagSplit, TruthSplit
@@ -58,6 +59,12 @@ class Run:
     def config(self) -> PipelineConfig:
         """Settings of every stage."""
         return self.options.settings
+
+    @property
+    def retrainings(self) -> dict[str, RetrainConfig]:
+        """Stage -> config of every detector that is retrained."""
+        stages = retrain_kinds(self.options.retrain)
+        return {stage: getattr(self.config, stage) for stage in stages}
 
     @property
     def seed(self) -> int:

@@ -29,6 +29,8 @@ from weaksam_jax.files import fingerprint, read_json, sync_disk, write_json
 from weaksam_jax.locks import Lock
 from weaksam_jax.run_folder import RunFolder
 
+LEDGER = "supervision"  # the part of metrics.json to which several stages add
+
 
 def _nothing() -> dict:
     return {}
@@ -183,7 +185,10 @@ class Runner:
         for name in self.keys:
             if self.done(name) and self._figures_hold(self.stages[name]):
                 mark = self._marked(name)
-                metrics |= mark["metrics"] | mark["figures"]
+                found = mark["metrics"] | mark["figures"]
+                if rows := metrics.get(LEDGER, {}) | found.get(LEDGER, {}):
+                    found[LEDGER] = rows
+                metrics |= found
                 metrics["seconds"][name] = mark["seconds"]
         write_json(self.folder.metrics, metrics, indent=1)
         return metrics

@@ -6,7 +6,7 @@ figures (`experiments.pipeline.figures`) and the page only.
 
 from dataclasses import replace
 
-from experiments.pipeline import detectors
+from experiments.pipeline import detectors, ledger
 from experiments.pipeline.detectors import MilInputs, RetrainConfig
 from experiments.pipeline.run import Run
 from experiments.pipeline.stored import StoredDetector, find
@@ -15,6 +15,7 @@ from weaksam_jax.data.detections import naming, read_detections
 from weaksam_jax.detectors import Detector, save_detector
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
+from weaksam_jax.engine.weights import Weights
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_json, write_json
 from weaksam_jax.pgt import PgtConfig, make_pgt
@@ -23,7 +24,8 @@ from weaksam_jax.pgt import PgtConfig, make_pgt
 def needs_clues(run: Run) -> bool:
     """Whether a clue network is trained or loaded: for proposals, or for new photos whose
     detections are weighed with its tags."""
-    return run.exports or run.config.retrain.test.tag_power > 0
+    weighed = (config.test.tag_power > 0 for config in run.retrainings.values())
+    return run.exports or any(weighed)
 
 
 def check_data(run: Run) -> dict:
@@ -48,14 +50,14 @@ def train_clues(run: Run) -> dict:
     from experiments.pipeline import clues
 
     clues.train(run)
-    return {}
+    return ledger.clues(run)
 
 
 def make_proposals(run: Run, export) -> dict:
     """Proposals of both splits; clues of the test split come from predicted classes."""
     if run.exports:
         _export(run, export)
-    return {}
+    return ledger.proposals(run, export.source)
 
 
 def _export(run: Run, export) -> None:
@@ -76,24 +78,27 @@ def _export(run: Run, export) -> None:
 def train_wsod(run: Run) -> dict:
     """Trains the MIL detector on tags and proposals; detects on both splits."""
     config, split = run.config.wsod, run.data.splits["train"]
-    start = detectors.given_weights(config) or detectors.packaged_weights(run.folder, config)
+    start = detectors.wsod_start(run.folder, config, run.options.allow_supervision)
     detector, inputs = MilDetector(config, split.classes), MilInputs(run.proposals, run.clues)
     folder = run.folder.stage("wsod")
     params = detectors.train_mil(detector, split, inputs, folder=folder, seed=run.seed, start=start)
-    return _finish(run, "wsod", detector, params=params)
+    return _finish(run, "wsod", detector, params=params, start=start)
 
 
-def _finish(run: Run, name: str, detector: Detector, params: dict) -> dict:
+def _finish(
+    run: Run, name: str, detector: Detector, *, params: dict, start: Weights | None
+) -> dict:
     """Writes a detector, and its detections on the splits that the run keeps them of."""
     weights, folder = run.folder.weights(name), run.folder.stage(name)
-    run_on_leader(lambda: save_detector(weights, detector, params))
+    seen = ledger.of_training(run, start)
+    run_on_leader(lambda: save_detector(weights, detector, params, seen=seen))
     proposals = run.proposals if detector.on_proposals else None
     stored = StoredDetector(weights, detector, params, proposals=proposals, clues=run.clues)
     for role in ("train", "test") if detector.on_proposals else ("test",):
         journal = folder / f"unfinished_{role}.jsonl"
         out = run.folder.detections(name, role)
         find(stored, run.data.splits[role], out=out, journal=journal)
-    return {}
+    return run_on_leader(lambda: ledger.start(run, name, start))
 
 
 def make_pseudo_boxes(run: Run) -> dict:
@@ -116,6 +121,7 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
     mini set, from the MIL detector's backbone. name: the stage."""
     split = run.data.splits["train"]
     detector = detectors.retrainer(config, split.classes)
+    start = detectors.retrain_start(run.folder, config, run.options.allow_supervision)
     with naming(run.folder.pseudo_boxes()):
         params = detectors.train_retrainer(
             detector,
@@ -123,9 +129,9 @@ def retrain(run: Run, name: str, config: RetrainConfig) -> dict:
             split,
             folder=run.folder.stage(name),
             seed=run.seed,
-            start=detectors.retrain_start(run.folder, config),
+            start=start,
         )
-    return _finish(run, name, detector, params=params)
+    return _finish(run, name, detector, params=params, start=start)
 
 
 def detect_retrained(run: Run, detector: Detector, params: dict) -> list[dict]:
@@ -146,7 +152,7 @@ def make_masks(run: Run) -> dict:
     with naming(run.folder.pseudo_boxes()):
         pgt = read_json(run.folder.pseudo_boxes())
         pseudo_masks(load_sam(run.config.sam), pgt, train, config=run.config.masks, out_path=path)
-    return {}
+    return ledger.sam(run)
 
 
 def write_page(run: Run) -> dict:

@@ -88,9 +88,10 @@ def test_pseudo_boxes_are_read_as_other_annotations_are(rectangles):
     crowd = {**pgt["annotations"][0], "iscrowd": "1"}
     read = PseudoSamples({"annotations": [*odd, crowd]}, split, (((64, 64),),), AugmentConfig())
     rngs = np.random.default_rng(0), np.random.default_rng(0)
+    shown = Shown((64, 64), 64)
     for index in range(len(plain)):
         first, second = (
-            one(index, (64, 64), rng) for one, rng in zip((plain, read), rngs, strict=True)
+            one(index, shown, rng) for one, rng in zip((plain, read), rngs, strict=True)
         )
         np.testing.assert_equal(first, second)
     assert len(plain) == len(read)

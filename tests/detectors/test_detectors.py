@@ -14,11 +14,13 @@ from weaksam_jax.backbones import BACKBONES
 from weaksam_jax.data.records import TagSplit
 from weaksam_jax.detectors import (
     DETECTORS,
+    RETRAINERS,
     load_detector,
     metadata_of,
     read_weights,
     save_detector,
 )
+from weaksam_jax.detectors.dino import Dino
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.mesh import data_mesh
@@ -44,8 +46,15 @@ SMALL = {
         optim={"batch_size": IMAGES, "warmup": 0},
         test={"max_detections": 7, "pre_nms": 20, "post_nms": 10, "score_threshold": 0.0},
     ),
+    "dino": vary(
+        Dino.Config(),
+        model={"channels": 8, "heads": 2, "ffn_width": 8, "queries": 20},
+        optim={"batch_size": IMAGES, "warmup": 0},
+        test={"max_detections": 7},
+    ),
 }
 every_kind = pytest.mark.parametrize("kind", DETECTORS)
+every_retrainer = pytest.mark.parametrize("kind", RETRAINERS)
 
 
 def detector_of(kind, classes=NAMES, **parts):
@@ -110,8 +119,8 @@ def test_a_saved_detector_comes_back(tmp_path, kind, classes):
 @every_kind
 def test_a_file_may_state_a_part_of_its_config(tmp_path, kind):
     """As those of `bridge.convert`: what is missing has the default of the config."""
-    model = to_plain(SMALL[kind].model)
-    stated = {"model": {k: model[k] for k in model if k in ("fc_width", "pool_size", "channels")}}
+    model, usual = to_plain(SMALL[kind].model), to_plain(DETECTORS[kind].Config().model)
+    stated = {"model": {k: model[k] for k in model if model[k] != usual[k]}}
     metadata = {"detector": kind, "config": json.dumps(stated), "num_classes": "3"}
     save_params(tmp_path / "converted.safetensors", params_of(kind), metadata)
     detector, params = load_detector(tmp_path / "converted.safetensors")
@@ -150,7 +159,7 @@ def test_metadata_that_say_nothing_are_refused(tmp_path, kind, change, message):
 def test_arrays_that_are_not_as_stated_are_refused(tmp_path, kind):
     detector, path = detector_of(kind), tmp_path / "detector.safetensors"
     params = params_of(kind)
-    part = "fc6" if kind == "mil" else "box_head"
+    part = {"mil": "fc6", "faster_rcnn": "box_head", "dino": "memory_fc"}[kind]
     cases = [
         ({k: v for k, v in params.items() if k != part}, rf"has no tensor {part}/"),
         ({**params, "extra": {"kernel": np.zeros(2)}}, "has an unknown tensor extra/kernel"),
@@ -295,11 +304,12 @@ def test_training_starts_from_a_detector_of_its_kind(tmp_path, kind):
             detector_of(kind, classes).init(jax.random.key(9), batch, read_weights(path))
 
 
-def test_a_retrainer_starts_from_the_backbone_of_the_mil_detector(tmp_path):
+@every_retrainer
+def test_a_retrainer_starts_from_the_backbone_of_the_mil_detector(tmp_path, kind):
     kept = write_mil(tmp_path / "mil.safetensors")["backbone"]
     weights = read_weights(tmp_path / "mil.safetensors")
-    start = detector_of("faster_rcnn").init(jax.random.key(0), batch_of(), weights)
-    fresh = detector_of("faster_rcnn").init(jax.random.key(0), batch_of())
+    start = detector_of(kind).init(jax.random.key(0), batch_of(), weights)
+    fresh = detector_of(kind).init(jax.random.key(0), batch_of())
     shared = BACKBONES["mini_cnn"].shared
     assert same(start["backbone"][shared], kept) and not same(start["backbone"], fresh["backbone"])
     rest = {name: one for name, one in start.items() if name != "backbone"}

@@ -9,14 +9,16 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.bench import tpu
 from experiments.bench.hlo import Loop, bytes_of, read
-from experiments.bench.programs import Case
 from experiments.bench.tpu import BenchTpu, cases_of, check_libtpu, table, turns
 from weaksam_jax.detectors import DETECTORS
 from weaksam_jax.errors import BadInput
+from weaksam_jax.ops.roi import roi_pool
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -74,23 +76,37 @@ def test_bytes_of_a_type(kind, count):
     assert bytes_of(kind) == count
 
 
-def case_of(size=(480, 640)):
-    more = {"proposals": 256, "precision": "float32"}
-    return Case("mil", "voc07_mist", "train", size, **more)
+def test_a_loop_that_counts_to_a_constant_says_how_often_it_turns():
+    limits = {"%n), direction=LT": 8, "%n), direction=GE": 3, "%m), direction=LT": 3}
+    for end, count in limits.items():
+        text = f"""
+%cond.1 (p: (s32[], f32[8])) -> pred[] {{
+  %n = s32[]{{:T(128)}} constant(8)
+  %i = s32[]{{:T(128)}} get-tuple-element(%p), index=0
+  %m = s32[]{{:T(128)}} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{{:T(512)}} compare(%i, {end}
+}}
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %while.1 = (s32[], f32[8]) while(%x), condition=%cond.1, body=%body.1
+}}
+"""
+        (loop,) = read(text, lambda source: 3).loops
+        assert (loop.turns, loop.known) == (count, count == 8)
 
 
-def test_turns_of_a_loop_over_the_cells_of_a_box_as_large_as_the_image():
-    """Counted cell by cell: 480 x 640 pixels are 60 x 80 cells, the box one more each way."""
-
-    def cells(side):
-        extent = side + 1
-        ends = [(i * extent // 7, -(-(i + 1) * extent // 7)) for i in range(7)]
-        return max(min(stop, side) - start for start, stop in ends)
-
-    exact = cells(60) * cells(80)
-    assert exact <= turns("jit(step)/MilNetwork.outputs/while", case_of()) <= 1.3 * exact
-    assert turns("jit(run)/vmap(vmap(while))", case_of()) == 100
-    assert turns("jit(run)/while", case_of()) == 10
+def test_roi_pool_needs_no_turn_for_a_box_as_large_as_the_image(monkeypatch):
+    """Two windows of its tables cover each bin; a box that is larger than the map has turns."""
+    asked, loop = [], jax.lax.fori_loop
+    monkeypatch.setattr(
+        jax.lax, "fori_loop", lambda low, high, *rest: asked.append(high) or loop(low, high, *rest)
+    )
+    for size in ((60, 80), (150, 250), (86, 115)):
+        box = jnp.asarray([[0, 0, 8 * size[1] - 1, 8 * size[0] - 1]], jnp.float32)
+        roi_pool(jnp.zeros((*size, 1)), box, spatial_scale=1 / 8)
+    assert [int(one) for one in asked] == [0, 0, 0]
+    assert turns("jit(step)/MilNetwork.outputs/while/body/closed_call/while") == 0
+    assert turns("jit(run)/while") == 10
 
 
 def test_every_detector_is_there_in_both_works_and_precisions():
@@ -105,7 +121,7 @@ def test_every_detector_is_there_in_both_works_and_precisions():
         "mil voc07_mist train 64x64 n=256 bfloat16",
         "mil voc07_oicr train 64x64 n=256 bfloat16",
     }
-    with pytest.raises(BadInput, match="--only: milk names no program; choose from faster_rcnn"):
+    with pytest.raises(BadInput, match="--only: milk names no program; choose from dino"):
         cases_of(BenchTpu(only="milk"))
 
 

@@ -12,11 +12,24 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from tiny_pipeline import ROOT, STAGES, environment, run_pipeline, stages_run
+from tiny_pipeline import (
+    ROOT,
+    STAGES,
+    environment,
+    flags,
+    options,
+    run_pipeline,
+    stages_run,
+    with_dino,
+)
 
+import weaksam_jax
 from experiments import evaluate
+from experiments.pipeline.graph import run_pipeline as run_here
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.store import read_manifest
+from weaksam_jax.errors import BadInput
+from weaksam_jax.files import read_metadata
 from weaksam_jax.locks import LOCK
 
 pytestmark = pytest.mark.slow  # the first test to come makes the undisturbed run
@@ -127,6 +140,49 @@ def test_changed_masks_are_made_again_and_nothing_before_them(undisturbed, tmp_p
         left, top, width, height = mask_utils.toBbox(annotation["segmentation"])
         assert left >= x - 1 and top >= y - 1
         assert left + width <= x + w + 1 and top + height <= y + h + 1
+
+
+def test_the_ledger_names_every_file_of_weights(undisturbed):
+    rows = metrics_of(undisturbed.out)["supervision"]
+    assert rows.keys() == {"clues", "sam", "retrain_start"}
+    assert rows["retrain_start"]["file"] == "wsod/params.safetensors"
+    assert rows["retrain_start"]["source"] == "tags of VOC2007 trainval"
+    seen = {use: row["supervision"] for use, row in rows.items()}
+    assert seen == {"clues": "tags", "sam": "masks", "retrain_start": "tags"}
+    assert not any("allowed" in row for row in rows.values())
+    for stage in ("wsod", "retrain"):
+        assert (
+            read_metadata(undisturbed.out / stage / "params.safetensors")["supervision"] == "tags"
+        )
+    page = (undisturbed.out / "report" / "index.html").read_text()
+    assert "Supervision ledger" in page and "Not weakly supervised" not in page
+
+
+def test_dino_is_retrained_beside_faster_rcnn(undisturbed, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed.out, out)
+    before = metrics_of(out)
+    run_here(options(*flags(undisturbed.data, out, *with_dino())))
+    assert stages_run(capsys.readouterr().err) == ["retrain_dino", "report"]
+    metrics = metrics_of(out)
+    assert metrics["retrain"] == before["retrain"]
+    assert metrics["retrain_dino"].keys() == {"ap50", "ap", "per_class"}
+    assert metrics["supervision"]["retrain_dino_start"]["file"] == "wsod/params.safetensors"
+    assert read_metadata(out / "retrain_dino" / "params.safetensors")["detector"] == "dino"
+    page = (out / "report" / "index.html").read_text()
+    assert "retrained detector (DINO)" in page and "AP50 DINO" in page
+    photo = sorted((undisturbed.data / "JPEGImages").iterdir())[-1]
+    stored = json.loads((out / "retrain_dino" / "detections_test.json").read_text())
+    detector = weaksam_jax.load(out, threshold=0.0, masks=False, detector="dino")
+    (found,) = detector.many([photo])  # as many at a time as the run: the same program
+    assert len(found) == sum(one["file_name"] == photo.name for one in stored) > 0
+    first = weaksam_jax.load(out, masks=False)
+    assert (first.detector.kind, detector.detector.kind) == ("faster_rcnn", "dino")
+    assert weaksam_jax.load(out, masks=False, detector="faster_rcnn").detector == first.detector
+    with pytest.raises(BadInput, match="has no finished dino"):
+        weaksam_jax.load(undisturbed.out, detector="dino")
+    with pytest.raises(BadInput, match="dinoo is no detector that is retrained; did you mean dino"):
+        weaksam_jax.load(out, detector="dinoo")
 
 
 def test_evaluate_repeats_the_figures_of_the_run(undisturbed, tmp_path):

@@ -10,8 +10,9 @@ from experiments import coco14, custom, detect, evaluate, pgt, predict, voc07, v
 from experiments.paper import ablation, drop_figures, mil_methods, proposals, stress
 from experiments.pipeline import detectors
 from experiments.pipeline.config import light, mini, published
-from experiments.pipeline.options import PipelineOptions, read_settings, settings_json
+from experiments.pipeline.options import read_settings, settings_json
 from weaksam_jax.cli import entry_point
+from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.errors import BadInput, BadSetting
 from weaksam_jax.files import write_json
 from weaksam_jax.settings import change
@@ -132,14 +133,12 @@ def test_data_must_be_given_for_ones_own_photos():
 
 
 def test_the_retrainers_are_those_of_the_table_of_detectors():
-    from typing import get_args, get_type_hints
-
-    from weaksam_jax.detectors import RETRAINERS
-
-    assert set(get_args(get_type_hints(PipelineOptions)["retrain"])) == {*RETRAINERS, "none"}
     for kind, row in RETRAINERS.items():
         assert detectors.retrainer(detectors.retrain_preset(kind, "mini"), 2).kind == kind
         assert {"mini", "light", *detectors.PAPER} <= row.presets.keys()
+        found = options("--data", "d", "--retrain", kind)
+        assert isinstance(found.settings.retrain, row.Config)
+        assert getattr(found.settings, f"retrain_{kind}") is None
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ SMALL = {
     "test.tta-scales.0=96,96 test.max-detections=10 test.score-threshold=0 test.pre-nms=50 "
     "test.post-nms=20 loss.pre-nms=50 loss.post-nms=20 loss.rpn-batch=16 loss.roi-batch=16",
 }
+# A DINO beside the Faster R-CNN: flags of its section.
+DINO = (
+    "model.channels=8 model.heads=2 model.points=2 model.ffn-width=16 model.queries=12 "
+    "model.neck-groups=2 model.encoder-layers=1 model.decoder-layers=1 loss.denoising=none "
+    "optim.steps=2 optim.warmup=1 optim.batch-size=4 optim.checkpoint-every=2 data.scales.0=96,96 "
+    "test.tta-scales.0=96,96 test.max-detections=5 test.batch-size=4"
+)
 # What must be the same bits, whatever interrupted the run.
 RESULTS = (
     "clues/weaktr.safetensors",
@@ -49,13 +56,21 @@ def write_tiny(folder: Path) -> Path:
 
 def flags(data: Path, out: Path, *more: str) -> list[str]:
     """Arguments of `experiments.custom`; `more` comes last."""
-    small = []
-    for stage, settings in SMALL.items():
-        for setting in settings.split():
-            name, value = setting.split("=")
-            small += [f"--{stage}.{name}", *value.split(",")]
+    small = [flag for stage, settings in SMALL.items() for flag in section(stage, settings)]
     head = ["--data", str(data), "--out", str(out), "--preset", "mini"]
     return [*head, *small, "--retrain.test.no-tta-flip", *more]
+
+
+def section(stage: str, settings: str) -> list[str]:
+    """Flags of a section, of settings "name=value name=value,value"."""
+    pairs = (setting.split("=") for setting in settings.split())
+    return [flag for name, value in pairs for flag in (f"--{stage}.{name}", *value.split(","))]
+
+
+def with_dino() -> list[str]:
+    """Flags that retrain a DINO beside the Faster R-CNN."""
+    more = ("--retrain", "faster_rcnn,dino", "--retrain-dino.test.no-tta-flip")
+    return [*more, *section("retrain-dino", DINO)]
 
 
 def options(*argv: str, job: str = "custom") -> PipelineOptions:
@@ -110,9 +125,10 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert [name for name in a if a[name] != b[name]] == []
 
 
-def write_run(folder: Path, data: str | Path, **config) -> Path:
-    """settings.json of a run of the mini preset on `data`, some settings of it changed."""
-    settings = replace(mini(), **config)
-    options = PipelineOptions(str(data), folder, settings=settings, preset="mini")
+def write_run(folder: Path, data: str | Path, names: str = "faster_rcnn", **config) -> Path:
+    """settings.json of a run of the mini preset on `data` that retrains the detectors of these
+    names, some settings of it changed."""
+    settings = replace(mini("mist", names), **config)
+    options = PipelineOptions(str(data), folder, retrain=names, settings=settings, preset="mini")
     write_json(RunFolder(folder).settings, settings_json(options))
     return folder

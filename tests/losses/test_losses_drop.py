@@ -1,15 +1,13 @@
-"""RoI drop and query drop against NumPy loops and percentiles; gradients through the masks."""
+"""RoI drop against a NumPy loop; gradients through the mask."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
 from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, dropped_sums, roi_objective
-from weaksam_jax.losses.drop import query_drop, roi_drop
+from weaksam_jax.losses.drop import roi_drop
 
 
 def loop_keep(cls_loss, reg_loss, foreground, valid, tau_cls, tau_reg, rule, drop_background):
@@ -101,43 +99,11 @@ def test_a_loss_that_is_not_finite_is_not_hidden_by_dropping():
     assert jnp.isnan(sums["cls"])
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 60),
-    st.sampled_from([0.0, 0.3, 1.0]),
-    st.sampled_from([100, 90, 80, 97.5]),
-    st.booleans(),
-)
-def test_query_drop_is_equation_3(seed, count, share, percentile, ties):
-    rng = np.random.default_rng(seed)
-    loss = rng.uniform(0, 5, count).astype(np.float32)
-    if ties:
-        loss = np.round(loss)
-    matched = rng.random(count) < share
-    expected = np.ones(count, bool)
-    if matched.any():
-        limit = np.percentile(loss[matched], percentile, method="inverted_cdf")
-        expected = ~matched | (loss <= limit)
-    np.testing.assert_array_equal(query_drop(loss, matched, percentile), expected)
-
-
-def test_query_drop_counts():
-    loss = jnp.arange(40.0)
-    for matched, dropped in ((9, 0), (10, 1), (20, 2), (40, 4)):
-        keep = query_drop(loss, jnp.arange(40) < matched)
-        np.testing.assert_array_equal(np.flatnonzero(~keep), np.arange(matched - dropped, matched))
-
-
-def test_no_gradient_through_either_mask():
+def test_no_gradient_through_the_mask():
     loss = jnp.linspace(0.0, 6.0, 20)
     yes = jnp.ones(20, bool)
 
-    def kept_roi(x):
+    def kept(x):
         return jnp.sum(roi_drop(x, x, yes, yes, 4.0, 1.0) * 1.0 * jax.lax.stop_gradient(x))
 
-    def kept_query(x):
-        return jnp.sum(query_drop(x, yes) * 1.0 * jax.lax.stop_gradient(x))
-
-    for function in (kept_roi, kept_query):
-        np.testing.assert_array_equal(jax.grad(function)(loss), np.zeros(20))
+    np.testing.assert_array_equal(jax.grad(kept)(loss), np.zeros(20))

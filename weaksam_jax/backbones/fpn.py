@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
+
 # Caffe2's XavierFill, which detectron2 uses here: uniform with variance 1 / fan_in.
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
@@ -27,7 +29,7 @@ class FPN(nn.Module):
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
         def conv(size, name):
             kernel = (size, size)
-            return nn.Conv(self.channels, kernel, dtype=self.dtype, kernel_init=XAVIER, name=name)
+            return Conv(self.channels, kernel, dtype=self.dtype, kernel_init=XAVIER, name=name)
 
         laterals = [conv(1, f"lateral{i}")(one) for i, one in enumerate(maps)]
         merged = [laterals[-1]]

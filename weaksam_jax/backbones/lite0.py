@@ -5,6 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
+
 # A row per block: kernel, stride, expansion, output channels.
 BLOCKS = (
     (3, 1, 1, 16),
@@ -95,7 +97,7 @@ class _Depthwise(nn.Module):
 
 def _conv(name: str, features: int, kernel: int, stride: int) -> nn.Conv:
     padding = [_padding(kernel, stride)] * 2
-    return nn.Conv(features, (kernel, kernel), (stride, stride), padding, name=name)
+    return Conv(features, (kernel, kernel), (stride, stride), padding, name=name)
 
 
 def _padding(kernel: int, stride: int) -> tuple[int, int]:

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
+
 WIDTH = 24
 
 
@@ -23,7 +25,7 @@ class MiniCnn(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         x, width = images, self.width or WIDTH
         for factor, stride in ((1, 2), (2, 2), (2, 1), (4, 2), (4, 1), (4, 1)):
-            x = nn.Conv(
+            x = Conv(
                 factor * width,
                 (3, 3),
                 (stride, stride),
@@ -45,7 +47,7 @@ class MiniPyramid(nn.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
         maps = [MiniCnn(self.width, self.dtype, name="stem")(images)]
         for i in range(2):
-            stage = nn.Conv(
+            stage = Conv(
                 maps[0].shape[-1],
                 (3, 3),
                 (2, 2),

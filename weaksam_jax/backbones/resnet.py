@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
+
 BLOCKS = (3, 4, 6, 3)
 WIDTH = 64  # channels of the stem
 
@@ -117,7 +119,7 @@ class _ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         padding = self.dilation * (self.kernel // 2)
-        x = nn.Conv(
+        x = Conv(
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),

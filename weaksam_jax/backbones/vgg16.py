@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
+
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each block; the last of block 5 is "conv5_3"
 WIDTH, FACTORS = 64, (1, 2, 4, 8, 8)  # channels of the blocks
 _POOLED_BLOCKS, _DILATED_BLOCK = 3, 5
@@ -30,7 +32,7 @@ class Vgg16(nn.Module):
         for block, (count, factor) in enumerate(zip(CONVOLUTIONS, FACTORS, strict=True), 1):
             dilation = 2 if block == _DILATED_BLOCK else 1
             for layer in range(1, count + 1):
-                x = nn.Conv(
+                x = Conv(
                     factor * width,
                     (3, 3),
                     padding=dilation,

@@ -13,6 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from weaksam_jax.detectors.dino import Dino
 from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.detectors.start import stated_config
@@ -23,6 +24,7 @@ from weaksam_jax.engine.weights import Weights, fill, read_weights, save_params
 from weaksam_jax.errors import BadInput
 from weaksam_jax.ranges import Filled, Width, first_fault
 from weaksam_jax.settings import from_plain, to_plain
+from weaksam_jax.supervision import Supervision
 from weaksam_jax.text import parse_json
 
 __all__ = [
@@ -99,7 +101,7 @@ class Detector(Protocol):
         ...
 
 
-DETECTORS: dict[str, type] = {one.kind: one for one in (MilDetector, FasterRcnn)}
+DETECTORS: dict[str, type] = {one.kind: one for one in (MilDetector, FasterRcnn, Dino)}
 # Those that are retrained on pseudo boxes.
 RETRAINERS = {kind: one for kind, one in DETECTORS.items() if one.learns_from == "boxes"}
 
@@ -138,9 +140,15 @@ def _stated_classes(weights: Weights) -> tuple[str, ...] | int:
     return found
 
 
-def save_detector(path: str | Path, detector: Detector, params: Params) -> None:
-    """Writes a detector with all that `load_detector` needs, atomically."""
-    metadata = metadata_of(detector)
+def save_detector(
+    path: str | Path, detector: Detector, params: Params, seen: Supervision | None = None
+) -> None:
+    """Writes a detector with all that `load_detector` needs, atomically.
+
+    seen: what its weights were trained on (`weaksam_jax.supervision`); None: the file does not say,
+    so that no weakly supervised run starts from it unasked.
+    """
+    metadata = metadata_of(detector) | (seen.metadata() if seen else {})
     save_params(path, params, metadata)
 
 

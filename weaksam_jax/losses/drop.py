@@ -1,7 +1,7 @@
-"""Dropping of samples whose loss is so large that their pseudo label is probably wrong.
+"""RoI drop, equations 1-2 of the paper: RoIs whose loss is so large that their pseudo label is
+probably wrong are not trained on (query drop: `weaksam_jax.losses.query_drop`).
 
-RoI drop: equations 1-2 of the paper; query drop: equations 3-4 and appendix C. Both return masks of
-constants: no gradient flows through them.
+The mask is a constant: no gradient flows through it.
 """
 
 import jax
@@ -42,22 +42,3 @@ def roi_drop(
     if not drop_background:
         drop = drop & foreground
     return valid & ~drop
-
-
-def query_drop(cls_loss: jax.Array, matched: jax.Array, percentile: float = 90) -> jax.Array:
-    """The drop signal of equation 3: keep bool `[Q]`, False for matched queries of largest loss.
-
-    cls_loss: float `[Q]`, unweighted classification losses; matched: bool `[Q]`, queries with an
-    object ("things", appendix C), ranked among themselves; all others are kept. Kept is what is
-    <= the value at the percentile, taken as the smallest loss with at least `percentile` % of the
-    matched ones at or below it: floor((100 - percentile) % of n) of n distinct losses go, and none
-    when n is small (fewer than 10 at 90).
-    """
-    cls_loss = jax.lax.stop_gradient(jnp.asarray(cls_loss))
-    matched = jnp.asarray(matched)
-    # Whole hundredths of a percent: in float32 (1 - 0.9) * 10 is below 1.
-    hundredths = 10_000 - round(100 * percentile)
-    dropped = jnp.sum(matched.astype(jnp.int32)) * hundredths // 10_000
-    falling = -jnp.sort(jnp.where(matched, -cls_loss, jnp.inf))
-    limit = falling[jnp.minimum(dropped, falling.shape[0] - 1)]
-    return ~matched | (cls_loss <= limit) | (dropped == 0)

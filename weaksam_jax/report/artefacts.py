@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from weaksam_jax.files import json_lines, read_json
 
 MOST_STAGES = 50  # of a log; a run has ten
 MOST_NUMBER = 1e100
+KIND_NAMES = {"dino": "DINO", "faster_rcnn": "Faster R-CNN"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class RunFiles:
     """Where the parts of a run are. The report looks nowhere else; every part may be missing.
 
     root: the page names the others as seen from here. page: the report itself. clues, proposals:
-    stores. mil, retrain: detections on the test split, COCO results; pgt, top1, masks: COCO
-    annotation files of the training split.
+    stores. mil, retrain: detections on the test split, COCO results, and by their stage those of
+    further retrained detectors; pgt, top1, masks: COCO annotation files of the training split.
     """
 
     root: Path
@@ -41,6 +42,11 @@ class RunFiles:
     top1: Path
     retrain: Path
     masks: Path
+    further: Mapping[str, Path] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """That of a name of `parts`."""
+        return self.further[name] if name in self.further else getattr(self, name)
 
     def shown(self, path: Path) -> str:
         """A path as the page names it."""
@@ -57,7 +63,7 @@ class Part:
     words: str
 
 
-# By their names in `RunFiles` and `Artefacts.found`.
+# By their names in `RunFiles` and `Artefacts.found`; `parts` has those of further detectors, too.
 PARTS = {
     "mil": Part("test", "wsod", "detections of the MIL detector"),
     "pgt": Part("train", "pgt", "adaptive pseudo boxes"),
@@ -65,6 +71,21 @@ PARTS = {
     "retrain": Part("test", "retrain", "detections of the retrained detector"),
     "masks": Part("train", "masks", "pseudo masks"),
 }
+
+
+def parts(files: RunFiles) -> dict[str, Part]:
+    """The COCO files that a run may have."""
+    further = {
+        stage: Part("test", stage, f"detections of the retrained detector ({kind_of(stage)})")
+        for stage in files.further
+    }
+    return {**PARTS, **further}
+
+
+def kind_of(stage: str) -> str:
+    """ "DINO" of "retrain_dino", as a figure calls it."""
+    kind = stage.removeprefix("retrain_")
+    return KIND_NAMES.get(kind, kind)
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,7 @@ class Found:
 class Artefacts:
     """What a run made.
 
-    found: per name of `PARTS`, image id -> `Found` (every image of the split has one).
+    found: per name of `parts`, image id -> `Found` (every image of the split has one).
     """
 
     files: RunFiles
@@ -122,8 +143,13 @@ class Artefacts:
 
     @property
     def detections(self) -> dict[int, Found] | None:
-        """Of the last detector of the pipeline on the test split."""
+        """Of the last detector of the pipeline on the test split: the first that is retrained."""
         return self.found["retrain"] or self.found["mil"]
+
+    @property
+    def retrained(self) -> list[str]:
+        """Names of the retrained detectors in `found`."""
+        return ["retrain", *self.files.further]
 
 
 def read_artefacts(files: RunFiles, train: TagSplit, test: TagSplit | None) -> Artefacts:
@@ -133,7 +159,7 @@ def read_artefacts(files: RunFiles, train: TagSplit, test: TagSplit | None) -> A
     """
     splits = {"train": train, "test": test}
     settings, metrics = read_object(files.settings), read_figures(files.metrics)
-    found = {name: _found(getattr(files, name), splits[part.role]) for name, part in PARTS.items()}
+    found = {name: _found(files.path(name), splits[p.role]) for name, p in parts(files).items()}
     return Artefacts(
         files, train, test, metrics=metrics, settings=settings, log=read_log(files.log), found=found
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from weaksam_jax.data.records import TagSplit, TruthRecord, TruthSplit
 from weaksam_jax.files import write_text
 from weaksam_jax.report import curves, panels, tables
-from weaksam_jax.report.artefacts import PARTS, Artefacts, RunFiles, part, read_artefacts
+from weaksam_jax.report.artefacts import Artefacts, RunFiles, part, parts, read_artefacts
 from weaksam_jax.report.choose import judge, showcase, worst
 from weaksam_jax.report.draw import class_colors
 
@@ -99,6 +99,7 @@ def _facts(artefacts: Artefacts, truths: Mapping[str, TruthSplit | None]) -> dic
         "seed": metrics.get("seed", settings.get("seed")),
         "versions": part(metrics, "versions"),
         "settings": json.dumps(settings, indent=2, ensure_ascii=False) if settings else None,
+        "ledger": tables.ledger(metrics),
         "known": known,
         "others": others,
         "seconds": tables.seconds(metrics),
@@ -131,8 +132,8 @@ def _missing(artefacts: Artefacts) -> list[tuple[str, str, str]]:
         if not path.exists()
     ]
     return lost + [
-        (part.words, files.shown(getattr(files, name)), part.stage)
-        for name, part in PARTS.items()
+        (part.words, files.shown(files.path(name)), part.stage)
+        for name, part in parts(files).items()
         if artefacts.found[name] is None
     ]
 

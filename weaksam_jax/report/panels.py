@@ -10,7 +10,7 @@ from weaksam_jax.data.images import load_image
 from weaksam_jax.data.records import TagRecord, TruthRecord, TruthSplit
 from weaksam_jax.data.store import SOURCES
 from weaksam_jax.evaluate.overlap import xywh_iou
-from weaksam_jax.report.artefacts import Artefacts, Found
+from weaksam_jax.report.artefacts import Artefacts, Found, kind_of
 from weaksam_jax.report.choose import Verdict, judge
 from weaksam_jax.report.draw import (
     WHITE,
@@ -71,7 +71,8 @@ class Scene:
         if by_image is None:
             return None
         found = by_image[self.record.image_id]
-        return found.above(DETECTION_SCORE) if name in ("mil", "retrain") else found
+        drawn = ("mil", *self.artefacts.retrained)
+        return found.above(DETECTION_SCORE) if name in drawn else found
 
 
 def open_scene(artefacts: Artefacts, record: TagRecord, truth: TruthRecord | None) -> Scene:
@@ -109,8 +110,10 @@ def train_row(scene: Scene) -> Row:
 
 
 def test_row(scene: Scene) -> Row:
-    """Truth (or the photo), MIL detections, retrained detections."""
+    """Truth (or the photo), MIL detections, those of every retrained detector."""
     names = {"mil": "MIL detector", "retrain": "retrained detector"}
+    further = scene.artefacts.files.further
+    names |= {stage: f"retrained detector ({kind_of(stage)})" for stage in further}
     verdicts = {name: scene.judged(scene.boxes(name)) for name in names}
     last = verdicts["retrain"] or verdicts["mil"]
     panels = [truth(scene, last) or photo(scene)]

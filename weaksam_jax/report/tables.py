@@ -6,7 +6,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from weaksam_jax.data.records import TruthSplit
-from weaksam_jax.report.artefacts import Artefacts, is_number, numbers, part
+from weaksam_jax.report.artefacts import (
+    KIND_NAMES,
+    Artefacts,
+    is_number,
+    kind_of,
+    numbers,
+    part,
+)
+
+
+def _of_further(kind: str, name: str) -> list[tuple[str, str, str, int]]:
+    """Rows of a detector that is retrained beside another."""
+    stage, said = f"retrain_{kind}", "retrained on the same pseudo boxes"
+    return [
+        (f"{stage}.ap50", f"AP50 of the retrained {name}", said, 2),
+        (f"{stage}.ap", f"AP of the retrained {name}", "mean over IoU 0.5 to 0.95", 2),
+        (f"{stage}_without_drop.ap50", f"AP50 of {name} without drop", "for comparison", 2),
+        (f"{stage}_without_drop.ap", f"AP of {name} without drop", "for comparison", 2),
+    ]
+
 
 # Known figures: place in metrics.json, name, what it says, and whether it is a share (0..1).
 KNOWN = (
@@ -35,9 +54,19 @@ KNOWN = (
     ("retrain.ap", "AP of the retrained detector", "mean over IoU 0.5 to 0.95", 2),
     ("retrain_without_drop.ap50", "AP50 retrained without drop", "for comparison", 2),
     ("retrain_without_drop.ap", "AP retrained without drop", "for comparison", 2),
+    *(row for kind, name in KIND_NAMES.items() for row in _of_further(kind, name)),
 )
 # Parts of metrics.json that have a place of their own in the report.
-_ELSEWHERE = ("dataset", "versions", "seconds", "seed", "proposals.recall_at")
+_ELSEWHERE = ("dataset", "versions", "seconds", "seed", "supervision", "proposals.recall_at")
+# What a file of weights was used for, by its row of the ledger.
+_USES = {
+    "clues": "clue network",
+    "clues_start": "start of the clue network",
+    "sam": "SAM",
+    "proposals": "proposals",
+    "wsod_start": "start of the MIL detector",
+    "retrain_start": "start of the retrained detector",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +153,9 @@ def by_class(artefacts: Artefacts, train_truth: TruthSplit | None) -> dict | Non
         counts["pseudo boxes"] = np.bincount(_join(labels), minlength=len(indices)).tolist()
     titles = {"wsod": "AP50 MIL", "retrain": "AP50 retrained"}
     titles |= {"retrain_without_drop": "AP50 without drop"}
+    for stage in artefacts.files.further:
+        titles |= {stage: f"AP50 {kind_of(stage)}"}
+        titles |= {f"{stage}_without_drop": f"AP50 {kind_of(stage)} without drop"}
     table = []
     for index, name in enumerate(train.classes):
         cells = [str(column[index]) for column in counts.values()]
@@ -133,6 +165,20 @@ def by_class(artefacts: Artefacts, train_truth: TruthSplit | None) -> dict | Non
         "columns": [*counts, *(titles.get(name, f"{name}, by class") for name in ap)],
         "rows": table,
     }
+
+
+def ledger(metrics: Mapping) -> list[dict[str, str]]:
+    """Rows of the supervision ledger: use, file, supervision, source and, where weights saw more
+    than tags and the user let a detector start from them, what was allowed."""
+    rows = []
+    for use, row in part(metrics, "supervision").items():
+        words = row if isinstance(row, Mapping) else {}
+        names = ("file", "supervision", "source", "allowed")
+        kind = use.removeprefix("retrain_").removesuffix("_start")
+        other = KIND_NAMES.get(kind, kind.replace("_", " "))
+        said = _USES.get(use, f"start of the retrained detector ({other})")
+        rows.append({"use": said, **{name: str(words.get(name, "")) for name in names}})
+    return rows
 
 
 def _join(labels: list[np.ndarray]) -> np.ndarray:

@@ -31,6 +31,7 @@ from bridge.weights.lite0 import lite0_network
 from weaksam_jax.data.pixel_statistics import LITE0_MEAN, LITE0_STD
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path
+from weaksam_jax.supervision import saw
 
 TOKEN_DIM = 128
 DETAIL_DIM = 32
@@ -38,6 +39,15 @@ TOKEN_STRIDE = 16
 TRACE_MAPS = 6
 # name of the weights -> (encoder, input pixels, stride of the masks)
 VARIANTS = {"sam_mini": ("conv", 256, 2), "sam_mini_lite": ("lite0", 256, 2)}
+_SCENES = "masks of drawn scenes"
+# What each is trained on (the files of the package say so, too).
+SEEN = {
+    "sam_mini": saw(["masks"], f"{_SCENES} (bridge/sam/mini/README.md)"),
+    "sam_mini_lite": saw(
+        ["masks", "tags"],
+        f"{_SCENES} and segments of photographs, over EfficientNet-Lite0 (ImageNet classes)",
+    ),
+}
 
 
 def conv_bn(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -343,10 +353,12 @@ def load_sam_mini(name: str = "sam_mini", path: str | Path | None = None) -> Sam
     return filled(build_sam_mini(*VARIANTS[name]), read_tensors(path)[0], path, hint=hint)
 
 
-def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
+def save_weights(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a state_dict as half-precision safetensors, atomically."""
     from safetensors.torch import save_file
 
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in half.items()}, temporary)
+        save_file({k: v.contiguous() for k, v in half.items()}, temporary, metadata)

@@ -29,7 +29,7 @@ from segment_anything.modeling import Sam
 
 from bridge.sam.mini.batches import Batch, Pool, collate
 from bridge.sam.mini.losses import hard_iou, mask_cost, nested_loss
-from bridge.sam.mini.model import VARIANTS, build_sam_mini, save_weights
+from bridge.sam.mini.model import SEEN, VARIANTS, build_sam_mini, save_weights
 from bridge.sam.mini.photos import PhotoFolder
 from bridge.sam.mini.scenes import draw_scene
 from weaksam_jax.files import atomic_path
@@ -247,7 +247,8 @@ def train(options: argparse.Namespace) -> None:
             saved = run.spent
     run.save()
     out = Path(options.out)
-    save_weights(run.average.tensors, out / f"{options.name}.safetensors")
+    metadata = SEEN[options.name].metadata()
+    save_weights(run.average.tensors, out / f"{options.name}.safetensors", metadata)
     print(f"step {run.step}, {run.spent / 60:.1f} of {options.minutes} min spent: {out}")
 
 

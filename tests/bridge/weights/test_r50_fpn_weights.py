@@ -137,7 +137,7 @@ def test_imagenet_resnet(tmp_path):
     torch.save(network.state_dict(), tmp_path / "r50.pth")
     to = convert("resnet50", tmp_path / "r50.safetensors", tmp_path / "r50.pth")
     arrays, metadata = read_arrays(to)
-    assert metadata == {"backbone": "resnet50"}
+    assert metadata["backbone"] == "resnet50" and metadata["supervision"] == "tags"
     block = network.layer3[0]
     conv, norm = block.downsample
     name = "res4/block0/shortcut"
@@ -190,7 +190,7 @@ def test_msras_pickle(tmp_path):
         path.write_bytes(pickle.dumps(content, protocol=2))
         found, metadata = read_arrays(convert("resnet50_msra", tmp_path / "r.safetensors", path))
         equal(found, arrays)
-        assert metadata == {"backbone": "resnet50_msra"}
+        assert metadata["backbone"] == "resnet50_msra" and metadata["supervision"] == "tags"
 
 
 @pytest.mark.parametrize("ending", ["pkl", "pth"])

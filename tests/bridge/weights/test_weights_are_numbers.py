@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from dino_files import mmdet, official
 from small_detector import small_arrays
 from torch import nn
 from torchvision.models import resnet50
@@ -61,6 +62,8 @@ STATES = {
     "mmdet_oicr": lambda: random_state("mmdet", **SMALL),
     "faster_rcnn_torchvision": lambda: tensors(to_theirs(small_arrays(), TORCHVISION)),
     "faster_rcnn_detectron2": lambda: tensors(to_theirs(small_arrays(), DETECTRON2)),
+    "dino_mmdet": lambda: tensors(mmdet()),
+    "dino_official": lambda: tensors(official()),
 }
 FORMS = {
     "parameters": nn.Parameter,
@@ -84,7 +87,8 @@ def as_plain(value):
 
 
 def test_every_kind_that_reads_a_checkpoint_is_here():
-    assert KINDS.keys() - STATES.keys() == {"resnet50_msra"}  # a pickle of arrays
+    # a pickle of arrays, and our own files
+    assert KINDS.keys() - STATES.keys() == {"resnet50_msra", "ours"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ RECIPES = [
 def small(config: MilConfig, **parts) -> MilConfig:
     """The config at `TINY`'s size, two steps from fresh weights."""
     sizes = {
-        "model": {"fc_width": 8, "pool_size": 2},
+        "model": {"fc_width": 8, "pool_size": 2, "backbone_width": 8},
         "optim": {"steps": 2, "warmup": 1, "batch_size": 2, "init": "scratch"},
         "data": {"scales": TINY.data.scales, "max_proposals": 24},
         "test": {"tta_scales": None, "batch_size": 2},
@@ -59,7 +59,7 @@ def test_a_recipe_trains_and_detects_and_keeps_the_frozen_blocks(drawn, tmp_path
     start = vary(config, optim={"steps": 0})
     before = train(split, proposals, start, tmp_path / "start")["backbone"]
     params = train(split, proposals, config, tmp_path / "run")
-    assert "tags" not in params and params["fc6"]["kernel"].shape == (2 * 2 * 512, 8)
+    assert "tags" not in params and params["fc6"]["kernel"].shape == (2 * 2 * 64, 8)
     for name, layer in params["backbone"].items():
         moved = (layer["kernel"] != before[name]["kernel"]).any()
         assert moved == (method == "oicr" or int(name[4]) > 2)

@@ -9,6 +9,7 @@ import pytest
 import tiny_pipeline
 from configs import vary
 from scipy import stats
+from small_dino import SMALL as SMALL_DINO
 from test_drop_figures import TINY, pseudo, save_mil, toy  # noqa: F401  (a fixture)
 
 from experiments.paper import ablation, ablation_rows
@@ -16,8 +17,10 @@ from experiments.paper.seed_tables import Table, markdown, open_runs, run_cells
 from experiments.paper.verdicts import spread_verdict, verdict
 from experiments.pipeline import detectors
 from experiments.pipeline.config import mini
+from experiments.pipeline.run import open_run
 from experiments.pipeline.work_folder import MARK
 from weaksam_jax.cli import entry_point
+from weaksam_jax.detectors.dino.loss_config import QueryDropConfig
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, TestConfig
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
 
@@ -221,14 +224,68 @@ def test_tables_that_would_say_nothing_are_refused(tmp_path, capsys, flags, mess
 
 
 def test_further_rules_have_their_own_thresholds_and_are_held_against_adaptive():
-    rows = ablation_rows.table_5a(mini(), ("best_kept", "pgf"))
+    rows = ablation_rows.table_5(mini(), ("best_kept", "pgf"))
     assert list(rows)[3:] == ["rule best_kept", "rule pgf"]
     assert [rows[name].pgt.score_threshold for name in list(rows)[1:]] == [0.8, 0.8, 0.3, 0.2]
     assert rows["rule pgf"].retrain.loss.drop is None and "bottle" in rows["rule pgf"].pgt.nested
-    said = ablation_rows.verdicts_5a({name: [float(i)] for i, name in enumerate(rows)})
+    said = ablation_rows.verdicts_5({name: [float(i)] for i, name in enumerate(rows)})
     heads = [line.split(":")[0] for line in said]
     assert heads[2:] == ["rule best_kept after adaptive", "rule pgf after adaptive"]
     assert "+2.0" in said[2] and "+3.0" in said[3]
+
+
+def test_tables_of_query_drop():
+    config = mini("mist", "dino")
+    rows = ablation_rows.table_5(config)
+    assert list(rows) == ["top-1", "adaptive", "adaptive + query drop"]
+    drops = [one.retrain.loss.drop for one in rows.values()]
+    assert drops == [None, None, QueryDropConfig()]
+    drops = {name: one.retrain.loss.drop for name, one in ablation_rows.table_10(config).items()}
+    assert drops["no drop"] is None and not drops["things"].background
+    assert drops["things + background"] == replace(drops["things"], background=True)
+    rows = ablation_rows.table_11(config, (100.0, 80.0))
+    found = {name: one.retrain.loss.drop.percentile for name, one in rows.items()}
+    assert found == {"percentile 100": 100, "percentile 80": 80}
+    said = ablation_rows.verdicts_in_turn({"a": [1.0, 2.0], "b": [3.0, 5.0], "c": [1.0, 1.0]})
+    assert [line.split(":")[0] for line in said] == ["b after a", "c after b"]
+    (_, note) = ablation_rows.setting_notes(config)
+    assert note.startswith("query drop: percentile 90 (paper: 90) of things, encoder, global, from")
+
+
+def test_dinos_settings_are_the_runs_or_its_presets(tmp_path):
+    own = vary(mini("mist", "dino").retrain, optim={"steps": 7})
+    both = tiny_pipeline.write_run(tmp_path / "a", "mini", "faster_rcnn,dino", retrain_dino=own)
+    none = tiny_pipeline.write_run(tmp_path / "b", "mini", "faster_rcnn")
+    assert ablation_rows.of_kind(open_run(both), "dino").retrain == own
+    assert ablation_rows.of_kind(open_run(both), "faster_rcnn").retrain == mini().retrain
+    preset = mini("mist", "dino").retrain
+    assert ablation_rows.of_kind(open_run(none), "dino").retrain == preset
+
+
+def test_table_11_on_a_tiny_run(toy, tmp_path, capsys):  # noqa: F811
+    """DINO is trained with query drop, from the MIL detector of the run."""
+    data, split, truth, params = toy
+    tiny = vary(
+        SMALL_DINO,
+        model={"encoder_layers": 1, "decoder_layers": 1},
+        data={"scales": (((64, 64),),)},
+        test={"tta_scales": (((64, 64),),), "tta_flip": False},
+        optim={"steps": 2, "batch_size": 6, "warmup": 1},
+        loss={"denoising": None},
+    )
+    run, out = tmp_path / "run", tmp_path / "out"
+    tiny_pipeline.write_run(run, data, "dino", retrain=tiny)
+    save_mil(run / "wsod" / "params.safetensors", split.classes, params)
+    found = [one | {"score": 0.9} for one in pseudo(truth, 0.0)["annotations"]]
+    (run / "wsod" / "detections_train.json").write_text(json.dumps(found))
+    flags = ["--table", "11", "--runs", str(run), "--out", str(out), "--seeds", "3"]
+    assert entry_point(ablation.main, [*flags, "--percentile", "50"]) == 0
+    assert "percentile 90 (paper: 90)" in capsys.readouterr().out
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    dropped = {line["stage"]: line["every_step"]["dropped_things"] for line in log}
+    assert dropped.keys() == {"percentile_50-3"} and min(dropped["percentile_50-3"]) > 0.2
+    (row,) = json.loads((out / "table_11.json").read_text())["rows"]
+    assert row["settings"]["retrain"]["loss"]["drop"]["percentile"] == 50 and "ap50" in row
 
 
 def test_a_shortened_schedule_keeps_its_shape():
@@ -239,3 +296,5 @@ def test_a_shortened_schedule_keeps_its_shape():
     assert [2 * one for one in half.optim.milestones] == list(full.optim.milestones)
     assert detectors.shortened(full, 1.0) == full
     assert detectors.shortened(vary(full, loss={"drop": None}), 0.1).loss.drop is None
+    dino = mini("mist", "dino").retrain
+    assert dino.loss.drop.start == 0 == detectors.shortened(dino, 0.5).loss.drop.start

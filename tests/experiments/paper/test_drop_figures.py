@@ -13,7 +13,7 @@ from experiments.paper.roi_losses import (
     Judge,
     Rois,
     intervals,
-    sample_rois,
+    sample,
     summary,
     unaugmented,
 )
@@ -34,6 +34,7 @@ from weaksam_jax.detectors.mil.config import MilConfig
 from weaksam_jax.engine.optimizer import OptimConfig
 from weaksam_jax.engine.weights import save_params
 from weaksam_jax.settings import change
+from weaksam_jax.supervision import saw
 
 TINY = FasterRcnnConfig(
     model=ModelConfig(channels=8, fc_width=8),
@@ -98,13 +99,14 @@ def sampled(toy, boxes, same_class=False):
     """The RoIs of the untrained detector, trained on these boxes."""
     _, split, truth, params = toy
     samples, judge = unaugmented(boxes, split, TINY), Judge(truth, same_class)
-    return sample_rois(FasterRcnn(TINY, split.classes), params, samples, judge=judge)
+    return sample(FasterRcnn(TINY, split.classes), params, samples, judge=judge)
 
 
 def save_mil(path, classes, params):
     """A MIL detector's file, as far as retraining reads it."""
     backbone = {"backbone": params["backbone"]["stem"]}
-    save_params(path, backbone, metadata_of(MilDetector(MilConfig(), classes)))
+    seen = saw(["tags"], "a test").metadata()
+    save_params(path, backbone, metadata_of(MilDetector(MilConfig(), classes)) | seen)
 
 
 def pseudo(truth, shift):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from weaksam_jax.backbones.fpn import FPN, XAVIER
+from weaksam_jax.backbones.layers import Conv
 from weaksam_jax.ops.anchors import pyramid_anchors
 from weaksam_jax.ops.matching import pyramid_level
 from weaksam_jax.ops.roi import roi_align_pyramid
@@ -33,7 +34,7 @@ class RPNHead(nn.Module):
 
         def conv(features, size, name):
             kernel = (size, size)
-            return nn.Conv(features, kernel, dtype=self.dtype, kernel_init=small, name=name)
+            return Conv(features, kernel, dtype=self.dtype, kernel_init=small, name=name)
 
         shared = conv(levels[0].shape[-1], 3, "conv")
         objectness = conv(self.anchors_per_cell, 1, "objectness")

@@ -5,6 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
+
 BLOCK, RATE = 3, 0.3  # side of a block, and highest expected share of dropped cells
 TEMPERATURE = 0.01
 ADVERSARY = 0.01  # the mask network ascends this multiple of the detector's loss
@@ -49,7 +51,7 @@ class ConcreteDropBlock(nn.Module):
         valid = valid.reshape(-1)
 
         def conv(features: int, side: int, name: str) -> nn.Conv:
-            return nn.Conv(features, (side, side), use_bias=False, dtype=self.dtype, name=name)
+            return Conv(features, (side, side), use_bias=False, dtype=self.dtype, name=name)
 
         y = conv(x.shape[-1], 3, "conv1")(rois)
         y = nn.relu(BatchNorm(name="norm1")(y, valid))

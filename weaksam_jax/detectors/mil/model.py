@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from weaksam_jax.backbones.layers import Conv
 from weaksam_jax.detectors.mil.loss import BRANCH_WEIGHTS, MilOutputs
 
 # (features [H, W, C], boxes [N, 4]) -> [N, k, k, C]
@@ -55,9 +56,9 @@ class MilNetwork(nn.Module):
     def setup(self):
         if self.neck is not None:
             start = nn.initializers.he_normal()
-            self.necks = [nn.Conv(self.neck, (1, 1), kernel_init=start) for _ in range(self.levels)]
+            self.necks = [Conv(self.neck, (1, 1), kernel_init=start) for _ in range(self.levels)]
         if self.class_maps:
-            self.tags = nn.Conv(self.classes, (1, 1), bias_init=nn.initializers.constant(-2.0))
+            self.tags = Conv(self.classes, (1, 1), bias_init=nn.initializers.constant(-2.0))
         elif self.evidence:
             raise ValueError("evidence comes from the class maps")
         start = nn.initializers.normal(self.fc_std) if self.fc_std else nn.initializers.he_normal()
