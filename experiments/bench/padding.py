@@ -29,6 +29,7 @@ from weaksam_jax.flags import parse
 from weaksam_jax.outputs import OutFile
 
 DATA = ("voc07", "voc12", "coco14", "coco17")  # published recipes begin with one of these
+DRAWS = 32  # factors of an image's size that stand for all
 Counts = Mapping[tuple[int, int], int]  # (width, height) -> number of images
 
 
@@ -78,10 +79,11 @@ def padding_of(counts: Counts, scales: Sequence[Scale], jitter: Sequence[float])
     """A row: {"sizes": padded sizes that some image is shown in, "padding": share of all pixels,
     "megapixels": of a padded image}, every image once at every scale.
 
-    jitter: range of a factor on the size of an image, drawn evenly.
+    jitter: range of a factor on the size of an image, drawn evenly (what is beyond the padded size
+    is cut off).
     """
     low, high = jitter
-    square = (low * low + low * high + high * high) / 3  # the mean of the factor's square
+    factors = low + (high - low) * (np.arange(DRAWS) + 0.5) / DRAWS
     sizes, whole, used = set(), 0.0, 0.0
     for (width, height), count in counts.items():
         bucket = bucket_of(TagRecord(0, "", Path(), width=width, height=height, tags=()), scales)
@@ -89,9 +91,10 @@ def padding_of(counts: Counts, scales: Sequence[Scale], jitter: Sequence[float])
             shown = shown_at(scale, bucket)
             sizes.add(shown.padded)
             whole += count * shown.padded[0] * shown.padded[1]
-            used += count * square * shown.fit(height, width) ** 2 * width * height
+            drawn = factors[:, None] * shown.fit(height, width) * np.asarray([height, width])
+            used += count * np.minimum(drawn, shown.padded).prod(1).mean()
     images = sum(counts.values()) * len(scales)
-    found = {"sizes": len(sizes), "padding": round(1 - used / whole, 4)}
+    found = {"sizes": len(sizes), "padding": round(1 - float(used) / whole, 4)}
     return found | {"megapixels": round(whole / images / 1e6, 4)}
 
 
@@ -101,9 +104,8 @@ def recipes() -> Iterator[tuple[str, str, Sequence[Scale], Sequence[float]]]:
         for name, preset in detector.presets.items():
             if name.startswith(DATA):
                 config = preset()
-                low, high = config.data.augment.scale
                 train = config.data.scales
-                yield f"{kind} {name}", "train", train, (low, min(high, 1.0))
+                yield f"{kind} {name}", "train", train, config.data.augment.scale
                 yield f"{kind} {name}", "predict", config.test.tta_scales or train, (1.0, 1.0)
 
 

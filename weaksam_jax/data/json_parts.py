@@ -9,7 +9,7 @@ from weaksam_jax.errors import BadFile
 from weaksam_jax.files import check_regular
 from weaksam_jax.text import parse_json
 
-PART = 2**24  # characters that are read at once
+PART = 2**22  # characters that are read at once
 MOST = 2**28  # and looked through for the end of an item
 _BLANK = " \t\r\n"
 _GAP = re.compile(r"\}\s*,\s*\{")  # between two objects

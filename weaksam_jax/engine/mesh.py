@@ -20,7 +20,7 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def local_mesh() -> Mesh:
     """The mesh over the devices of this process: each detects on images of its own."""
-    return data_mesh(jax.local_devices())
+    return Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -74,8 +74,9 @@ def detect_split(
     records, found = views.split.records, {}
     done = () if journal is None else journal.done
     for record, rows in _results(predictor, views, skip=done, progress=progress):
-        found[record.image_id] = rows
-        if journal is not None:
+        if journal is None:
+            found[record.image_id] = rows
+        else:
             journal.add({record.image_id: rows})
     held = found.__getitem__ if journal is None else journal.rows
     return [one for record in records for one in held(record.image_id)]

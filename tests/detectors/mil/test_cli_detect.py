@@ -2,6 +2,7 @@
 
 import json
 
+import processes
 import pytest
 from configs import vary
 from tiny_mil import TINY, detect
@@ -51,6 +52,19 @@ def test_results_files_and_figures(drawn, trained, flags, tmp_path, capsys):
         "metrics.json",
         "settings.json",
     ]
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_result(flags, tmp_path):
+    """Started as those of a training: the first alone locks, writes and prints."""
+    assert entry_point(command.main, flags) == 0
+    alone, together = tmp_path / "out", tmp_path / "together"
+    own = [str(together) if one == str(alone) else one for one in flags]
+    said = processes.run(["-m", "experiments.detect", *own], count=2, timeout=400)
+    assert "detections on" in said[0] and said[1] == ""
+    assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in alone.iterdir())
+    both = [(folder / "detections.json").read_bytes() for folder in (alone, together)]
+    assert both[0] == both[1]
 
 
 def test_an_unannotated_split_has_files_and_no_figures(drawn, flags, tmp_path, capsys):
