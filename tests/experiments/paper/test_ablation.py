@@ -9,10 +9,9 @@ import pytest
 import tiny_pipeline
 from configs import vary
 from scipy import stats
-from small_dino import SMALL as SMALL_DINO
 from test_drop_figures import TINY, pseudo, save_mil, toy  # noqa: F401  (a fixture)
 
-from experiments.paper import ablation, ablation_rows
+from experiments.paper import ablation, ablation_cells, ablation_rows
 from experiments.paper.seed_tables import Table, markdown, open_runs, run_cells
 from experiments.paper.verdicts import spread_verdict, verdict
 from experiments.pipeline import detectors
@@ -20,9 +19,11 @@ from experiments.pipeline.config import mini
 from experiments.pipeline.run import open_run
 from experiments.pipeline.work_folder import MARK
 from weaksam_jax.cli import entry_point
+from weaksam_jax.detectors.dino import DinoConfig
 from weaksam_jax.detectors.dino.loss_config import QueryDropConfig
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig, TestConfig
 from weaksam_jax.detectors.faster_rcnn.recipes import voc07
+from weaksam_jax.engine.checkpoint import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -262,30 +263,32 @@ def test_dinos_settings_are_the_runs_or_its_presets(tmp_path):
     assert ablation_rows.of_kind(open_run(none), "dino").retrain == preset
 
 
-def test_table_11_on_a_tiny_run(toy, tmp_path, capsys):  # noqa: F811
-    """DINO is trained with query drop, from the MIL detector of the run."""
+@pytest.mark.parametrize(("table", "rows"), [("5b", 3), ("10", 3), ("11", 2)])
+def test_dinos_tables_retrain_dino(toy, tmp_path, capsys, monkeypatch, table, rows):  # noqa: F811
+    """Of a run that retrains Faster R-CNN alone; the training itself is replaced."""
     data, split, truth, params = toy
-    tiny = vary(
-        SMALL_DINO,
-        model={"encoder_layers": 1, "decoder_layers": 1},
-        data={"scales": (((64, 64),),)},
-        test={"tta_scales": (((64, 64),),), "tta_flip": False},
-        optim={"steps": 2, "batch_size": 6, "warmup": 1},
-        loss={"denoising": None},
-    )
-    run, out = tmp_path / "run", tmp_path / "out"
-    tiny_pipeline.write_run(run, data, "dino", retrain=tiny)
+    run, out, trained = tmp_path / "run", tmp_path / "out", []
+    tiny_pipeline.write_run(run, data)
     save_mil(run / "wsod" / "params.safetensors", split.classes, params)
     found = [one | {"score": 0.9} for one in pseudo(truth, 0.0)["annotations"]]
     (run / "wsod" / "detections_train.json").write_text(json.dumps(found))
-    flags = ["--table", "11", "--runs", str(run), "--out", str(out), "--seeds", "3"]
-    assert entry_point(ablation.main, [*flags, "--percentile", "50"]) == 0
+
+    def train(run, pgt, config, *, folder, seed):
+        (folder / CHECKPOINTS).mkdir()
+        assert detectors.retrain_start(run.folder, config).path == run.folder.weights("wsod")
+        trained.append(config)
+        return {}
+
+    monkeypatch.setattr(ablation_cells, "train", train)
+    monkeypatch.setattr(ablation_cells, "detect_retrained", lambda run, detector, params: [])
+    flags = ["--table", table, "--runs", str(run), "--out", str(out), "--seeds", "3"]
+    assert entry_point(ablation.main, [*flags, "--percentile", "90", "50"]) == 0
+    assert {type(one) for one in trained} == {DinoConfig} and len(trained) == rows
     assert "percentile 90 (paper: 90)" in capsys.readouterr().out
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    dropped = {line["stage"]: line["every_step"]["dropped_things"] for line in log}
-    assert dropped.keys() == {"percentile_50-3"} and min(dropped["percentile_50-3"]) > 0.2
-    (row,) = json.loads((out / "table_11.json").read_text())["rows"]
-    assert row["settings"]["retrain"]["loss"]["drop"]["percentile"] == 50 and "ap50" in row
+    made = json.loads((out / f"table_{table}.json").read_text())["rows"]
+    drops = [row["settings"]["retrain"]["loss"]["drop"] for row in made]
+    percentiles = {"5b": [None, None, 90], "10": [None, 90, 90], "11": [90, 50]}[table]
+    assert [drop and drop["percentile"] for drop in drops] == percentiles
 
 
 def test_a_shortened_schedule_keeps_its_shape():
