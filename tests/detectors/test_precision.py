@@ -21,12 +21,15 @@ ASKED = {"float32": "HIGHEST", "tf32": "HIGH", "bfloat16": "HIGHEST"}
 
 
 def products_of(function, *args):
-    """(element type, precisions asked for) of every product of a program."""
+    """(element type, precisions asked for) of every product of a program. One that names the
+    algorithm of bfloat16 (logits of attention: their sums are float32) is of bfloat16."""
     found = []
     for line in jax.jit(function).lower(*args).as_text().splitlines():
         if match := PRODUCT.search(line):
             asked = re.findall(r"\b(DEFAULT|HIGHEST|HIGH)\b", line)
-            found.append((match.group(1).split("x")[-1], tuple(asked) or ("DEFAULT",) * 2))
+            half = "lhs_precision_type = bf16, rhs_precision_type = bf16" in line
+            element = "bf16" if half else match.group(1).split("x")[-1]
+            found.append((element, tuple(asked) or ("DEFAULT",) * 2))
     return found
 
 

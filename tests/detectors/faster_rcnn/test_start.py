@@ -49,7 +49,7 @@ def files(tmp_path_factory):
         network, image = BACKBONES[name].pyramid(width=WIDTH), np.zeros((1, 64, 64, 3), np.float32)
         shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
         made[name] = folder / f"{name}.safetensors"
-        save_params(made[name], ones(shapes), {"backbone": name})
+        save_params(made[name], ones(shapes), {"backbone": name, "supervision": "tags"})
     return made
 
 

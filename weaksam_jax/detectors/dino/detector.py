@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from weaksam_jax.backbones import BACKBONES, is_frozen
 from weaksam_jax.backbones.pixels import network_input
@@ -23,7 +24,13 @@ from weaksam_jax.detectors.start import start_from
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.precision import layer_dtype, precise
-from weaksam_jax.engine.predict import Detections, Found, Predictor, union_of_views
+from weaksam_jax.engine.predict import (
+    Detections,
+    Found,
+    Predictor,
+    on_devices,
+    union_of_views,
+)
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.weights import Weights
 
@@ -107,16 +114,13 @@ class Dino:
         images = self.normalised(batch)
         return detect(self.network, params, images, size=size, config=self.config.test)
 
-    def predictor(self, params: Params) -> Predictor:
+    def predictor(self, params: Params, mesh: Mesh | None = None) -> Predictor:
         """One view as it is; the union of several through one NMS."""
-        params, run, test = jax.device_put(params), jax.jit(self.predict), self.config.test
+        run, test = on_devices(self.predict, params, mesh), self.config.test
 
         def union(iou_threshold: float) -> Predictor:
-            return union_of_views(
-                lambda batch: run(params, batch),
-                iou_threshold=iou_threshold,
-                max_detections=test.max_detections,
-            )
+            more = {"iou_threshold": iou_threshold, "max_detections": test.max_detections}
+            return union_of_views(run, **more)
 
         alone, several = union(1.0), union(test.nms)
 
