@@ -87,8 +87,9 @@ def sample(
 def _losses(detector: FasterRcnn, params: Params, batch: Batch, key: jax.Array) -> RoiLosses:
     """The losses of a batch's sampled RoIs."""
     batch, config = batch | {"image": detector.normalised(batch)}, detector.config
+    keys = jax.random.split(key, len(batch["size"]))
     with products(config.model.precision):
-        return sampled_roi_losses(detector.network, params, batch, rng=key, config=config.loss)
+        return sampled_roi_losses(detector.network, params, batch, keys=keys, config=config.loss)
 
 
 def batches(samples, size: int) -> Iterator[Batch]:

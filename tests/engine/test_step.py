@@ -18,7 +18,7 @@ from weaksam_jax.errors import BadInput
 PARAMS = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "b": np.zeros(2, np.float32)}
 
 
-def loss_fn(params, batch, rng, step):
+def loss_fn(params, batch, keys, step):
     error = batch["x"] @ params["w"] + params["b"] - batch["y"]
     return jnp.mean(error**2), {"largest": jnp.abs(error).max()}
 
@@ -29,10 +29,16 @@ def batch_of(seed, images=8):
     return {"x": draw((images, 3), np.float32), "y": draw((images, 2), np.float32)}
 
 
-def noisy_loss(params, batch, rng, step):
-    """As with dropout: the key decides."""
-    noise = jax.random.normal(rng, batch["y"].shape)
-    return loss_fn(params, {**batch, "y": batch["y"] + noise}, rng, step)
+def noisy_loss(params, batch, keys, step):
+    """As with dropout: the part's key decides."""
+    noise = jax.random.normal(keys.part, batch["y"].shape)
+    return loss_fn(params, {**batch, "y": batch["y"] + noise}, keys, step)
+
+
+def own_noise_loss(params, batch, keys, step):
+    """Every image has noise of its own."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys.images)
+    return loss_fn(params, {**batch, "y": batch["y"] + noise}, keys, step)
 
 
 def three_steps(mesh, micro_batches=1, loss_fn=loss_fn):
@@ -94,9 +100,9 @@ def test_what_does_not_divide_says_what_does():
 def test_four_devices_are_one_device():
     """In a process of its own: the number of devices is fixed when JAX starts.
 
-    With `check_vma=True` the gradient, and so the parameters, would be four times off. With noise,
-    4 devices are 1 device with 4 micro-batches, and 2 devices with 2: a part's key is that of its
-    place.
+    With `check_vma=True` the gradient, and so the parameters, would be four times off. With noise
+    of the part's key, 4 devices are 1 device with 4 micro-batches, and 2 devices with 2; with noise
+    of the images' own, all of them are 1 device that takes the batch as a whole.
     """
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import jax; import test_step as t;"
@@ -104,6 +110,8 @@ def test_four_devices_are_one_device():
         "two = data_mesh(jax.devices()[:2]);"
         "runs = t.three_steps(data_mesh()), t.three_steps(data_mesh(), 1, t.noisy_loss);"
         "runs += (t.three_steps(two, 2, t.noisy_loss),);"
+        "runs += (t.three_steps(data_mesh(), 1, t.own_noise_loss),);"
+        "runs += (t.three_steps(two, 2, t.own_noise_loss),);"
         "print(json.dumps([[l, p['w'].tolist(), p['b'].tolist()] for l, p in runs]))"
     )
     run = subprocess.run(
@@ -114,13 +122,15 @@ def test_four_devices_are_one_device():
         check=True,
         timeout=240,
     )
-    plain, noisy, two_by_two = json.loads(run.stdout)
+    plain, noisy, *_ = runs = json.loads(run.stdout)
     whole, cut = three_steps(data_mesh()), three_steps(data_mesh(), 4, noisy_loss)
-    for (losses, w, b), (want, params) in ((plain, whole), (noisy, cut), (two_by_two, cut)):
+    own = three_steps(data_mesh(), loss_fn=own_noise_loss)
+    wanted = whole, cut, cut, own, own
+    for (losses, w, b), (want, params) in zip(runs, wanted, strict=True):
         np.testing.assert_allclose(losses, want, rtol=1e-5)
         np.testing.assert_allclose(w, params["w"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(b, params["b"], rtol=1e-5, atol=1e-6)
-    assert abs(noisy[0][0] - plain[0][0]) > 0.1
+    assert abs(noisy[0][0] - plain[0][0]) > 0.1 and abs(own[0][0] - plain[0][0]) > 0.1
 
 
 def test_one_compilation_per_shape():
@@ -141,16 +151,18 @@ def test_the_state_is_donated_and_the_arguments_are_not():
     assert state.params["w"].is_deleted() and not params["w"].is_deleted()
 
 
-def test_the_key_differs_by_step_and_the_loss_is_told_it():
+def test_the_keys_differ_by_step_and_the_loss_is_told_it():
     mesh, tx = data_mesh(), optax.sgd(0.0)
 
-    def noise(params, batch, rng, step):
-        return jnp.sum(params["w"]) * 0, {"draw": jax.random.uniform(rng), "step": step * 1.0}
+    def noise(params, batch, keys, step):
+        own = jax.vmap(jax.random.uniform)(keys.images)
+        draws = {"draw": jax.random.uniform(keys.part), "first": own[0], "last": own[-1]}
+        return jnp.sum(params["w"]) * 0, {**draws, "step": step * 1.0}
 
     step, draws, steps = make_train_step(noise, tx, mesh), [], []
     state = create_state(PARAMS, tx, jax.random.key(0), mesh)
     for _ in range(3):
         state, metrics = step(state, put_batch(batch_of(0), mesh))
-        draws.append(float(metrics["draw"]))
+        draws += [float(metrics[name]) for name in ("draw", "first", "last")]
         steps.append(float(metrics["step"]))
-    assert len(set(draws)) == 3 and steps == [0, 1, 2]
+    assert len(set(draws)) == 9 and steps == [0, 1, 2]

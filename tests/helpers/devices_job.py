@@ -11,7 +11,7 @@ from small_faster_rcnn import small
 
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
 from weaksam_jax.engine.mesh import AXIS, data_mesh, put_batch
-from weaksam_jax.engine.step import create_state, make_train_step
+from weaksam_jax.engine.step import Keys, create_state, keys_of, make_train_step
 from weaksam_jax.engine.train import frozen_loss
 
 # Normaliser, devices, micro-batches of each.
@@ -42,18 +42,19 @@ def start(detector, batch):
 
 def on_one_device(detector, batch, key, devices, parts):
     """(mean loss, mean metrics) by parameters: the devices and their micro-batches as `vmap`s."""
-    rows = jax.tree.map(lambda x: x.reshape(devices, parts, 1, *x.shape[1:]), batch)
-    places = jnp.arange(devices * parts).reshape(devices, parts)
+    rng = jax.random.fold_in(jax.random.fold_in(key, 0), 0)  # of the first step, of its first part
+    images = keys_of(rng, devices * parts).images
+    rows = jax.tree.map(lambda x: x.reshape(devices, parts, 1, *x.shape[1:]), (batch, images))
 
-    def loss(params, part, place):
-        rng = jax.random.fold_in(jax.random.fold_in(key, 0), place)
-        return detector.loss(params, part, rng, jnp.int32(0))
+    def loss(params, part):
+        batch, images = part
+        return detector.loss(params, batch, Keys(rng, images), jnp.int32(0))
 
-    over_devices = jax.vmap(loss, in_axes=(None, 0, 0), axis_name=AXIS)
-    over_parts = jax.vmap(over_devices, in_axes=(None, 1, 1))
+    over_devices = jax.vmap(loss, in_axes=(None, 0), axis_name=AXIS)
+    over_parts = jax.vmap(over_devices, in_axes=(None, 1))
 
     def whole(params):
-        losses, metrics = over_parts(params, rows, places)
+        losses, metrics = over_parts(params, rows)
         return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
     return whole

@@ -26,8 +26,10 @@ def sample(index, bucket, rng):
     return {"x": rng.standard_normal(4).astype(np.float32) + index, "image_id": np.int64(index)}
 
 
-def loss_fn(params, batch, rng, step):
-    error = batch["x"] @ params["w"] - 1 + 0.1 * jax.random.normal(rng, (batch["x"].shape[0],))
+def loss_fn(params, batch, keys, step):
+    error = (
+        batch["x"] @ params["w"] - 1 + 0.1 * jax.random.normal(keys.part, (batch["x"].shape[0],))
+    )
     return jnp.mean(error**2), {}
 
 

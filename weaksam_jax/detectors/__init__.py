@@ -18,7 +18,7 @@ from weaksam_jax.detectors.faster_rcnn import FasterRcnn
 from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.detectors.start import stated_config
 from weaksam_jax.engine.predict import Detections, Predictor, detect_file, detect_split
-from weaksam_jax.engine.step import Batch, Metrics, Params
+from weaksam_jax.engine.step import Batch, Keys, Metrics, Params
 from weaksam_jax.engine.train import train_detector
 from weaksam_jax.engine.weights import Weights, fill, read_weights, save_params
 from weaksam_jax.errors import BadInput
@@ -78,7 +78,7 @@ class Detector(Protocol):
         ...
 
     def loss(
-        self, params: Params, batch: Batch, rng: jax.Array, step: jax.Array
+        self, params: Params, batch: Batch, keys: Keys, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """(loss float32 [], metrics of scalars) of a part of a batch, inside `jax.shard_map`."""
         ...

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,27 @@ from weaksam_jax.engine.mesh import AXIS, check_batch, replicated
 Params = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# (parameters, batch, rng, step int32 []) -> (loss [], metrics of scalars)
-LossFn = Callable[[Params, Batch, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+
+
+class Keys(NamedTuple):
+    """Typed random keys of a part of a batch, B images.
+
+    part: `[]`, for what is drawn for all of its images at once, as dropout is; it depends on how
+    the batch is cut. images: `[B]`, for what is drawn for an image alone; each depends on the
+    image's place in the whole batch, however that is cut.
+    """
+
+    part: jax.Array
+    images: jax.Array
+
+
+# (parameters, batch, keys, step int32 []) -> (loss [], metrics of scalars)
+LossFn = Callable[[Params, Batch, Keys, jax.Array], tuple[jax.Array, Metrics]]
+
+
+def keys_of(rng: jax.Array, images: int) -> Keys:
+    """The keys of a batch that is not cut: image i has `split(rng, images)[i]`."""
+    return Keys(rng, jax.random.split(rng, images))
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +81,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted `step(state, batch) -> (state, metrics)`; it donates `state`.
 
-    `loss_fn(params, batch, rng, step) -> (loss [], metrics of scalars)` sees one part of the batch
+    `loss_fn(params, batch, keys, step) -> (loss [], metrics of scalars)` sees one part of the batch
     (every leaf has a leading image axis): the images of one device, which takes them in
     `micro_batches` equal parts, so that the activations of one alone are in memory. The gradient is
     that of the mean of all parts' losses; the metrics are averaged likewise and hold `loss` too. A
@@ -70,18 +89,22 @@ def make_train_step(
     A normaliser that counts over more than one part is `jax.lax.pmean(count, AXIS)` of a count
     without gradient: over the devices, but not over their micro-batches.
 
-    A part's key depends on the step and on the place of the part in the batch. So dropout differs
+    The keys depend on the step. What is drawn with an image's own key is the same however the batch
+    is cut, and only the order of sums differs. What is drawn with the part's key (dropout) differs
     by the number of parts, and only by it: N devices with 1 micro-batch are 1 device with N.
     """
 
     def part_gradient(params, part, index, rng, step):
+        images, own_keys = part
         place = jax.lax.axis_index(AXIS) * micro_batches + index
-        part_loss = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = part_loss(params, part, jax.random.fold_in(rng, place), step)
+        keys = Keys(jax.random.fold_in(rng, place), own_keys)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, images, keys, step
+        )
         return grads, {"loss": loss, **metrics}
 
     def gradient(params, batch, rng, step):
-        check_batch(len(next(iter(batch.values()))), 1, micro_batches)
+        check_batch(len(batch[1]), 1, micro_batches)
         if micro_batches == 1:
             return jax.lax.pmean(part_gradient(params, batch, 0, rng=rng, step=step), AXIS)
         parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
@@ -101,7 +124,8 @@ def make_train_step(
 
     def step(state, batch):
         rng = jax.random.fold_in(state.rng, state.step)
-        grads, metrics = mapped(state.params, batch, rng, state.step)
+        whole = keys_of(jax.random.fold_in(rng, 0), len(next(iter(batch.values()))))
+        grads, metrics = mapped(state.params, (batch, whole.images), rng, state.step)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt, rng=state.rng), metrics

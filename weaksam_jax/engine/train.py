@@ -82,7 +82,7 @@ def train_detector(
 def frozen_loss(detector) -> LossFn:
     """The detector's loss with its frozen parameters as constants."""
 
-    def loss(params, batch, rng, step):
-        return detector.loss(freeze(params, detector.frozen), batch, rng, step=step)
+    def loss(params, batch, keys, step):
+        return detector.loss(freeze(params, detector.frozen), batch, keys, step=step)
 
     return loss

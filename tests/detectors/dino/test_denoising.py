@@ -34,6 +34,10 @@ def batch_of(valid):
     return {"boxes": boxes, "labels": labels, "valid": valid, "size": size}
 
 
+def keys(seed, batch):
+    return jax.random.split(jax.random.key(seed), len(batch["valid"]))
+
+
 def groups_of(valid, per_group, budget):
     """The (object, positive) pairs of an image, group by group, written out."""
     objects = np.flatnonzero(valid)
@@ -59,7 +63,7 @@ masks = st.lists(
 def test_groups_hold_every_object_of_an_image_twice(valid, budget, grouping):
     config = DenoisingConfig(queries=budget, grouping=grouping)
     batch = batch_of(valid)
-    slots = denoise(batch, jax.random.key(1), classes=CLASSES, config=config)
+    slots = denoise(batch, keys(1, batch), classes=CLASSES, config=config)
     total = slot_count(OBJECTS, config)
     assert total == 2 * max(budget, OBJECTS) and slots.labels.shape == (len(valid), total)
     most = max(map(sum, valid))
@@ -82,7 +86,7 @@ def test_images_without_objects_have_no_slots():
     batch = batch_of(np.zeros((2, OBJECTS)))
     for grouping in ("image", "batch"):
         config = DenoisingConfig(queries=4, grouping=grouping)
-        slots = denoise(batch, jax.random.key(0), classes=CLASSES, config=config)
+        slots = denoise(batch, keys(0, batch), classes=CLASSES, config=config)
         assert not slots.targets.valid.any() and np.isfinite(slots.boxes).all()
         seen = np.asarray(visible_queries(slots, 3))
         assert not seen[:, :, :10].any() and seen[:, :, 10:].all()
@@ -92,7 +96,7 @@ def test_images_without_objects_have_no_slots():
 def test_who_sees_whom():
     batch = batch_of([[1, 0, 1, 0, 0], [1, 1, 1, 1, 1]])
     config = DenoisingConfig(queries=4)
-    slots = denoise(batch, jax.random.key(2), classes=CLASSES, config=config)
+    slots = denoise(batch, keys(2, batch), classes=CLASSES, config=config)
     seen = np.asarray(visible_queries(slots, 3))
     assert seen.shape == (2, 13, 13)
     assert seen[:, :, 10:].all(), "everyone sees the matching queries"
@@ -130,14 +134,12 @@ def test_boxes_move_as_far_as_they_may():
 def test_labels_are_replaced_at_half_of_the_noise():
     batch = batch_of(np.ones((8, OBJECTS)))
     config = DenoisingConfig(queries=1000, label_noise=0.6)
-    slots = denoise(batch, jax.random.key(4), classes=CLASSES, config=config)
+    slots = denoise(batch, keys(4, batch), classes=CLASSES, config=config)
     true = np.take_along_axis(batch["labels"], np.asarray(slots.targets.index), 1)
     changed = (np.asarray(slots.labels) != true).mean()
     assert abs(changed - 0.3 * (1 - 1 / CLASSES)) < 0.02
     assert set(np.unique(slots.labels)) <= set(range(CLASSES))
-    quiet = denoise(
-        batch, jax.random.key(4), classes=CLASSES, config=replace(config, label_noise=0.0)
-    )
+    quiet = denoise(batch, keys(4, batch), classes=CLASSES, config=replace(config, label_noise=0.0))
     np.testing.assert_array_equal(quiet.labels, true)
 
 
@@ -146,10 +148,10 @@ def test_the_noise_of_an_image_is_its_own(image):
     """Its key decides, and not which images stand beside it."""
     batch = batch_of(np.ones((2, OBJECTS)))
     config = DenoisingConfig(queries=8)
-    both = denoise(batch, jax.random.key(5), classes=CLASSES, config=config)
+    both = denoise(batch, keys(5, batch), classes=CLASSES, config=config)
     assert not np.array_equal(both.boxes[0], both.boxes[1])
     batch = {name: value.copy() for name, value in batch.items()}
     for value in batch.values():
         value[1 - image] = value[image]
-    again = denoise(batch, jax.random.key(5), classes=CLASSES, config=config)
+    again = denoise(batch, keys(5, batch), classes=CLASSES, config=config)
     np.testing.assert_array_equal(both.boxes[image], again.boxes[image])

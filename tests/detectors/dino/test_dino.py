@@ -17,6 +17,8 @@ from weaksam_jax.detectors.dino.predict import select_detections
 from weaksam_jax.engine.step import count_compilations
 from weaksam_jax.engine.weights import flatten
 
+KEYS = jax.random.split(jax.random.key(3), 3)  # of the images
+
 
 def batch_of(count=3, side=64, seed=0):
     rng = np.random.default_rng(seed)
@@ -45,7 +47,7 @@ def params_of(**model):
 @functools.cache
 def outputs_of(precision):
     detector = small(model={"precision": precision})
-    run = jax.jit(lambda p, b: detector.training_outputs(p, b, jax.random.key(3)))
+    run = jax.jit(lambda p, b: detector.training_outputs(p, b, KEYS))
     return jax.device_get(run(params_of(), batch_of()))
 
 
@@ -98,7 +100,7 @@ def gradient_of(remat):
     detector, batch = small(model={"remat": remat}), batch_of(2)
 
     def loss(params):
-        found = detector.training_outputs(params, batch, jax.random.key(0))
+        found = detector.training_outputs(params, batch, KEYS[:2])
         return sum(jnp.sum(jnp.sin(x)) for x in found[:-1])
 
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(params_of()))
@@ -115,11 +117,11 @@ def test_rematerialisation_changes_nothing_but_memory(remat):
 
 def test_one_program_per_padded_size_whatever_is_in_the_images():
     detector, params = small(), params_of()
-    step = jax.jit(lambda p, b, key: detector.training_outputs(p, b, key).logits)
+    step = jax.jit(lambda p, b: detector.training_outputs(p, b, KEYS[:2]).logits)
     with count_compilations("<lambda>") as compiled:
         for side in (64, 96):
             for seed in range(3):
-                step(params, batch_of(2, side, seed), jax.random.key(seed))
+                step(params, batch_of(2, side, seed))
     assert len(compiled) == 2
 
 
@@ -129,7 +131,7 @@ def test_a_small_image_has_as_many_queries_as_cells():
     detector, batch = small(model={"queries": 500}), batch_of(2)
 
     def loss(params):
-        found = detector.training_outputs(params, batch, jax.random.key(0))
+        found = detector.training_outputs(params, batch, KEYS[:2])
         return sum(jnp.sum(x) for x in found[:-1]), found
 
     params = detector.init(jax.random.key(0), batch)

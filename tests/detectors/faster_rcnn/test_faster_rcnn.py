@@ -30,6 +30,7 @@ from weaksam_jax.detectors.faster_rcnn.predict import detect, select_detections
 from weaksam_jax.ops.proposals import select_proposals
 
 CLASSES = 3
+KEYS = jax.random.split(jax.random.key(0), 2)  # of the images
 TEST = FasterRcnnConfig().test
 
 
@@ -254,7 +255,7 @@ def test_loss_equals_a_loop(drop):
     )  # fmt: skip
     loss, metrics = jax.jit(
         lambda params: faster_rcnn_loss(
-            model, params, batch, rng=jax.random.key(0), step=jnp.int32(3), config=config
+            model, params, batch, keys=KEYS, step=jnp.int32(3), config=config
         )
     )(params)
     objectness, box = loop_rpn_terms(
@@ -284,7 +285,7 @@ def test_gradient_reaches_every_parameter_but_not_the_rpn_through_proposals():
 
     def term(params, names):
         _, metrics = faster_rcnn_loss(
-            model, params, batch, rng=jax.random.key(0), step=jnp.int32(0), config=config
+            model, params, batch, keys=KEYS, step=jnp.int32(0), config=config
         )
         return jnp.stack([sum(metrics[name] for name in group) for group in names])
 

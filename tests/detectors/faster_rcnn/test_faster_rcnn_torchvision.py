@@ -44,7 +44,7 @@ PRE_NMS, POST_NMS, RPN_BATCH, ROI_BATCH, DETECTIONS, SCORE = 60, 180, 64, 32, 20
 # strides 32 and 64.
 PLAIN = (0, (128, 192), [(128, 192), (120, 160)])
 ODD = (11, (96, 160), [(93, 160), (96, 71)])
-KEY = jax.random.key(5)
+KEYS = jax.random.split(jax.random.key(5), 2)  # of the images
 TEST = replace(
     FasterRcnnConfig().test,
     pre_nms=PRE_NMS,
@@ -210,10 +210,10 @@ class Replay:
 
 
 def replay_samples(model, levels, boxes, valid, batch, config):
-    """What `faster_rcnn_loss` samples with KEY: two `Replay`s, of anchors and of RoIs."""
+    """What `faster_rcnn_loss` samples with KEYS: two `Replay`s, of anchors and of RoIs."""
     anchors = np.concatenate(model.anchors(levels))
     chosen = [], []
-    for i, key in enumerate(jax.random.split(KEY, 2)):
+    for i, key in enumerate(KEYS):
         truth, real = batch["boxes"][i], batch["valid"][i]
         label, _ = match_by_iou(anchors, truth, real, 0.7, 0.3, best_per_target=True)
         index, kept = sample_balanced(label, key, RPN_BATCH, 0.5)
@@ -246,7 +246,7 @@ def test_losses_and_all_gradients_equal_torchvisions(case):
 
         def loss(params):
             held = freeze(params, DETECTOR.frozen)
-            return faster_rcnn_loss(model, held, batch, rng=KEY, step=jnp.int32(0), config=config)
+            return faster_rcnn_loss(model, held, batch, keys=KEYS, step=jnp.int32(0), config=config)
 
         return jax.value_and_grad(loss, has_aux=True)(params), levels, boxes, valid
 

@@ -8,8 +8,10 @@ from configs import vary
 from weaksam_jax.backbones.pixels import network_input
 from weaksam_jax.boxes import decode
 from weaksam_jax.detectors.mil import MilConfig, MilDetector
+from weaksam_jax.engine.step import keys_of
 
 C, N = 3, 6
+KEYS = keys_of(jax.random.key(0), 2)
 PLAIN = vary(MilConfig(), model={"fc_width": 8, "pool_size": 2, "dropout": 0.0, "evidence": 0.0})
 
 
@@ -65,7 +67,7 @@ def test_detections_come_from_the_methods_own_head(case, method):
 def terms(params, batch, **loss):
     """The terms of OICR's loss, with these settings of the loss."""
     detector = MilDetector(vary(PLAIN, model={"method": "oicr"}, loss=loss), C)
-    return jax.jit(detector.loss)(params, batch, jax.random.key(0), np.int32(0))[1]
+    return jax.jit(detector.loss)(params, batch, KEYS, np.int32(0))[1]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_losses_teach_the_heads_of_the_method(case, method, rule, taught):
     @jax.jit
     @jax.grad
     def gradient(params):
-        return detector.loss(params, batch, jax.random.key(0), np.int32(0))[0]
+        return detector.loss(params, batch, KEYS, np.int32(0))[0]
 
     found = gradient(params)
     moved = {

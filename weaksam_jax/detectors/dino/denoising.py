@@ -65,16 +65,15 @@ def no_slots(images: int) -> Slots:
 
 def denoise(
     batch: dict[str, jax.Array],
-    rng: jax.Array,
+    keys: jax.Array,
     *,
     classes: int,
     config: DenoisingConfig,
     axis_name: str | None = None,
 ) -> Slots:
-    """`denoising_slots` with fresh noise: image i draws it with `split(rng, B)[i]`."""
-    images, objects = batch["valid"].shape
-    slots = slot_count(objects, config)
-    noise = jax.vmap(lambda key: draw_noise(key, slots, classes))(jax.random.split(rng, images))
+    """`denoising_slots` with fresh noise. keys: typed `[B]`, with which each image draws it."""
+    slots = slot_count(batch["valid"].shape[1], config)
+    noise = jax.vmap(lambda key: draw_noise(key, slots, classes))(keys)
     return denoising_slots(batch, noise, config, axis_name=axis_name)
 
 

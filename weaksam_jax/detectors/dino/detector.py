@@ -31,7 +31,7 @@ from weaksam_jax.engine.predict import (
     on_devices,
     union_of_views,
 )
-from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.step import Keys, Params
 from weaksam_jax.engine.weights import Weights
 
 
@@ -87,21 +87,21 @@ class Dino:
         return jax.eval_shape(self.network.init, jax.random.key(0), images, size)["params"]
 
     @precise
-    def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
+    def loss(self, params: Params, batch: dict, keys: Keys, step: jax.Array):
         """The losses of all decoder layers, of the first stage and of denoising, with query drop
         from its step on; see `dino_loss`."""
-        outputs = self.training_outputs(params, batch, rng, axis_name=AXIS)
+        outputs = self.training_outputs(params, batch, keys.images, axis_name=AXIS)
         return dino_loss(outputs, batch, step=step, config=self.config.loss, axis_name=AXIS)
 
     def training_outputs(
-        self, params: Params, batch: dict, rng: jax.Array, *, axis_name: str | None = None
+        self, params: Params, batch: dict, keys: jax.Array, *, axis_name: str | None = None
     ) -> TrainingOutputs:
-        """What the losses are made of. rng: image i draws its noise with `split(rng, B)[i]`."""
+        """What the losses are made of. keys: typed `[B]`, with which each image draws its noise."""
         denoising = self.config.loss.denoising
         slots = no_slots(len(batch["image"]))
         if denoising is not None:
             slots = denoise(
-                batch, rng, classes=self.class_count, config=denoising, axis_name=axis_name
+                batch, keys, classes=self.class_count, config=denoising, axis_name=axis_name
             )
         images = self.normalised(batch)
         run = self.network.apply

@@ -22,7 +22,7 @@ from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.precision import layer_dtype, precise
 from weaksam_jax.engine.predict import Detections, Predictor, on_devices, union_of_views
-from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.step import Keys, Params
 from weaksam_jax.engine.weights import Weights
 
 
@@ -75,11 +75,11 @@ class FasterRcnn:
         return jax.eval_shape(self.network.init, jax.random.key(0), images, boxes)["params"]
 
     @precise
-    def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
+    def loss(self, params: Params, batch: dict, keys: Keys, step: jax.Array):
         """The four losses with RoI drop from its step on; see `faster_rcnn_loss`."""
         batch = {**batch, "image": self.normalised(batch)}
         how = {"config": self.config.loss, "axis_name": AXIS}
-        return faster_rcnn_loss(self.network, params, batch, rng=rng, step=step, **how)
+        return faster_rcnn_loss(self.network, params, batch, keys=keys.images, step=step, **how)
 
     @precise
     def predict(self, params: Params, batch: dict) -> Detections:

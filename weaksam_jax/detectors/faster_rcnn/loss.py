@@ -48,7 +48,7 @@ def faster_rcnn_loss(
     params: dict,
     batch: dict[str, jax.Array],
     *,
-    rng: jax.Array,
+    keys: jax.Array,
     step: jax.Array,
     config: LossConfig,
     axis_name: str | None = None,
@@ -57,13 +57,12 @@ def faster_rcnn_loss(
 
     network: a `FasterRcnnNetwork`. batch: `image` float `[B, H, W, 3]`, normalised; `size` `[B, 2]`
     (height, width) within the padded size; `boxes` `[B, G, 4]`; `labels` int `[B, G]`; `valid` bool
-    `[B, G]`. rng: image i samples its anchors with `split(rng, B)[i]` and its RoIs with
-    `fold_in(split(rng, B)[i], 1)`. step: int scalar; dropping is active from `config.drop.start`.
+    `[B, G]`. keys: typed `[B]`; image i samples its anchors with `keys[i]` and its RoIs with
+    `fold_in(keys[i], 1)`. step: int scalar; dropping is active from `config.drop.start`.
     axis_name: the mesh axis over which the RoIs are counted. Returns (loss, metrics): the terms,
     and with drop the dropped shares of foreground and background RoIs. No gradient flows through
     the proposals.
     """
-    keys = jax.random.split(rng, batch["image"].shape[0])
     proposed = _propose(network, params, batch["image"])
     rpn_terms = _rpn_terms(proposed, keys, batch, config=config)
     rois = _score_rois(network, params, proposed, keys=keys, batch=batch, config=config)
@@ -78,12 +77,11 @@ def sampled_roi_losses(
     params: dict,
     batch: dict[str, jax.Array],
     *,
-    rng: jax.Array,
+    keys: jax.Array,
     config: LossConfig,
 ) -> RoiLosses:
     """The RoIs that `faster_rcnn_loss` would train on with these arguments, and their losses:
     `[B, R]`."""
-    keys = jax.random.split(rng, batch["image"].shape[0])
     proposed = _propose(network, params, batch["image"])
     return _score_rois(network, params, proposed, keys=keys, batch=batch, config=config)
 

@@ -25,7 +25,7 @@ from weaksam_jax.engine.mesh import local_mesh, over_images, put_images, replica
 from weaksam_jax.engine.optimizer import make_optimizer
 from weaksam_jax.engine.precision import layer_dtype, precise
 from weaksam_jax.engine.predict import Detections, Found, Predictor
-from weaksam_jax.engine.step import Params
+from weaksam_jax.engine.step import Keys, Params
 from weaksam_jax.engine.weights import Weights
 from weaksam_jax.ops.nms import multiclass_nms
 from weaksam_jax.ops.padding import inside_mask
@@ -96,7 +96,7 @@ class MilDetector:
         return jax.eval_shape(init, jax.random.key(0))
 
     @precise
-    def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
+    def loss(self, params: Params, batch: dict, keys: Keys, step: jax.Array):
         """Mean over the images of the MIL losses, plus the image-level loss on the class maps."""
         images, inside = self._input(batch)
         logits, outputs = self.network.apply(
@@ -107,7 +107,7 @@ class MilDetector:
             prior=batch["prior"],
             train=True,
             valid=batch["valid"],
-            rngs={"dropout": rng, "drop_block": jax.random.fold_in(rng, 1)},
+            rngs={"dropout": keys.part, "drop_block": jax.random.fold_in(keys.part, 1)},
         )
         loss = self.config.loss
         one_image = functools.partial(
@@ -219,7 +219,7 @@ class TagClassifier(MilDetector):
     """The same network trained as a classifier of tags: the stand-in for ImageNet."""
 
     @precise
-    def loss(self, params: Params, batch: dict, rng: jax.Array, step: jax.Array):
+    def loss(self, params: Params, batch: dict, keys: Keys, step: jax.Array):
         """Binary cross entropy of the image-level logits."""
         images, inside = self._input(batch)
         logits = self.network.apply(
