@@ -73,13 +73,18 @@ def train(
 
 def weights_of(run: Run, config: RetrainConfig) -> list[str]:
     """Fingerprints of what a cell reads of its run; `BadInput` when the MIL detector is missing."""
-    paths = [run.folder.detections("wsod", "train"), run.folder.weights("wsod")]
-    if (init := detectors.init_file(config)) is not None:
-        paths.append(init)
+    paths = [run.folder.detections("wsod", "train"), *start_files(run, config)]
     for path in paths:
         if not path.exists():
             raise BadFile(path, "does not exist", "finish the run's stage wsod (or give weights)")
     return [file_fingerprint(path) for path in paths]
+
+
+def start_files(run: Run, config: RetrainConfig) -> list[Path]:
+    """Where a retraining's start may lie, there or not: the MIL detector, what `optim.init`
+    names."""
+    init = detectors.init_file(config)
+    return [run.folder.weights("wsod"), *([] if init is None else [init])]
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.paper import query_losses, roi_losses
-from experiments.paper.ablation_cells import train
+from experiments.paper.ablation_cells import start_files, train
 from experiments.paper.loss_report import draw, table
 from experiments.paper.roi_losses import ERROR_IOU, Judge, unaugmented
 from experiments.paper.seed_tables import open_folder, permitting, provenance
@@ -140,8 +140,9 @@ def train_until(work: _Work, step: int) -> dict:
     config = change(work.config, {"loss.drop": None})
     folder = options.out / "training"
     images = dataset_fingerprint(opened.data.path, opened.data.names["train"])
-    start = opened.folder.weights("wsod")
-    made_of = [images, file_fingerprint(start) if start.exists() else None]
+    wsod, *given = start_files(opened, config)
+    made_of = [images, file_fingerprint(wsod) if wsod.exists() else None]
+    made_of += map(file_fingerprint, given)
     open_folder(folder, [to_plain(config), options.seed, fingerprint(pgt), made_of])
     stored, checkpoints = folder / f"params_{step}.safetensors", folder / CHECKPOINTS
     if stored.exists():
