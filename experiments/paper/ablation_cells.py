@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.paper.ablation_rows import Method, common_steps, undropped
 from experiments.paper.seed_tables import SeedRuns, open_folder
-from experiments.pipeline import detectors
+from experiments.pipeline import detectors, ledger
 from experiments.pipeline import metrics as measure
 from experiments.pipeline.detectors import RetrainConfig
 from experiments.pipeline.run import Run
@@ -44,7 +44,8 @@ class Cells:
         found = detect_retrained(run, detector, params)
         write_json(RunFolder(folder.parent).detections(folder.name, "test"), found)
         shutil.rmtree(folder / CHECKPOINTS)
-        return measure.average_precisions(found, run.data.truth("test"), run.config.ap50)
+        figures = measure.average_precisions(found, run.data.truth("test"), run.config.ap50)
+        return figures | {"started_from": ledger.retrained_from(run, method.retrain)}
 
     def _begin(self, method: Method, seed: int, until: int, pgt: dict, folder: Path) -> None:
         """Puts the checkpoints of the common beginning into `folder`."""

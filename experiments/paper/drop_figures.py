@@ -30,6 +30,7 @@ from experiments.paper.ablation_cells import start_files, train
 from experiments.paper.loss_report import draw, table
 from experiments.paper.roi_losses import ERROR_IOU, Judge, unaugmented
 from experiments.paper.seed_tables import open_folder, permitting, provenance
+from experiments.pipeline import ledger
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import RetrainConfig, retrain_kinds, retrainer
 from experiments.pipeline.run import Run, open_run
@@ -123,13 +124,15 @@ def _measure_one(work: _Work, step: int | None) -> dict:
     if step is None:
         stage = retrained_stage(opened.folder, options.detector)
         _, params = load_detector(opened.folder.weights(stage))
+        seen = {"detector": ledger.of_detector(opened, stage)}
     else:
         params = train_until(work, step)
+        seen = {"started_from": ledger.retrained_from(opened, config)}
     samples = unaugmented(work.pgt, split, config)
     detector = retrainer(config, split.classes)
     losses = query_losses if isinstance(detector, Dino) else roi_losses
     found = losses.sample(detector, params, samples, judge=work.judge, seed=options.seed)
-    row = {"step": step, **losses.summary(found, config)}
+    row = {"step": step, **seen, **losses.summary(found, config)}
     draw(row, options.out / f"drop{'' if step is None else f'_{step}'}.png")
     return row
 

@@ -230,6 +230,14 @@ def starts_from_wsod(config: RetrainConfig) -> bool:
     return config.optim.init is None and not BACKBONES[config.model.backbone].package
 
 
+def start_file(folder: RunFolder, config: RetrainConfig) -> Path | None:
+    """The file of what retraining starts from (`retrain_start`); None for fresh weights."""
+    if starts_from_wsod(config):
+        return folder.weights("wsod")
+    given = config.optim.init is not None
+    return init_file(config) if given else folder.backbone(config.model.backbone)
+
+
 def retrain_start(
     folder: RunFolder, config: RetrainConfig, allowed: Iterable[str] = ()
 ) -> Weights | None:

@@ -9,7 +9,7 @@ import torch
 from configs import vary
 from scipy.optimize import linear_sum_assignment
 from small_dino import SMALL
-from test_drop_figures import pseudo
+from test_drop_figures import pseudo, save_mil
 from tiny_pipeline import write_run
 
 from experiments.paper.drop_figures import DropFigures, _Work, main, train_until
@@ -154,7 +154,10 @@ def test_the_command_measures_the_detector_that_is_named(toy, tmp_path, capsys, 
     assert "matched queries" in capsys.readouterr().out
     (row,) = json.loads((out / "drop.json").read_text())["rows"]
     assert row["queries"] and row["errors"] > 0.5 and row["step"] is None
+    assert row["detector"]["file"] == "retrain_dino/params.safetensors"
+    assert row["detector"]["supervision"] == "unknown"
     assert (out / "drop.png").read_bytes()[:4] == b"\x89PNG"
+    save_mil(folder.weights("wsod"), split.classes, params)
     trained = []
     monkeypatch.setattr(
         "experiments.paper.drop_figures.train",
@@ -162,6 +165,10 @@ def test_the_command_measures_the_detector_that_is_named(toy, tmp_path, capsys, 
     )
     assert entry_point(main, [*flags, "--at", "2"]) == 0
     assert trained == [(vary(TINY, loss={"drop": None}), 2)]
+    (row,) = json.loads((out / "drop.json").read_text())["rows"]
+    assert row["started_from"] == {
+        "file": "wsod/params.safetensors", "supervision": "tags", "source": "a test"
+    }  # fmt: skip
     for name, message in (("dinoo", "is not retrained by the run"), ("mil", "is not retrained")):
         assert entry_point(main, [*flags[:-1], name]) == 2
         assert f"--detector: {name} {message}" in capsys.readouterr().err
