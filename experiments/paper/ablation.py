@@ -64,7 +64,7 @@ class Ablation:
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of the retraining."""
     schedule: Positive = 1.0
-    """Of the run's retraining schedule (steps, milestones, start of RoI drop) this share."""
+    """Of the run's retraining schedule (steps, milestones, start of the drop) this share."""
     rules: tuple[AnyRule, ...] = ()
     """Table 5: further rows without drop, pseudo boxes by these rules (own thresholds)."""
     tau_reg: tuple[Amount, ...] = (0.8, 1.0, 1.2)

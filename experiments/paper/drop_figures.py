@@ -6,7 +6,7 @@
     python -m experiments.paper.drop_figures --run runs/mini-0 --detector dino --out runs/dino-drop
 
 Takes the pseudo boxes and settings of a finished run and, for the detector of that run or for one
-that is trained anew without RoI drop as far as each step of --at, samples RoIs of every training
+that is trained anew without drop as far as each step of --at, samples RoIs of every training
 image as training does (unaugmented), with their classification and box losses. A foreground RoI is
 an error when its pseudo box overlaps no true box (--same-class: of its class) by IoU >= 0.7. For
 each interval of either loss: the number of RoIs and the share of errors. RoI drop helps where that
