@@ -182,7 +182,7 @@ def _mil(options: Stress, opened: Run) -> tuple[Detector, Spoiled, Any]:
     """(detector, samples, what stands for the inputs beside the images)."""
     split = opened.data.splits["train"]
     samples = MilSamples(split, opened.proposals, options.config)
-    spoiled = Spoiled(samples, options.share, spoil, MIL_FAULTS)
+    spoiled = Spoiled(samples, options.share, spoil, kinds=MIL_FAULTS)
     inputs = read_manifest(opened.proposals, split.split)
     return MilDetector(options.config, split.classes), spoiled, inputs
 
@@ -192,7 +192,7 @@ def _retrained(options: Stress, opened: Run) -> tuple[Detector, Spoiled, Any]:
     split, data = opened.data.splits["train"], options.config.data
     pgt = read_json(opened.folder.pseudo_boxes())
     samples = PseudoSamples(pgt, split, data.scales, augment=data.augment)
-    spoiled = Spoiled(samples, options.share, spoil_boxes, BOX_FAULTS)
+    spoiled = Spoiled(samples, options.share, spoil_boxes, kinds=BOX_FAULTS)
     return retrainer(options.config, split.classes), spoiled, fingerprint(pgt)
 
 
