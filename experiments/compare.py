@@ -3,9 +3,11 @@
     for seed in 0 1 2; do python -m experiments.voc07 --seed $seed --out runs/mini-$seed; done
     python -m experiments.compare runs/mini-0 runs/mini-1 runs/mini-2
 
-Prints a Markdown table; a figure that a run does not have is a dash. Shares are in percent.
+Prints a Markdown table; a figure that a run does not have is a dash. Shares are in percent. The
+last row says what supervision the weights had seen that the runs' detectors started from.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from weaksam_jax.flags import parse
 from weaksam_jax.report.artefacts import figures, is_number, numbers, part, read_object
 from weaksam_jax.report.tables import KNOWN, flatten
 from weaksam_jax.run_folder import RunFolder
+from weaksam_jax.supervision import KINDS
 
 _KEYS = [key for key, *_ in KNOWN]
 
@@ -93,7 +96,29 @@ def table(names: Sequence[str], metrics: Sequence[Mapping]) -> str:
         found = [factor * one if is_number(one) else None for one in found]
         if any(one is not None for one in found):
             lines.append(_row(name, found))
-    return "\n".join([*lines, _row("Minutes of all stages", minutes)])
+    lines.append(_row("Minutes of all stages", minutes))
+    if any("supervision" in one for one in metrics):
+        lines.append(f"| Detectors' starts had seen | {' | '.join(map(_seen, metrics))} | |")
+    return "\n".join(lines)
+
+
+def _seen(metrics: Mapping) -> str:
+    """What the weights that a run's detectors started from had been trained on, and what of that
+    was allowed; a dash without a ledger."""
+    if "supervision" not in metrics:
+        return "–"
+    uses = part(metrics, "supervision").items()
+    rows = [row for use, row in uses if re.fullmatch("(wsod|retrain).*_start", use)]
+    rows = [row if isinstance(row, Mapping) else {"supervision": "?"} for row in rows]
+    seen, allowed = (_kinds(rows, name) for name in ("supervision", "allowed"))
+    return (seen or "nothing") + (f" (allowed: {allowed})" if allowed else "")
+
+
+def _kinds(rows: Sequence[Mapping], name: str) -> str:
+    """The kinds of supervision that the rows have there, each once; "unknown" for what is none."""
+    words = {word for row in rows for word in str(row.get(name, "")).split(", ")} - {""}
+    words |= set() if words <= set(KINDS) else {"unknown"}
+    return ", ".join(one for one in KINDS if one in words)
 
 
 def _row(name: str, found: Sequence[float | None]) -> str:

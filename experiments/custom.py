@@ -13,6 +13,9 @@ PATH is (a) a VOCdevkit-like folder (JPEGImages, Annotations, ImageSets/Main), (
 Tags are separated by ";"; an image without tags is a negative. Nothing but tags is used for
 training. Figures that need true boxes are left out where there are none. The same command with the
 same --out goes on where it was stopped; --config runs/mine/settings.json repeats or varies a run.
+
+Stages: data, clues, proposals, wsod, pgt, retrain (retrain_dino, too, with --retrain
+faster_rcnn,dino), masks, report; retrain_without_drop runs only when --stages names it.
 """
 
 import sys

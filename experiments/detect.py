@@ -13,10 +13,10 @@ a run, or of bridge.export.
 
 Writes OUT/detections.json (COCO results), OUT/settings.json, and where the data set has boxes
 OUT/metrics.json, whose figures are printed too: AP50 by both rules of VOC, COCO AP, and CorLoc
-(ours and as the official script counts it). AP wants a test split, CorLoc a training split. A
-detection that was stopped goes on with the same command; a finished one is made anew. Every device
-of the machine has a share of a batch, and several processes (started as those of a training) share
-the images.
+(ours and as the official script counts it), beside what the detector was trained on. AP wants a
+test split, CorLoc a training split. A detection that was stopped goes on with the same command; a
+finished one is made anew. Every device of the machine has a share of a batch, and several processes
+(started as those of a training) share the images.
 """
 
 import contextlib
@@ -43,6 +43,7 @@ from weaksam_jax.flags import parse, peek
 from weaksam_jax.locks import locked
 from weaksam_jax.outputs import OutFolder
 from weaksam_jax.settings import to_plain
+from weaksam_jax.supervision import ledger_row, read_stated
 
 DETECTIONS, JOURNAL = "detections.json", "unfinished.jsonl"
 WRITTEN = ("settings.json", DETECTIONS, "metrics.json", "features", JOURNAL)
@@ -116,7 +117,13 @@ def check_names(options: Detect, split: TagSplit) -> None:
 def describe(options: Detect, stored: StoredDetector) -> dict:
     """settings.json: every flag, the detector's config, and what the weights were."""
     made_by = {"weights_fingerprint": file_fingerprint(options.weights)}
+    made_by |= {"supervision": seen_by(options.weights)}
     return to_plain(options) | {"config": to_plain(stored.detector.config)} | made_by
+
+
+def seen_by(weights: Path) -> dict[str, str]:
+    """What the detector in a file says that it was trained on, as a row of a run's ledger."""
+    return ledger_row(str(weights), read_stated(weights))
 
 
 def report(options: Detect, split: TagSplit) -> None:
@@ -130,8 +137,9 @@ def report(options: Detect, split: TagSplit) -> None:
     if truth is None:
         print("the data set has no boxes of this split to compare with")
         return
-    figures = measure(found, truth)
-    write_json(options.out / "metrics.json", figures, indent=1)
+    figures, seen = measure(found, truth), seen_by(options.weights)
+    write_json(options.out / "metrics.json", {"supervision": seen, **figures}, indent=1)
+    print(printable(f"the detector has seen: {seen['supervision']} ({seen['source']})"))
     print(table(figures))
 
 

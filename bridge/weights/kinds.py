@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from bridge.weights import (
+    dino_detrex,
     dino_mmdet,
     dino_official,
     lite0,
@@ -112,6 +113,12 @@ KINDS = {
         "DINO R50 of its authors",
         dino_official.dino_official_arrays,
         saw(BOXES, "boxes: DINO of its authors"),
+        options=frozenset({"heads", "classes"}),
+    ),
+    "dino_detrex": Kind(
+        "DINO R50 of detrex",
+        dino_detrex.dino_detrex_arrays,
+        saw(BOXES, "boxes: DINO of detrex"),
         options=frozenset({"heads", "classes"}),
     ),
     "ours": Kind("weights of this project, stated anew (--supervision)", read_arrays, None),

@@ -13,7 +13,7 @@ BOXES = {
     "proposals": (430, 60, TORCH, "proposals", ("SAM prompted by a", "grid and map peaks")),
     "wsod": (630, 60, JAX, "wsod", ("MIL detector", "MIST or OICR")),
     "pgt": (630, 210, JAX, "pgt", ("adaptive pseudo", "ground truth boxes")),
-    "retrain": (430, 210, JAX, "retrain", ("Faster R-CNN", "with RoI drop")),
+    "retrain": (430, 210, JAX, "retrain", ("Faster R-CNN or DINO", "with RoI or query drop")),
     "masks": (630, 360, TORCH, "masks", ("SAM prompted by", "the pseudo boxes")),
     "segment": (430, 360, JAX, "segment", ("instance segmenter", "(planned)")),
     "report": (30, 285, BOTH, "report", ("one page: figures,", "pictures, curves")),

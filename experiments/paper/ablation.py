@@ -64,7 +64,7 @@ class Ablation:
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of the retraining."""
     schedule: Positive = 1.0
-    """Of the run's retraining schedule (steps, milestones, start of RoI drop) this share."""
+    """Of the run's retraining schedule (steps, milestones, start of the drop) this share."""
     rules: tuple[AnyRule, ...] = ()
     """Table 5: further rows without drop, pseudo boxes by these rules (own thresholds)."""
     tau_reg: tuple[Amount, ...] = (0.8, 1.0, 1.2)
@@ -95,7 +95,8 @@ def ablate(options: Ablation) -> str:
     table = Table(name, FIGURES, methods, seeds=runs.seeds, out=options.out)
     rows = run_cells(table, cells.work, cells.inputs)
     said = verdicts_of(options, methods, rows, config=config)
-    lines = [markdown(rows, FIGURES), "", *tables.setting_notes(config), "", *said]
+    notes = [*tables.setting_notes(config), *tables.supervision_notes(rows)]
+    lines = [markdown(rows, FIGURES), "", *notes, "", *said]
     write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
     tables.draw(rows, options.out / f"{name}.png")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.paper.ablation_rows import Method, common_steps, undropped
 from experiments.paper.seed_tables import SeedRuns, open_folder
-from experiments.pipeline import detectors
+from experiments.pipeline import detectors, ledger
 from experiments.pipeline import metrics as measure
 from experiments.pipeline.detectors import RetrainConfig
 from experiments.pipeline.run import Run
@@ -44,7 +44,8 @@ class Cells:
         found = detect_retrained(run, detector, params)
         write_json(RunFolder(folder.parent).detections(folder.name, "test"), found)
         shutil.rmtree(folder / CHECKPOINTS)
-        return measure.average_precisions(found, run.data.truth("test"), run.config.ap50)
+        figures = measure.average_precisions(found, run.data.truth("test"), run.config.ap50)
+        return figures | {"started_from": ledger.retrained_from(run, method.retrain)}
 
     def _begin(self, method: Method, seed: int, until: int, pgt: dict, folder: Path) -> None:
         """Puts the checkpoints of the common beginning into `folder`."""
@@ -73,13 +74,18 @@ def train(
 
 def weights_of(run: Run, config: RetrainConfig) -> list[str]:
     """Fingerprints of what a cell reads of its run; `BadInput` when the MIL detector is missing."""
-    paths = [run.folder.detections("wsod", "train"), run.folder.weights("wsod")]
-    if (init := detectors.init_file(config)) is not None:
-        paths.append(init)
+    paths = [run.folder.detections("wsod", "train"), *start_files(run, config)]
     for path in paths:
         if not path.exists():
             raise BadFile(path, "does not exist", "finish the run's stage wsod (or give weights)")
     return [file_fingerprint(path) for path in paths]
+
+
+def start_files(run: Run, config: RetrainConfig) -> list[Path]:
+    """Where a retraining's start may lie, there or not: the MIL detector, what `optim.init`
+    names."""
+    init = detectors.init_file(config)
+    return [run.folder.weights("wsod"), *([] if init is None else [init])]
 
 
 def copy_folder(source: Path, target: Path) -> None:

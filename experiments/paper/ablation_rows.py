@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,12 @@ from experiments.paper.verdicts import spread_verdict, verdict
 from experiments.pipeline import detectors
 from experiments.pipeline.config import PRESETS, PipelineConfig
 from experiments.pipeline.detectors import RetrainConfig
+from experiments.pipeline.ledger import is_row
 from experiments.pipeline.run import Run
 from weaksam_jax.detectors import RETRAINERS
 from weaksam_jax.detectors.dino.loss_config import QueryDropConfig
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
-from weaksam_jax.errors import BadInput
+from weaksam_jax.errors import BadInput, printable
 from weaksam_jax.files import atomic_path
 from weaksam_jax.pgt import AnyRule, PgtConfig
 from weaksam_jax.settings import change
@@ -130,6 +132,21 @@ def setting_notes(config: PipelineConfig) -> list[str]:
         f"{pgt.overlap_threshold:g} (paper: 0.3, 0.85)",
         f"{drop_name(config)}: {_drop_note(drop)}, from step {drop.start} of {steps}",
     ]
+
+
+def supervision_notes(rows: Sequence[Mapping]) -> list[str]:
+    """What the rows' retrainings started from, each once, and what that had been trained on."""
+    return list(dict.fromkeys(printable(_start_note(row.get("started_from", {}))) for row in rows))
+
+
+def _start_note(start: Any) -> str:
+    if start is None:
+        return "start: fresh weights"
+    if not is_row(start):  # of a cell that was finished by other code
+        return "start: not recorded"
+    allowed = f"; allowed: {start['allowed']}" if "allowed" in start else ""
+    seen = f"which had seen {start['supervision']} ({start['source']})"
+    return f"start: {start['file']}, {seen}{allowed}"
 
 
 def _drop_note(drop: DropConfig | QueryDropConfig) -> str:

@@ -6,7 +6,7 @@
     python -m experiments.paper.drop_figures --run runs/mini-0 --detector dino --out runs/dino-drop
 
 Takes the pseudo boxes and settings of a finished run and, for the detector of that run or for one
-that is trained anew without RoI drop as far as each step of --at, samples RoIs of every training
+that is trained anew without drop as far as each step of --at, samples RoIs of every training
 image as training does (unaugmented), with their classification and box losses. A foreground RoI is
 an error when its pseudo box overlaps no true box (--same-class: of its class) by IoU >= 0.7. For
 each interval of either loss: the number of RoIs and the share of errors. RoI drop helps where that
@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.paper import query_losses, roi_losses
-from experiments.paper.ablation_cells import train
+from experiments.paper.ablation_cells import start_files, train
 from experiments.paper.loss_report import draw, table
 from experiments.paper.roi_losses import ERROR_IOU, Judge, unaugmented
 from experiments.paper.seed_tables import open_folder, permitting, provenance
+from experiments.pipeline import ledger
 from experiments.pipeline.commands import run
 from experiments.pipeline.detectors import RetrainConfig, retrain_kinds, retrainer
 from experiments.pipeline.run import Run, open_run
@@ -123,13 +124,15 @@ def _measure_one(work: _Work, step: int | None) -> dict:
     if step is None:
         stage = retrained_stage(opened.folder, options.detector)
         _, params = load_detector(opened.folder.weights(stage))
+        seen = {"detector": ledger.of_detector(opened, stage)}
     else:
         params = train_until(work, step)
+        seen = {"started_from": ledger.retrained_from(opened, config)}
     samples = unaugmented(work.pgt, split, config)
     detector = retrainer(config, split.classes)
     losses = query_losses if isinstance(detector, Dino) else roi_losses
     found = losses.sample(detector, params, samples, judge=work.judge, seed=options.seed)
-    row = {"step": step, **losses.summary(found, config)}
+    row = {"step": step, **seen, **losses.summary(found, config)}
     draw(row, options.out / f"drop{'' if step is None else f'_{step}'}.png")
     return row
 
@@ -140,8 +143,9 @@ def train_until(work: _Work, step: int) -> dict:
     config = change(work.config, {"loss.drop": None})
     folder = options.out / "training"
     images = dataset_fingerprint(opened.data.path, opened.data.names["train"])
-    start = opened.folder.weights("wsod")
-    made_of = [images, file_fingerprint(start) if start.exists() else None]
+    wsod, *given = start_files(opened, config)
+    made_of = [images, file_fingerprint(wsod) if wsod.exists() else None]
+    made_of += map(file_fingerprint, given)
     open_folder(folder, [to_plain(config), options.seed, fingerprint(pgt), made_of])
     stored, checkpoints = folder / f"params_{step}.safetensors", folder / CHECKPOINTS
     if stored.exists():

@@ -62,14 +62,18 @@ def sample(
     for batch in batches(samples, detector.config.optim.batch_size):
         ids = batch.pop("image_id")
         images = len(np.unique(ids))  # a last batch repeats its first image
-        batch["valid"] = batch["valid"] & (np.arange(len(ids)) < images)[:, None]
-        matched = Matched(*jax.device_get(losses(params, batch)))
+        once = np.arange(len(ids)) < images
+        batch["valid"] = batch["valid"] & once[:, None]
+        matched = Matched(*jax.device_get(losses(params, batch, once)))
         found += _judged(matched, batch, ids[:images], judge=judge)
     return Queries(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _losses(detector: Dino, params: Params, batch: Batch) -> Matched:
-    """The losses of a batch's queries, without denoising ones, which matching ones never see."""
+def _losses(detector: Dino, params: Params, batch: Batch, once: jax.Array) -> Matched:
+    """The losses of a batch's queries, without denoising ones, which matching ones never see.
+
+    once: bool `[B]`, False for an image that is repeated, whose queries are not ranked.
+    """
     config = detector.config
     with products(config.model.precision):
         images, run = detector.normalised(batch), detector.network.apply
@@ -79,7 +83,8 @@ def _losses(detector: Dino, params: Params, batch: Batch) -> Matched:
     focal = {"alpha": config.loss.alpha, "gamma": config.loss.gamma}
     losses = query_losses(logits, boxes, slots, targets=targets, **focal)
     drop = config.loss.drop or QueryDropConfig()
-    flat = (one.reshape(-1) for one in (losses.ranking, slots.positive, slots.valid))
+    valid = slots.valid & once[:, None]
+    flat = (one.reshape(-1) for one in (losses.ranking, slots.positive, valid))
     kept = drop_queries(*flat, percentile=drop.percentile, background=drop.background)
     return Matched(
         losses.ranking[0],

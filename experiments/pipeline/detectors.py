@@ -21,7 +21,7 @@ from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.predict import detect_split, tag_factors
 from weaksam_jax.engine.step import Params
 from weaksam_jax.engine.train import train_detector
-from weaksam_jax.engine.weights import Weights, read_weights
+from weaksam_jax.engine.weights import Weights, flatten, read_weights
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
 from weaksam_jax.run_folder import RunFolder
 from weaksam_jax.settings import change
@@ -95,11 +95,32 @@ def check_init(config: MilConfig | RetrainConfig, stage: str) -> None:
         raise BadInput(f"stage {stage}", f"has no weights for {backbone}", hint)
 
 
-def check_start(detector: Detector) -> None:
-    """`BadInput` when the ImageNet weights that a detector is to start from do not fit it."""
-    weights = _given_weights(detector.config)
-    if weights is not None and "backbone" in weights.metadata:
-        detector.start(detector.shapes(), weights)
+def check_start(detector: Detector, path: Path) -> None:
+    """`BadInput` when the weights in a file do not fit a detector that is to start from them."""
+    detector.start(detector.shapes(), read_weights(path))
+
+
+def check_shared(config: RetrainConfig, mil: MilConfig, stage: str) -> None:
+    """`BadInput` when a detector that starts from the MIL detector has another backbone."""
+    names = ("backbone", "backbone_width")
+    differ = [one for one in names if getattr(config.model, one) != getattr(mil.model, one)]
+    if not differ or (differ == ["backbone_width"] and _as_wide(config, mil)):
+        return
+    own, theirs = (getattr(one.model, differ[0]) for one in (config, mil))
+    problem = f"starts from the MIL detector, whose model.{differ[0]} is {theirs}, not {own}"
+    flag = f"--{trained_with(stage).replace('_', '-')}"
+    hint = f"make both the same, or set {flag}.optim.init to other weights"
+    raise BadInput(f"stage {stage}", problem, hint)
+
+
+def _as_wide(config: RetrainConfig, mil: MilConfig) -> bool:
+    """Whether the backbones have the same layers, one of which may name its own width."""
+    shared, shapes = BACKBONES[mil.model.backbone].shared, []
+    for detector in (retrainer(config, 2), MilDetector(mil, 2)):
+        backbone = detector.shapes()["backbone"]
+        leaves = flatten(backbone.get(shared, backbone)).items()
+        shapes.append({name: leaf.shape for name, leaf in leaves})
+    return all(shapes[0][name] == shapes[1][name] for name in shapes[0].keys() & shapes[1].keys())
 
 
 def packaged_weights(folder: RunFolder, config: MilConfig | RetrainConfig) -> Weights | None:
@@ -207,6 +228,14 @@ def wsod_start(folder: RunFolder, config: MilConfig, allowed: Iterable[str] = ()
 def starts_from_wsod(config: RetrainConfig) -> bool:
     """Whether retraining starts from the MIL detector."""
     return config.optim.init is None and not BACKBONES[config.model.backbone].package
+
+
+def start_file(folder: RunFolder, config: RetrainConfig) -> Path | None:
+    """The file of what retraining starts from (`retrain_start`); None for fresh weights."""
+    if starts_from_wsod(config):
+        return folder.weights("wsod")
+    given = config.optim.init is not None
+    return init_file(config) if given else folder.backbone(config.model.backbone)
 
 
 def retrain_start(

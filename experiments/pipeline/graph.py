@@ -17,12 +17,13 @@ from experiments.pipeline.run import Run, new_run
 from experiments.pipeline.runner import Runner, Stage, say
 from experiments.pipeline.work_folder import key_of
 from weaksam_jax.data.datasets import dataset_fingerprint
-from weaksam_jax.data.mini_set import write_mini
+from weaksam_jax.data.mini_set import CLASSES, write_mini
 from weaksam_jax.data.store import manifest_path, read_manifest
-from weaksam_jax.detectors import RETRAINERS
+from weaksam_jax.detectors import RETRAINERS, Detector
+from weaksam_jax.detectors.mil import MilDetector
 from weaksam_jax.engine.distributed import run_on_leader
 from weaksam_jax.errors import BadFile, BadInput, did_you_mean
-from weaksam_jax.files import file_fingerprint, fingerprint, write_json
+from weaksam_jax.files import file_fingerprint, fingerprint, read_metadata, write_json
 from weaksam_jax.locks import Lock, holder, locked
 from weaksam_jax.outputs import check_apart, check_folder, real
 from weaksam_jax.settings import change, to_plain
@@ -66,12 +67,27 @@ def check_starts(run: Run, names: Sequence[str]) -> None:
         if not {stage, f"{stage}{WITHOUT_DROP}"} & set(names):
             continue
         path = detectors.init_file(config)
-        if stage != "wsod" and "wsod" not in names and detectors.starts_from_wsod(config):
-            path = run.folder.weights("wsod")
+        if stage != "wsod" and detectors.starts_from_wsod(config):
+            path = None if "wsod" in names else run.folder.weights("wsod")
+            detectors.check_shared(config, run.config.wsod, stage)
         if path is not None and path.exists():
             detectors.check_permission(path, run.options.allow_supervision, stage)
-        if stage != "wsod":
-            detectors.check_start(detectors.retrainer(config, 2))
+            detectors.check_start(_detector(run, stage, path), path)
+
+
+def _detector(run: Run, stage: str, start: Path) -> Detector:
+    """The detector of a stage. The data set's classes are read where `start` has layers of its own
+    for each."""
+    config = run.config.wsod if stage == "wsod" else run.retrainings[stage]
+    classes = 2 if "backbone" in read_metadata(start) else _classes(run)
+    return MilDetector(config, classes) if stage == "wsod" else detectors.retrainer(config, classes)
+
+
+def _classes(run: Run) -> tuple[str, ...]:
+    """Those of the data set, also of the embedded one before it is written."""
+    if run.options.data == "mini" and not run.folder.mini_set.exists():
+        return CLASSES
+    return run.data.splits["train"].classes
 
 
 def hold(run: Run) -> AbstractContextManager[Lock]:

@@ -15,6 +15,7 @@ from bridge.clues.weaktr_recipe import WeakTrRecipe
 from bridge.clues.weaktr_start import DEIT
 from bridge.sam.networks import sam_supervision
 from bridge.weights.lite0 import SEEN as LITE0
+from experiments.pipeline.detectors import RetrainConfig, start_file
 from experiments.pipeline.run import Run
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.engine.weights import Weights
@@ -22,6 +23,7 @@ from weaksam_jax.supervision import (
     Supervision,
     check_allowed,
     ledger_row,
+    read_stated,
     saw,
     stated,
     trained,
@@ -40,9 +42,26 @@ def start(run: Run, stage: str, weights: Weights | None) -> Rows:
     """The row of what a stage's detector starts from."""
     if weights is None:
         return {}
-    seen, allowed = stated(weights.metadata, weights.path), run.options.allow_supervision
-    permitted = check_allowed(weights.path, seen, allowed, what=f"stage {stage}")
-    return _rows(**{f"{stage}_start": ledger_row(_shown(run, weights.path), seen, permitted)})
+    row = _started(run, f"stage {stage}", weights.path, seen=stated(weights.metadata, weights.path))
+    return _rows(**{f"{stage}_start": row})
+
+
+def retrained_from(run: Run, config: RetrainConfig) -> dict[str, str] | None:
+    """The row of what a table's or a figure's own retraining in `run` started from; None for fresh
+    weights. Raises `BadInput` when that is not allowed (any more)."""
+    path = start_file(run.folder, config)
+    return None if path is None else _started(run, "retraining", path, seen=read_stated(path))
+
+
+def _started(run: Run, what: str, path: Path, *, seen: Supervision) -> dict[str, str]:
+    permitted = check_allowed(path, seen, run.options.allow_supervision, what=what)
+    return ledger_row(_shown(run, path), seen, permitted)
+
+
+def of_detector(run: Run, stage: str) -> dict[str, str]:
+    """The row of a detector that the run has trained."""
+    path = run.folder.weights(stage)
+    return ledger_row(_shown(run, path), read_stated(path))
 
 
 def of_training(run: Run, weights: Weights | None) -> Supervision:
@@ -84,14 +103,15 @@ def _of_store(run: Run) -> dict[str, dict[str, str]]:
     manifest = read_manifest(run.proposals, run.data.names["train"]) or {}
     said = manifest.get("supervision")
     named = said if isinstance(said, Mapping) else {}
-    rows = {name: {key: row[key] for key in _ROW} for name, row in named.items() if _is_row(row)}
+    rows = {name: {key: row[key] for key in _ROW} for name, row in named.items() if is_row(row)}
     if rows:
         return {name: rows[name] for name in ("clues", "sam") if name in rows}
     seen = saw(["unknown"], "a store that was made elsewhere and does not say")
     return {"proposals": ledger_row(str(run.proposals), seen)}
 
 
-def _is_row(row: Any) -> bool:
+def is_row(row: Any) -> bool:
+    """Whether a value that was read is a row of a ledger."""
     return isinstance(row, Mapping) and all(isinstance(row.get(key), str) for key in _ROW)
 
 

@@ -28,6 +28,34 @@ def test_means_and_missing_figures(tmp_path, capsys):
     assert rows[4] == ["Minutes of all stages", "1.0", "2.0", "1.5 ± 0.7"]
 
 
+def test_what_detectors_started_from_is_told(tmp_path, capsys):
+    def ledger(**rows):
+        return {"wsod": {"ap50": 50.0}, "seconds": {}, "supervision": rows}
+
+    sam, tags = {"supervision": "masks"}, {"supervision": "tags", "file": "x", "source": "y"}
+    runs = {
+        "a": ledger(sam=sam, retrain_start=tags),
+        "b": ledger(retrain_start=tags, retrain_dino_start={"supervision": "boxes, tags"}),
+        "c": ledger(wsod_start={"supervision": "boxes", "allowed": "boxes"}, clues=sam),
+        "d": ledger(sam=sam, retrain_start={"supervision": "| \x1b[31m"}, wsod_start=3),
+        "n": ledger(sam=sam, clues_start=sam),
+        "e": {"wsod": {"ap50": 50.0}, "seconds": {}},
+    }
+    folders = [run(tmp_path / name, **metrics) for name, metrics in runs.items()]
+    assert entry_point(compare.main, folders) == 0
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
+    assert cells == [
+        "Detectors' starts had seen",
+        "tags",
+        "tags, boxes",
+        "boxes (allowed: boxes)",
+        "unknown",
+        "nothing",
+        "–",
+        "",
+    ]
+
+
 def test_no_run_and_no_metrics_end_in_one_line(tmp_path, capsys):
     assert entry_point(compare.main, [str(tmp_path)]) == 2
     assert "metrics.json" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from experiments.pipeline.detectors import wsod_start
 from experiments.pipeline.run import new_run
 from experiments.pipeline.runner import Runner, Stage
 from weaksam_jax.cli import entry_point
+from weaksam_jax.data.datasets import open_tags
 from weaksam_jax.data.store import write_manifest
 from weaksam_jax.detectors import RETRAINERS, read_weights, save_detector
 from weaksam_jax.detectors.mil import MilDetector
@@ -28,10 +29,11 @@ from weaksam_jax.supervision import saw, stated
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Files of a MIL detector that have seen this and that; "unknown" says nothing."""
+def weights(tmp_path_factory, tiny_data):
+    """Files of a tiny run's MIL detector that have seen this and that; "unknown" says nothing."""
     folder = tmp_path_factory.mktemp("weights")
-    detector = MilDetector(mini().wsod, 2)
+    config = options(*flags(tiny_data, folder / "run")).settings.wsod
+    detector = MilDetector(config, open_tags(tiny_data, "trainval").classes)
     params = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), detector.shapes())
     for kind in ("tags", "boxes", "masks"):
         save_detector(folder / f"{kind}.safetensors", detector, params, saw([kind], f"x {kind}"))

@@ -1,4 +1,4 @@
-"""A random DINO of the smallest size in the layouts of mmdetection and of its authors."""
+"""A random DINO of the smallest size in the layouts of mmdetection, its authors and detrex."""
 
 import functools
 import re
@@ -111,19 +111,61 @@ _OFFICIAL = (
 )
 
 
+# mmdetection's names -> detrex's.
+_DETREX = (
+    (r"backbone\.conv1", r"backbone.stem.conv1"),
+    (r"backbone\.bn1", r"backbone.stem.conv1.norm"),
+    (r"backbone\.layer(\d)", lambda m: f"backbone.res{int(m[1]) + 1}"),
+    (r"(backbone\.res\d\.\d\.)bn(\d)", r"\1conv\2.norm"),
+    (r"downsample\.0", r"shortcut"),
+    (r"downsample\.1", r"shortcut.norm"),
+    (r"(neck\..*)\.gn", r"\1.norm"),
+    (r"level_embed", r"transformer.level_embeds"),
+    (r"query_embedding", r"transformer.tgt_embed"),
+    (r"dn_query_generator\.label_embedding", r"label_enc"),
+    (r"memory_trans_fc", r"transformer.enc_output"),
+    (r"memory_trans_norm", r"transformer.enc_output_norm"),
+    (r"bbox_head\.cls_branches", r"class_embed"),
+    (r"bbox_head\.reg_branches\.(\d)\.(\d)", lambda m: f"bbox_embed.{m[1]}.{half(m[2])}"),
+    (r"self_attn", r"attentions.0"),
+    (r"cross_attn", r"attentions.1"),
+    (r"\.ffn\.", r".ffns.0."),
+    (r"^((en|de)coder\.)", r"transformer.\1"),
+)
+
+
 def half(index):
     return f"layers.{int(index) // 2}"
+
+
+def renamed(rules):
+    """mmdetection's tensors under other names."""
+    tensors = {}
+    for name, value in mmdet().items():
+        for pattern, new in rules:
+            name = re.sub(pattern, new, name)
+        tensors[name] = value
+    return tensors
+
+
+@functools.cache
+def detrex():
+    """The same network as detrex names it: with biases in the neck, and the heads that the decoder
+    holds once more."""
+    tensors, rng = renamed(_DETREX), np.random.default_rng(1)
+    for i in range(LEVELS):
+        name = f"neck.convs.{i}" if i < 3 else "neck.extra_convs.0"
+        tensors[f"{name}.conv.bias"] = rng.uniform(-1, 1, CHANNELS).astype(np.float32)
+    heads = [name for name in tensors if name.startswith(("class_embed.", "bbox_embed."))]
+    assert len(heads) == 8 * (DECODER + 1)
+    return tensors | {f"transformer.decoder.{name}": tensors[name] for name in heads}
 
 
 @functools.cache
 def official():
     """The same network as its authors name it: with biases in the neck, a further row of the label
     embedding, and the heads that the decoder holds once more."""
-    tensors = {}
-    for name, value in mmdet().items():
-        for pattern, new in _OFFICIAL:
-            name = re.sub(pattern, new, name)
-        tensors[name] = value
+    tensors = renamed(_OFFICIAL)
     rng = np.random.default_rng(1)
     for i in range(LEVELS):
         tensors[f"input_proj.{i}.0.bias"] = rng.uniform(-1, 1, CHANNELS).astype(np.float32)

@@ -16,9 +16,11 @@ from weaksam_jax.report.draw import PALETTE
 
 _INK = "#123456"  # stands for the page's colour until the SVG is written
 _POINTS = 160  # of a curve; longer ones are averaged in bins
-_MOST_CURVES = 15
+_MOST_CURVES = 15  # of a field
 _COUNTS = {"objects", "found", "part_only", "missed"}
-_NOT_DRAWN = {"stage", "step", "epoch", "lr", "images_per_s"}
+_NOT_DRAWN = {"stage", "step", "epoch", "lr", "images_per_s", "every_step"}
+_OF_LAYER = re.compile(r"d\d+\.")  # of a decoder layer before the last
+_DASHES = ("-", "--", ":")
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -35,22 +37,17 @@ _COLORS = [tuple(channel / 255 for channel in color) for color in (PALETTE[6], *
 
 def loss_curve(stage: str, lines: Sequence[Mapping]) -> str:
     """The losses of one stage over its steps; shares (of RoIs, say) in a field of their own."""
-    names = [name for name in _names(lines) if name not in _NOT_DRAWN]
-    shares = [name for name in names if name.startswith("dropped") or name.endswith("_rois")]
-    losses = [name for name in names if name not in shares]
-    fields = [("loss", losses), ("share", shares)] if shares else [("loss", losses)]
+    losses, shares = _names(lines)
+    fields = {"loss": losses, "share": shares} if shares else {"loss": losses}
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"loss {stage}"}):
         figure = Figure(figsize=(5.6, 2.7 if len(fields) == 1 else 4.0), layout="constrained")
         ratio = [2, 1][: len(fields)]
         axes = figure.subplots(len(fields), sharex=True, squeeze=False, height_ratios=ratio)[:, 0]
-        for ax, (label, chosen) in zip(axes, fields, strict=True):
-            for index, name in enumerate(chosen):
-                steps, values = _thin(lines, name)
-                width = 2.2 if name == "loss" else 1.2
-                marker = "." if len(steps) < 2 else None
-                color = _COLORS[index % len(_COLORS)]
-                ax.plot(steps, values, label=name, lw=width, color=color, marker=marker)
-            _finish(ax, label)
+        for ax, (label, names) in zip(axes, fields.items(), strict=True):
+            for index, name in enumerate(names[:_MOST_CURVES]):
+                _curve(ax, lines, name, index=index)
+            left = len(names) > _MOST_CURVES
+            _finish(ax, f"{label} ({_MOST_CURVES} of {len(names)})" if left else label)
         axes[-1].set_xlabel("step")
         return _svg(figure)
 
@@ -99,9 +96,30 @@ def pgt_bars(metrics: Mapping) -> str | None:
         return _svg(figure)
 
 
-def _names(lines: Sequence[Mapping]) -> list[str]:
-    names = dict.fromkeys(name for line in lines for name in line)
-    return sorted(names, key=lambda name: name != "loss")[:_MOST_CURVES]
+def _names(lines: Sequence[Mapping]) -> tuple[list[str], list[str]]:
+    """Names of the losses and of the shares in a log, those that say most first."""
+    names = dict.fromkeys(name for line in lines for name in line if name not in _NOT_DRAWN)
+    ordered = sorted(names, key=_place)
+    shares = {name for name in names if name.startswith("dropped") or name.endswith("_rois")}
+    return [name for name in ordered if name not in shares], sorted(shares)
+
+
+def _place(name: str) -> tuple:
+    """Orders losses: their sum; terms of the last layer (of a detector without layers: all), of the
+    encoder and of denoising; those of layers before, and of their denoising, by layer."""
+    layer = _OF_LAYER.match(name)
+    if layer:
+        return 4, "dn_" in name, layer.end(), name  # d9 before d10
+    starts = ("enc_", "dn_")
+    rank = next((2 + i for i, start in enumerate(starts) if name.startswith(start)), name != "loss")
+    return int(rank), False, 0, name
+
+
+def _curve(ax, lines: Sequence[Mapping], name: str, *, index: int) -> None:
+    steps, values = _thin(lines, name)
+    again, color = divmod(index, len(_COLORS))
+    style = {"color": _COLORS[color], "ls": _DASHES[again], "lw": 2.2 if name == "loss" else 1.2}
+    ax.plot(steps, values, label=name, marker="." if len(steps) < 2 else None, **style)
 
 
 def _is_count(text: str) -> bool:

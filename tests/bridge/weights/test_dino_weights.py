@@ -15,6 +15,7 @@ from dino_files import (
     LEVELS,
     QUERIES,
     SAMPLES,
+    detrex,
     mmdet,
     official,
 )
@@ -22,6 +23,7 @@ from golden_dino import SHARED, close, golden, need, of_case, our_names
 
 import bridge.convert
 from bridge.weights.dino import dino_arrays, dino_tensors
+from bridge.weights.dino_detrex import DETREX
 from bridge.weights.dino_mmdet import MMDET
 from bridge.weights.dino_official import OFFICIAL
 from weaksam_jax.cli import entry_point
@@ -29,8 +31,17 @@ from weaksam_jax.detectors import load_detector
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import read_arrays, write_arrays
 
-FILES = {"mmdet": (mmdet, MMDET), "official": (official, OFFICIAL)}
-STATED = {"mmdet": (False, 1e-5), "official": (True, 1e-3)}
+FILES = {
+    "mmdet": (mmdet, MMDET),
+    "official": (official, OFFICIAL),
+    "detrex": (detrex, DETREX),
+}
+# neck_bias, prediction_epsilon, position_temperature, position_offset
+STATED = {
+    "mmdet": (False, 1e-5, 20, 0),
+    "official": (True, 1e-3, 20, 0),
+    "detrex": (True, 1e-3, 10_000, -0.5),
+}
 
 
 def saved(path, tensors, key="state_dict"):
@@ -47,11 +58,14 @@ def test_names_and_layouts_are_those_of_the_golden_numbers():
         np.testing.assert_array_equal(arrays[name], value, err_msg=name)
 
 
-def test_the_authors_file_is_the_same_network():
-    arrays, _ = dino_arrays(official(), OFFICIAL, "some.pth")
+@pytest.mark.parametrize("library", ["official", "detrex"])
+def test_the_others_files_are_the_same_network(library):
+    make, layout = FILES[library]
+    arrays, _ = dino_arrays(make(), layout, "some.pth")
     expected, _ = dino_arrays(mmdet(), MMDET, "some.pth")
     for i in range(LEVELS):
-        bias = official()[f"input_proj.{i}.0.bias"]
+        name = f"neck.convs.{i}" if i < 3 else "neck.extra_convs.0"
+        bias = make()[f"input_proj.{i}.0.bias" if library == "official" else f"{name}.conv.bias"]
         np.testing.assert_array_equal(arrays.pop(f"neck/level{i}_conv/bias"), bias)
     assert arrays.keys() == expected.keys()
     for name, value in expected.items():
@@ -64,13 +78,14 @@ def test_sizes_are_read_off_the_arrays(tmp_path, library):
     to = tmp_path / "d.safetensors"
     bridge.convert.main([f"dino_{library}", "--from", str(path), "--to", str(to), "--heads", "4"])
     detector, params = load_detector(to)
-    model, (bias, epsilon) = detector.config.model, STATED[library]
+    model, (bias, epsilon, *code) = detector.config.model, STATED[library]
     assert (model.backbone, model.backbone_width, model.strides) == ("resnet50", 2, (8, 16, 32, 64))
     assert (model.channels, model.ffn_width, model.queries) == (CHANNELS, FFN, QUERIES)
     assert (model.heads, model.points) == (4, SAMPLES // (4 * LEVELS)) and model.neck_groups == 32
     assert (model.encoder_layers, model.decoder_layers) == (ENCODER, DECODER)
     assert (model.neck_bias, model.prediction_epsilon) == (bias, epsilon)
-    assert model.encoder == "deformable" and model.position_temperature == 20
+    assert model.encoder == "deformable"
+    assert [model.position_temperature, model.position_offset] == code
     test = detector.config.test
     assert (test.max_detections, test.score_threshold, test.tta_flip) == (300, 0, False)
     (scale,) = test.tta_scales
@@ -161,6 +176,13 @@ EMPTY = np.zeros((3, 0), np.float32)
             r"enc_out_bbox_embed\.layers\.2\.bias has the shape \(3,\), not \(4,\)",
         ),
         ("official", "input_proj.0.0.weight", np.ones((32, 16, 3, 3)), "first level is no 1x1"),
+        ("detrex", "class_embed.2.weight", None, r"has no tensor class_embed\.2\.weight"),
+        (
+            "detrex",
+            "neck.extra_convs.0.conv.bias",
+            None,
+            r"tensor neck\.extra_convs\.0\.conv\.bias",
+        ),
         ("official", "tgt_embed.weight", np.ones(3), "1 unknown tensors, the first is tgt_embed"),
     ],
 )

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from dino_files import mmdet, official
+from dino_files import detrex, mmdet, official
 from small_detector import small_arrays
 from torch import nn
 from torchvision.models import resnet50
@@ -64,6 +64,7 @@ STATES = {
     "faster_rcnn_detectron2": lambda: tensors(to_theirs(small_arrays(), DETECTRON2)),
     "dino_mmdet": lambda: tensors(mmdet()),
     "dino_official": lambda: tensors(official()),
+    "dino_detrex": lambda: tensors(detrex()),
 }
 FORMS = {
     "parameters": nn.Parameter,

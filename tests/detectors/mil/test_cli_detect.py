@@ -40,12 +40,15 @@ def test_results_files_and_figures(drawn, trained, flags, tmp_path, capsys):
     assert metrics["voc12"] == voc_ap(found, truth, rule="12")
     assert metrics["corloc_official"] == corloc(found, truth, convention="official")
     assert f"{metrics['voc07']['ap50']:6.2f}" in printed and "CorLoc, official" in printed
+    assert "has seen: unknown (the file does not say)" in printed
     assert all(f"  {name}" in printed for name in metrics["corloc"]["per_class"])
     rows = [path.read_text().splitlines() for path in comp4.glob("comp4_det_test_*.txt")]
     assert len(rows) == len(test.classes) and sum(map(len, rows)) == len(found)
     told = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert told["split"] == "test" and told["test"]["nms"] == told["config"]["test"]["nms"] == 0.4
     assert told["config"]["model"]["fc_width"] == TINY.model.fc_width
+    assert told["supervision"] == metrics["supervision"]
+    assert metrics["supervision"]["supervision"] == "unknown"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".weaksam.lock",
         "detections.json",

@@ -152,6 +152,10 @@ def test_both_tables_on_a_tiny_run(toy, tmp_path, capsys, table, methods):  # no
     dropped = {line["stage"]: line.get("dropped_background") for line in log}
     cells = [f"{name.replace(' ', '_')}-4" for name in methods]
     assert set(dropped) == {*cells, "before_drop-4"} and dropped["before_drop-4"] is None
+    seen = {"file": "wsod/params.safetensors", "supervision": "tags", "source": "a test"}
+    assert [row["started_from"] for row in rows] == [seen] * len(rows)
+    note = "start: wsod/params.safetensors, which had seen tags (a test)"
+    assert note in said and note in (out / f"table_{table}.md").read_text().splitlines()
     last = dropped[cells[-1]] if table == "5a" else dropped[cells[0]]
     assert last > 0, "nothing was dropped at the loss of an untrained detector"
     assert all((out / cell / "detections_test.json").exists() for cell in cells)
@@ -251,6 +255,18 @@ def test_tables_of_query_drop():
     assert [line.split(":")[0] for line in said] == ["b after a", "c after b"]
     (_, note) = ablation_rows.setting_notes(config)
     assert note.startswith("query drop: percentile 90 (paper: 90) of things, encoder, global, from")
+
+
+def test_tables_say_what_their_rows_started_from():
+    row = {"file": "x.safetensors", "supervision": "tags, boxes", "source": "a\x1b"}
+    rows = [{"started_from": one} for one in (row, row, row | {"allowed": "boxes"}, None, 3)]
+    start = "start: x.safetensors, which had seen tags, boxes (a\\x1b)"
+    assert ablation_rows.supervision_notes([*rows, {}]) == [
+        start,
+        f"{start}; allowed: boxes",
+        "start: fresh weights",
+        "start: not recorded",
+    ]
 
 
 def test_dinos_settings_are_the_runs_or_its_presets(tmp_path):

@@ -9,18 +9,20 @@ import torch
 from configs import vary
 from scipy.optimize import linear_sum_assignment
 from small_dino import SMALL
-from test_drop_figures import pseudo
+from test_drop_figures import pseudo, save_mil
 from tiny_pipeline import write_run
 
-from experiments.paper.drop_figures import main
+from experiments.paper.drop_figures import DropFigures, _Work, main, train_until
 from experiments.paper.loss_report import table
 from experiments.paper.query_losses import L1_EDGES, RANK_EDGES, Queries, sample, summary
 from experiments.paper.roi_losses import Judge, batches, unaugmented
+from experiments.pipeline.run import open_run
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.detectors import save_detector
 from weaksam_jax.detectors.dino import Dino
+from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
 from weaksam_jax.run_folder import RunFolder
 
@@ -152,7 +154,10 @@ def test_the_command_measures_the_detector_that_is_named(toy, tmp_path, capsys, 
     assert "matched queries" in capsys.readouterr().out
     (row,) = json.loads((out / "drop.json").read_text())["rows"]
     assert row["queries"] and row["errors"] > 0.5 and row["step"] is None
+    assert row["detector"]["file"] == "retrain_dino/params.safetensors"
+    assert row["detector"]["supervision"] == "unknown"
     assert (out / "drop.png").read_bytes()[:4] == b"\x89PNG"
+    save_mil(folder.weights("wsod"), split.classes, params)
     trained = []
     monkeypatch.setattr(
         "experiments.paper.drop_figures.train",
@@ -160,6 +165,31 @@ def test_the_command_measures_the_detector_that_is_named(toy, tmp_path, capsys, 
     )
     assert entry_point(main, [*flags, "--at", "2"]) == 0
     assert trained == [(vary(TINY, loss={"drop": None}), 2)]
+    (row,) = json.loads((out / "drop.json").read_text())["rows"]
+    assert row["started_from"] == {
+        "file": "wsod/params.safetensors", "supervision": "tags", "source": "a test"
+    }  # fmt: skip
     for name, message in (("dinoo", "is not retrained by the run"), ("mil", "is not retrained")):
         assert entry_point(main, [*flags[:-1], name]) == 2
         assert f"--detector: {name} {message}" in capsys.readouterr().err
+
+
+def test_other_weights_of_the_same_name_begin_a_training_anew(toy, tmp_path, monkeypatch):
+    data, _, truth, params = toy
+    init, trained = tmp_path / "start.safetensors", []
+    config = vary(TINY, optim={"init": str(init)})
+    opened = open_run(write_run(tmp_path / "run", data, "dino", retrain=config))
+    options = DropFigures(opened.folder.root, tmp_path / "out")
+    work = _Work(options, opened, pseudo(truth, 0.5), config=config, judge=Judge(truth))
+    monkeypatch.setattr(
+        "experiments.paper.drop_figures.train",
+        lambda *given, **how: trained.append(how["until"]) or params,
+    )
+    for content, times in ((b"one", 1), (b"one", 1), (b"other", 2)):
+        init.write_bytes(content)
+        train_until(work, 2)
+        assert len(trained) == times
+    init.unlink()
+    with pytest.raises(BadInput, match=r"start\.safetensors: does not exist"):
+        train_until(work, 2)
+    assert (options.out / "training" / "params_2.safetensors").exists()

@@ -24,10 +24,12 @@ from weaksam_jax.ranges import (
     Side,
     Width,
     above,
+    between,
 )
 
 # Fields of `ModelConfig` that the arrays of a file do not tell and that its weights depend on.
-STATED = ("backbone", "heads", "encoder", "position_temperature", "prediction_epsilon")
+STATED = ("backbone", "heads", "encoder", "position_temperature", "position_offset")
+STATED += ("prediction_epsilon",)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class ModelConfig(Settings):
     """Its convolutions have a bias (the official code's weights; mmdetection's have none)."""
     position_temperature: Annotated[float, above(1, 1_000_000)] = 20.0
     """Longest wave of the tokens' position code (DETR: 10,000)."""
+    position_offset: Annotated[float, between(-1, 1)] = 0.0
+    """Added to the place of a token, which is counted from 1 (detrex: -0.5)."""
     prediction_epsilon: Share = 1e-5
     """Boxes that predictions start from are kept so far from 0 and 1 (the official code: 1e-3)."""
     precision: Precision = "float32"

@@ -55,6 +55,7 @@ class DeformableEncoder(nn.Module):
     points: int
     ffn_width: int
     temperature: float
+    offset: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -63,7 +64,7 @@ class DeformableEncoder(nn.Module):
         shapes = tuple(one.shape[1:3] for one in levels)
         channels = levels[0].shape[-1]
         embed = self.param("level_embed", nn.initializers.normal(1.0), (len(levels), channels))
-        codes = token_codes(extent, channels, self.temperature)
+        codes = token_codes(extent, channels, self.temperature, offset=self.offset)
         positions = codes + embed[level_of_token(shapes)]
         references, valid = reference_points(extent, shapes), extent.valid()
         tokens = flatten_levels(levels).astype(jnp.float32)

@@ -65,10 +65,8 @@ class DinoNetwork(nn.Module):
             dtype=dtype,
         )
         if config.encoder == "deformable":
-            temperature = config.position_temperature
-            self.encoder = DeformableEncoder(
-                config.encoder_layers, temperature=temperature, **common
-            )
+            place = {"temperature": config.position_temperature, "offset": config.position_offset}
+            self.encoder = DeformableEncoder(config.encoder_layers, **place, **common)
         else:
             self.encoder = PyramidEncoder(dtype)
         self.memory_fc = nn.Dense(channels, dtype=dtype, kernel_init=XAVIER)

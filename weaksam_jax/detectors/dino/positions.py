@@ -64,32 +64,36 @@ def sine_code(share: jax.Array, channels: int, temperature: float) -> jax.Array:
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*share.shape, channels)
 
 
-def token_codes(extent: Extent, channels: int, temperature: float) -> jax.Array:
+def token_codes(
+    extent: Extent, channels: int, temperature: float, offset: float = 0.0
+) -> jax.Array:
     """The sine code of every token, float32 `[B, T, channels]`: first of y, then of x.
 
-    Counted from 1 in cells of the image and divided by their number, so that the code does not
-    depend on the padding.
+    Counted from 1 (+ offset) in cells of the image and divided by their number, so that the code
+    does not depend on the padding.
     """
     return jnp.concatenate(
         [
-            _map_code(*pair, channels // 2, temperature=temperature)
+            _map_code(*pair, channels // 2, temperature=temperature, offset=offset)
             for pair in zip(extent.rows, extent.columns, strict=True)
         ],
         axis=1,
     )
 
 
-def _map_code(rows: jax.Array, columns: jax.Array, channels: int, *, temperature: float):
+def _map_code(
+    rows: jax.Array, columns: jax.Array, channels: int, *, temperature: float, offset: float
+):
     batch, height, width = *rows.shape, columns.shape[1]
-    y = _share(rows)[:, :, None] * columns[:, None, :]
-    x = _share(columns)[:, None, :] * rows[:, :, None]
+    y = _share(rows, offset)[:, :, None] * columns[:, None, :]
+    x = _share(columns, offset)[:, None, :] * rows[:, :, None]
     codes = [sine_code(one, channels, temperature) for one in (y, x)]
     return jnp.concatenate(codes, -1).reshape(batch, height * width, 2 * channels)
 
 
-def _share(inside: jax.Array) -> jax.Array:
+def _share(inside: jax.Array, offset: float) -> jax.Array:
     count = jnp.cumsum(inside.astype(jnp.float32), axis=1)
-    return count / (count[:, -1:] + 1e-6)
+    return (count + offset) / (count[:, -1:] + 1e-6)
 
 
 def reference_points(extent: Extent, shapes: Shapes) -> jax.Array:
