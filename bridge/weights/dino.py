@@ -32,6 +32,8 @@ from weaksam_jax.errors import BadInput
 
 STRIDES = (4, 8, 16, 32)  # of ResNet-50
 HEADS, NECK_GROUPS = 8, 32  # of every published configuration
+# What all libraries have in common and no array tells.
+COMMON = {"backbone": "resnet50", "encoder": "deformable", "neck_groups": NECK_GROUPS}
 # The published test: one view, the best 300 pairs of query and class, no NMS.
 TEST = {
     "tta_scales": [padded_sizes(SHORT_SIDE, LONG_SIDE, MULTIPLE)],
@@ -239,17 +241,15 @@ def _model(sizes: Sizes, heads: int, source: str | Path) -> dict[str, Any]:
         raise BadInput(source, problem, HINT)
     further = tuple(STRIDES[-1] * 2 ** (i + 1) for i in range(sizes.further))
     return {
-        "backbone": "resnet50",
+        **COMMON,
         "strides": (*STRIDES[-sizes.own :], *further),
         "channels": sizes.channels,
         "heads": heads,
         "points": points,
         "ffn_width": sizes.ffn_width,
-        "encoder": "deformable",
         "encoder_layers": sizes.encoder_layers,
         "decoder_layers": sizes.decoder_layers,
         "queries": sizes.queries,
-        "neck_groups": NECK_GROUPS,
     }
 
 

@@ -5,10 +5,11 @@ Names and shapes are those of docs/provenance/retraining.md, section 5. Pixels a
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, from_numpy
 
-from bridge.weights.dino import HEADS, Arrays, Layout, dino_arrays, dino_tensors
+from bridge.weights.dino import COMMON, HEADS, Arrays, Layout, dino_arrays, dino_tensors
 from bridge.weights.naming import Naming, with_statistics
 from bridge.weights.r50_fpn import read_numpy
 from bridge.weights.resnet50 import torchvision_prefixes
@@ -24,12 +25,17 @@ def dino_mmdet_arrays(
 def dino_mmdet_back(source: str | Path, arrays: Arrays) -> dict[str, dict[str, Tensor]]:
     """The checkpoint `{"state_dict": tensors}` of a DINO over ResNet-50 whose neck has no bias.
 
-    What that layout does not state must be set there: `position_temperature`, heads and the epsilon
-    of predictions, of which mmdetection's code has 1e-5. Raises `BadInput` with `source` for the
-    arrays of another network.
+    Raises `BadInput` with `source` for the arrays of another network.
     """
     tensors = dino_tensors(arrays, MMDET, source)
     return {"state_dict": {name: from_numpy(value) for name, value in tensors.items()}}
+
+
+def dino_mmdet_means(arrays: Arrays) -> dict[str, Any]:
+    """What such a checkpoint stands for, in mmdetection's published configurations and code: the
+    model's config, as far as no array tells it."""
+    del arrays
+    return {**COMMON, "heads": HEADS, **MMDET.stated}
 
 
 def trunk(prefix: str) -> Naming:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from bridge.weights.naming import Naming, numbers, with_statistics
 from bridge.weights.r50_fpn import (
+    PYRAMID,
     Arrays,
     detector_back,
     faster_rcnn_metadata,
@@ -17,6 +19,8 @@ from bridge.weights.r50_fpn import (
 )
 from weaksam_jax.data.pixel_statistics import MSRA_MEAN, MSRA_STD
 from weaksam_jax.errors import BadInput
+
+LIBRARY = {"backbone": "resnet50_msra", "aligned": True, "round_anchors": False}
 
 
 def faster_rcnn_detectron2_arrays(
@@ -32,8 +36,7 @@ def faster_rcnn_detectron2_arrays(
     tensors = read_pkl(source, "model") if pickled else read_numpy(source)
     _check_pixels(tensors, source)
     arrays = to_ours(tensors, DETECTRON2, source)
-    library = {"backbone": "resnet50_msra", "aligned": True, "round_anchors": False}
-    return arrays, faster_rcnn_metadata(arrays, library, classes, source=source)
+    return arrays, faster_rcnn_metadata(arrays, LIBRARY, classes, source=source)
 
 
 def faster_rcnn_detectron2_back(
@@ -44,6 +47,12 @@ def faster_rcnn_detectron2_back(
     Raises `BadInput` with `source` when the arrays are of another network.
     """
     return {"model": detector_back(source, arrays, DETECTRON2)}
+
+
+def faster_rcnn_detectron2_means(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What such a checkpoint stands for: the model's config, as far as no array tells it."""
+    del arrays
+    return {**LIBRARY, **PYRAMID}
 
 
 def _check_pixels(tensors: Mapping[str, np.ndarray], source: str | Path) -> None:

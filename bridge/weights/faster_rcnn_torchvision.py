@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from bridge.weights.naming import Naming, with_statistics
 from bridge.weights.r50_fpn import (
     BATCH_NORM_EPSILON,
+    PYRAMID,
     Arrays,
     detector_back,
     faster_rcnn_metadata,
@@ -17,6 +19,7 @@ from bridge.weights.r50_fpn import (
 )
 from bridge.weights.resnet50 import torchvision_prefixes
 
+LIBRARY = {"backbone": "resnet50", "aligned": False, "round_anchors": True}
 COCO_OUTPUTS = 91  # 90 category ids, ten of them without a category, and the background
 
 
@@ -42,8 +45,7 @@ def faster_rcnn_torchvision_arrays(
     if classes is None and coco:
         classes = torchvision_coco_classes()
     arrays = to_ours(_new_names(tensors), TORCHVISION, source, epsilon=epsilon)
-    library = {"backbone": "resnet50", "aligned": False, "round_anchors": True}
-    return arrays, faster_rcnn_metadata(arrays, library, classes, source=source)
+    return arrays, faster_rcnn_metadata(arrays, LIBRARY, classes, source=source)
 
 
 def faster_rcnn_torchvision_back(
@@ -54,6 +56,12 @@ def faster_rcnn_torchvision_back(
     Raises `BadInput` with `source` when the arrays are of another network.
     """
     return detector_back(source, arrays, TORCHVISION)
+
+
+def faster_rcnn_torchvision_means(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What such a checkpoint stands for: the model's config, as far as no array tells it."""
+    del arrays
+    return {**LIBRARY, **PYRAMID}
 
 
 def torchvision_coco_classes() -> list[str]:

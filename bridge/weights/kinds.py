@@ -25,12 +25,27 @@ from bridge.weights import (
 )
 from bridge.weights import faster_rcnn_detectron2 as detectron2
 from bridge.weights import faster_rcnn_torchvision as torchvision
+from bridge.weights.metadata import check_meaning
 from bridge.weights.naming import fractions
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import atomic_path, read_arrays, write_arrays
-from weaksam_jax.supervision import Supervision, parse_kinds, saw, stated
+from weaksam_jax.supervision import GUARDED, Supervision, parse_kinds, saw, stated
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """How a detector of ours becomes a published file.
+
+    detector: its kind. write: (name of the arrays' file, arrays) -> content of a PyTorch
+    checkpoint. means: arrays -> fields of the model's config that such a checkpoint stands for and
+    no array tells.
+    """
+
+    detector: str
+    write: Callable[[str | Path, Arrays], dict[str, Any]]
+    means: Callable[[Arrays], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -38,15 +53,15 @@ class Kind:
     """A kind of published file.
 
     about: what it is. read: (published file, options by name) -> (arrays, metadata). seen: what
-    supervision such files have seen; None: what their metadata say. back: (name of the arrays'
-    file, arrays) -> content of a PyTorch checkpoint; None: there is no way back. options: names of
-    those that `read` takes. installed: whether `read(None)` finds a file that a package brings.
+    supervision such files have seen; None: what their metadata say. back: None where there is no
+    way back. options: names of those that `read` takes. installed: whether `read(None)` finds a
+    file that a package brings.
     """
 
     about: str
     read: Callable[..., tuple[Arrays, dict[str, str]]]
     seen: Supervision | None
-    back: Callable[[str | Path, Arrays], dict[str, Any]] | None = None
+    back: WayBack | None = None
     options: frozenset[str] = frozenset()
     installed: bool = False
 
@@ -80,33 +95,41 @@ KINDS = {
         "MIL detector of wetectron (MIST)",
         wetectron.wetectron_arrays,
         saw(["tags"], "tags of images: MIL detector of wetectron"),
-        back=wetectron.wetectron_back,
+        back=WayBack("mil", wetectron.wetectron_back, wetectron.wetectron_means),
     ),
     "mmdet_oicr": Kind(
         "MIL detector in mmdet (OICR)",
         mmdet_oicr.mmdet_oicr_arrays,
         saw(["tags"], "tags of images: MIL detector in mmdet"),
-        back=mmdet_oicr.mmdet_oicr_back,
+        back=WayBack("mil", mmdet_oicr.mmdet_oicr_back, mmdet_oicr.mmdet_oicr_means),
     ),
     "faster_rcnn_torchvision": Kind(
         "Faster R-CNN R50-FPN of torchvision",
         torchvision.faster_rcnn_torchvision_arrays,
         saw(BOXES, "boxes: Faster R-CNN of torchvision"),
-        back=torchvision.faster_rcnn_torchvision_back,
+        back=WayBack(
+            "faster_rcnn",
+            torchvision.faster_rcnn_torchvision_back,
+            torchvision.faster_rcnn_torchvision_means,
+        ),
         options=frozenset({"epsilon", "classes"}),
     ),
     "faster_rcnn_detectron2": Kind(
         "Faster R-CNN R50-FPN of detectron2",
         detectron2.faster_rcnn_detectron2_arrays,
         saw(BOXES, "boxes: Faster R-CNN of detectron2"),
-        back=detectron2.faster_rcnn_detectron2_back,
+        back=WayBack(
+            "faster_rcnn",
+            detectron2.faster_rcnn_detectron2_back,
+            detectron2.faster_rcnn_detectron2_means,
+        ),
         options=frozenset({"classes"}),
     ),
     "dino_mmdet": Kind(
         "DINO R50 of mmdetection",
         dino_mmdet.dino_mmdet_arrays,
         saw(BOXES, "boxes: DINO of mmdetection"),
-        back=dino_mmdet.dino_mmdet_back,
+        back=WayBack("dino", dino_mmdet.dino_mmdet_back, dino_mmdet.dino_mmdet_means),
         options=frozenset({"heads", "classes"}),
     ),
     "dino_official": Kind(
@@ -167,13 +190,26 @@ def _check_finite(source: str | Path, arrays: Arrays) -> None:
 def convert_back(kind: str, to: str | Path, source: str | Path) -> Path:
     """Writes a safetensors file of arrays as a checkpoint of a kind that has a way back.
 
-    Raises `BadInput` when the arrays are of another network, or no finite numbers.
+    Raises `BadInput` when the file is of another network than such checkpoints are, has seen
+    supervision that no file of the kind has, or holds numbers that are not finite.
     """
-    arrays = {
-        name: fractions(value, name, source, hint="give weights of the network that you named")
-        for name, value in read_arrays(source)[0].items()
-    }
-    content = KINDS[kind].back(source, arrays)
+    raw, metadata = read_arrays(source)
+    hint = "give weights of the network that you named"
+    arrays = {name: fractions(value, name, source, hint=hint) for name, value in raw.items()}
+    back = KINDS[kind].back
+    content = back.write(source, arrays)
+    means = back.means(arrays)
+    check_meaning(metadata, means, source, kind=kind, detector=back.detector)
+    _check_told(kind, stated(metadata, source), source)
     with atomic_path(to) as temporary:
         torch.save(content, temporary)
     return Path(to)
+
+
+def _check_told(kind: str, seen: Supervision, source: str | Path) -> None:
+    """A checkpoint has no place for what it has seen: it comes back as all of its kind do."""
+    usual = KINDS[kind].seen
+    for one in GUARDED:
+        if one in seen.kinds and one not in usual.kinds:
+            problem = f"has seen {seen.text}, and a file of {kind} would come back as {usual.text}"
+            raise BadInput(source, problem, "keep the safetensors file")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weaksam_jax.errors import BadInput
+from weaksam_jax.text import parse_json
 
 
 def detector_metadata(
@@ -37,3 +38,29 @@ def detector_metadata(
     if classes is None:
         return metadata | {"num_classes": str(num_classes)}
     return metadata | {"classes": json.dumps(list(classes))}
+
+
+def check_meaning(
+    metadata: Mapping[str, str],
+    means: Mapping[str, Any],
+    source: str | Path,
+    *,
+    kind: str,
+    detector: str,
+) -> None:
+    """Whether a published layout means what a detector's file states.
+
+    means: fields of the model's config that every file of `kind` stands for and no array tells.
+    Raises `BadInput` with `source` when its metadata state another detector or other values.
+    """
+    if metadata.get("detector") != detector:
+        hint = f"give a file of training or bridge.convert that holds a {detector}"
+        raise BadInput(source, f"does not say that it is a {detector}", hint)
+    config = parse_json(metadata.get("config", "{}"), f"{source} (metadata config)")
+    model = config.get("model") if isinstance(config, dict) else None
+    stated = model if isinstance(model, dict) else {}
+    for name, value in json.loads(json.dumps(means)).items():
+        if stated.get(name) != value:
+            found = ascii(stated.get(name))[:60]
+            hint = "keep the safetensors file; the other layout has no place for this"
+            raise BadInput(source, f"has model.{name} {found}, where {kind} means {value}", hint)

@@ -9,6 +9,7 @@ to (x2 + 1) / 8 (pooling "max_exact").
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -51,13 +52,7 @@ def mmdet_oicr_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
     arrays = take_layers(source, tensors, _layers(regression), outputs=outputs)
     arrays |= same_deltas(arrays, arrays.pop("box/kernel", 0.0), arrays.pop("box/bias", 0.0))
     refuse_others(source, tensors, ())
-    code = {
-        "method": "mist" if regression else "oicr",
-        "pixels": "torchvision" if class_count(arrays) == COCO_CLASSES else "oicr",
-        "rectify_last": True,
-        "background": False,
-        "pooling": "max_exact",
-    }
+    code = {"method": "mist" if regression else "oicr", **_code(arrays)}
     return arrays, mil_metadata(arrays, code, source)
 
 
@@ -68,6 +63,21 @@ def mmdet_oicr_back(source: str | Path, arrays: Arrays) -> dict[str, dict[str, T
     layers = _layers("box/kernel" in arrays)
     return {
         "state_dict": published_tensors(source, arrays, layers, background=False, kind="mmdet_oicr")
+    }
+
+
+def mmdet_oicr_means(arrays: Arrays) -> dict[str, Any]:
+    """What such a checkpoint stands for: the model's config, as far as no array tells it."""
+    return {"backbone": "vgg16", **_code(arrays)}
+
+
+def _code(arrays: Arrays) -> dict[str, Any]:
+    pixels = "torchvision" if class_count(arrays) == COCO_CLASSES else "oicr"
+    return {
+        "pixels": pixels,
+        "rectify_last": True,
+        "background": False,
+        "pooling": "max_exact",
     }
 
 

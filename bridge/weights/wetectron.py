@@ -13,6 +13,7 @@ input away.
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -35,6 +36,7 @@ LAYERS = {
     **{f"deltas_{k}": f"{_PREDICTOR}.bbox_pred{k + 1}" for k in BRANCHES},
 }
 UNUSED = ("roi_heads.model_sim.",)
+CODE = {"pixels": "mist", "rectify_last": False, "background": True, "pooling": "max"}
 
 
 def wetectron_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
@@ -52,16 +54,16 @@ def wetectron_arrays(source: str | Path) -> tuple[Arrays, dict[str, str]]:
     if not regression:
         arrays |= same_deltas(arrays)
     refuse_others(source, tensors, UNUSED)
-    code = {
-        "method": "mist" if regression else "oicr",
-        "pixels": "mist",
-        "rectify_last": False,
-        "background": True,
-        "pooling": "max",
-    }
+    code = {"method": "mist" if regression else "oicr", **CODE}
     return arrays, mil_metadata(arrays, code, source)
 
 
 def wetectron_back(source: str | Path, arrays: Arrays) -> dict[str, dict[str, Tensor]]:
     """The checkpoint `{"model": tensors}` of a detector; `BadInput` as in `published_tensors`."""
     return {"model": published_tensors(source, arrays, LAYERS, background=True, kind="wetectron")}
+
+
+def wetectron_means(arrays: Arrays) -> dict[str, Any]:
+    """What such a checkpoint stands for: the model's config, as far as no array tells it."""
+    del arrays
+    return {"backbone": "vgg16", **CODE}

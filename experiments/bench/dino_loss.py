@@ -37,10 +37,10 @@ def matching_costs(objects: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 def assignment(objects: int) -> Entry:
-    from weaksam_jax.ops.assignment import assign
+    from weaksam_jax.ops.assignment import assign_all
 
     cost, valid = matching_costs(objects)
-    solve, on_device = jax.jit(assign), (jnp.asarray(cost), jnp.asarray(valid))
+    solve, on_device = jax.jit(assign_all), (jnp.asarray(cost), jnp.asarray(valid))
 
     def with_scipy():
         places = np.ndindex(LAYERS, IMAGES)

@@ -7,7 +7,7 @@ import pytest
 
 from weaksam_jax.detectors.faster_rcnn.config import DropConfig
 from weaksam_jax.detectors.faster_rcnn.loss import RoiLosses, dropped_sums, roi_objective
-from weaksam_jax.losses.drop import roi_drop
+from weaksam_jax.losses.drop import query_drop, roi_drop
 
 
 def loop_keep(cls_loss, reg_loss, foreground, valid, tau_cls, tau_reg, rule, drop_background):
@@ -107,3 +107,11 @@ def test_no_gradient_through_the_mask():
         return jnp.sum(roi_drop(x, x, yes, yes, 4.0, 1.0) * 1.0 * jax.lax.stop_gradient(x))
 
     np.testing.assert_array_equal(jax.grad(kept)(loss), np.zeros(20))
+
+
+def test_both_drops_stand_beside_one_another():
+    """Of 20 matched queries the two of largest loss go; without a percentile it is 90."""
+    loss, matched = np.arange(30.0), np.arange(30) < 20
+    keep = query_drop(cls_loss=loss, matched=matched)
+    np.testing.assert_array_equal(np.flatnonzero(~keep), [18, 19])
+    assert np.flatnonzero(~query_drop(loss, matched, percentile=95)).tolist() == [19]

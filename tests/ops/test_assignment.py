@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from weaksam_jax.ops.assignment import assign
+from weaksam_jax.ops.assignment import assign, assign_all
 
-solve = jax.jit(assign)
+solve = jax.jit(assign_all)
 
 
 def scipy_best(cost):
@@ -142,7 +142,7 @@ def test_a_problem_is_solved_alike_alone_in_a_batch_and_under_vmap():
     together = solve(cost, valid)
     assert together.query.shape == (3, 4, 6) and together.target.shape == (3, 4, 9)
     alone = [[solve(cost[i, j], valid[i, j]) for j in range(4)] for i in range(3)]
-    mapped = jax.jit(jax.vmap(jax.vmap(assign)))(cost, valid)
+    mapped = jax.jit(jax.vmap(jax.vmap(assign_all)))(cost, valid)
     for field in ("query", "target"):
         wanted = np.asarray(getattr(together, field))
         np.testing.assert_array_equal(getattr(mapped, field), wanted)
@@ -163,14 +163,14 @@ def test_padding_does_not_change_what_is_found():
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
 def test_nothing_to_assign(shape):
-    found = assign(jnp.zeros((2, *shape)), jnp.ones((2, shape[0]), bool))
+    found = assign_all(jnp.zeros((2, *shape)), jnp.ones((2, shape[0]), bool))
     assert found.query.shape == (2, shape[0]) and (np.asarray(found.query) == -1).all()
     assert found.target.shape == (2, shape[1]) and (np.asarray(found.target) == -1).all()
 
 
 def test_no_gradient_flows_through_the_assignment():
     def total(cost):
-        query = assign(cost, jnp.ones(3, bool)).query
+        query = assign_all(cost, jnp.ones(3, bool)).query
         return jnp.take_along_axis(cost, query[:, None], axis=1).sum()
 
     cost = jnp.asarray(random_costs("normal", (3, 7), np.random.default_rng(5)))
@@ -179,3 +179,17 @@ def test_no_gradient_flows_through_the_assignment():
     want = np.zeros((3, 7))
     want[rows, columns] = 1
     np.testing.assert_array_equal(gradient, want)
+
+
+def test_one_problem_by_the_number_of_its_objects():
+    """Queries are the rows here, and the first n columns are objects."""
+    run = jax.jit(assign)
+    for n in (0, 1, 5, 8):
+        cost = np.random.default_rng(n).standard_normal((20, 8)).astype(np.float32)
+        found = np.asarray(run(cost, n))
+        queries, objects = linear_sum_assignment(cost[:, :n])
+        assert found.dtype == np.int32 and found[n:].tolist() == [-1] * (8 - n)
+        np.testing.assert_array_equal(found[objects], queries)
+    crowded = run(cost[:3], n_valid=8)
+    assert sorted(np.asarray(crowded)) == [-1] * 5 + [0, 1, 2]
+    assert assign(np.zeros((0, 4)), 4).tolist() == [-1] * 4

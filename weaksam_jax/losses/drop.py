@@ -1,11 +1,15 @@
 """RoI drop, equations 1-2 of the paper: RoIs whose loss is so large that their pseudo label is
-probably wrong are not trained on (query drop: `weaksam_jax.losses.query_drop`).
+probably wrong are not trained on. Beside it query drop, which `weaksam_jax.losses.query_drop` has.
 
-The mask is a constant: no gradient flows through it.
+The masks are constants: no gradient flows through them.
 """
 
 import jax
 import jax.numpy as jnp
+
+from weaksam_jax.losses.query_drop import query_drop
+
+__all__ = ["query_drop", "roi_drop"]
 
 
 def roi_drop(

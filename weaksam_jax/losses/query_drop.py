@@ -11,27 +11,27 @@ import jax.numpy as jnp
 
 
 def query_drop(
-    cls_loss: jax.Array, ranked: jax.Array, percentile: float = 90, axis_name: str | None = None
+    cls_loss: jax.Array, matched: jax.Array, percentile: float = 90, axis_name: str | None = None
 ) -> jax.Array:
-    """The drop signal of equation 3: keep bool `[..., N]`, False for ranked queries of largest
+    """The drop signal of equation 3: keep bool `[..., N]`, False for matched queries of largest
     loss.
 
-    cls_loss: float `[..., N]`, unweighted classification losses; ranked: bool `[..., N]`, the
+    cls_loss: float `[..., N]`, unweighted classification losses; matched: bool `[..., N]`, the
     queries ranked among themselves (appendix C: those with an object); all others are kept. Kept is
     what is <= the value at the percentile, taken as the smallest loss with at least `percentile` %
-    of the ranked ones at or below it: floor((100 - percentile) % of n) of n distinct losses go, but
-    for the smallest, and none when n is small (fewer than 10 at 90).
+    of the matched ones at or below it: floor((100 - percentile) % of n) of n distinct losses go,
+    but for the smallest, and none when n is small (fewer than 10 at 90).
     """
     cls_loss = jax.lax.stop_gradient(jnp.asarray(cls_loss))
-    ranked = jnp.asarray(ranked)
-    if not ranked.shape[-1]:
-        return ~ranked
-    rising = jnp.sort(_of_all(jnp.where(ranked, -cls_loss, jnp.inf), axis_name), axis=-1)
-    count = _total(jnp.sum(ranked, axis=-1, keepdims=True, dtype=jnp.int32), axis_name)
+    matched = jnp.asarray(matched)
+    if not matched.shape[-1]:
+        return ~matched
+    rising = jnp.sort(_of_all(jnp.where(matched, -cls_loss, jnp.inf), axis_name), axis=-1)
+    count = _total(jnp.sum(matched, axis=-1, keepdims=True, dtype=jnp.int32), axis_name)
     dropped = jnp.minimum(_floor_share(count, percentile), jnp.maximum(count - 1, 0))
     place = jnp.minimum(dropped, rising.shape[-1] - 1)
     limit = -jnp.take_along_axis(rising, place, axis=-1)
-    return ~ranked | (cls_loss <= limit) | (dropped == 0)
+    return ~matched | (cls_loss <= limit) | (dropped == 0)
 
 
 def _floor_share(count: jax.Array, percentile: float) -> jax.Array:

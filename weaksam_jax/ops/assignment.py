@@ -49,8 +49,18 @@ class _Search(NamedTuple):
     sink: jax.Array
 
 
-def assign(cost: jax.Array, valid: jax.Array) -> Assignment:
-    """The assignment of least total cost: every valid target gets a query of its own.
+def assign(cost: jax.Array, n_valid: jax.Array | int) -> jax.Array:
+    """The query of each object, int32 `[G]`, -1 for padding: the assignment of least total cost.
+
+    cost: float `[Q, G]`; n_valid: the first so many objects are real, the others padding. With more
+    objects than queries, Q of them get one. See `assign_all`, which takes many problems at once.
+    """
+    cost = jnp.asarray(cost).T
+    return assign_all(cost, jnp.arange(len(cost)) < n_valid).query
+
+
+def assign_all(cost: jax.Array, valid: jax.Array) -> Assignment:
+    """The assignments of least total cost: every valid target gets a query of its own.
 
     cost: float `[..., G, Q]`, computed with in float32; valid: bool `[..., G]`, False for padding,
     which gets no query. With more valid targets than queries, Q of them get one, as in

@@ -17,7 +17,7 @@ from weaksam_jax.losses.set_loss import (
     query_losses,
     targets_of,
 )
-from weaksam_jax.ops.assignment import assign
+from weaksam_jax.ops.assignment import assign_all
 
 
 class Group(NamedTuple):
@@ -73,7 +73,7 @@ def match(logits: jax.Array, boxes: jax.Array, targets: Targets, *, config: Loss
     weights = {"cls": config.cost_cls, "l1": config.cost_l1, "giou": config.cost_giou}
     focal = {"alpha": config.alpha, "gamma": config.gamma}
     cost = matching_cost(logits, boxes, targets, **weights, **focal)
-    target = assign(cost, jnp.broadcast_to(targets.valid, cost.shape[:-1])).target
+    target = assign_all(cost, jnp.broadcast_to(targets.valid, cost.shape[:-1])).target
     return Slots(jnp.maximum(target, 0), target >= 0, jnp.ones_like(target, bool))
 
 
