@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.bench.written import beside
 from weaksam_jax.files import write_json, write_text
 
 # Dense TFLOP/s of a card by the data sheet, by a part of its name and by precision.
@@ -22,6 +23,17 @@ PUBLISHED = (
 )
 
 
+# Fields of a row that say in words what its figures do not, and what is said before them.
+REMARKS = {
+    "note": "",
+    "lacks": "the work is not quite the same: ",
+    "no_tflop": "flops unknown: ",
+    "beside": "",
+    "skipped": "not measured: ",
+    "lost": "not measured either: ",
+}
+
+
 @dataclass(frozen=True)
 class Card:
     """environment: card, driver, versions, date; rows: what was measured; dropped: names of the
@@ -34,25 +46,31 @@ class Card:
 
 
 def write_card(out: Path, card: Card) -> None:
-    """As OUT.json and OUT.md."""
+    """As `out`, a JSON file, and as a table beside it."""
     rows = with_shares(card.rows, card.environment["card"])
-    write_json(Path(f"{out}.json"), {**asdict(card), "rows": rows}, indent=1)
-    write_text(Path(f"{out}.md"), markdown(card, rows))
+    write_json(out, {**asdict(card), "rows": rows}, indent=1)
+    write_text(beside(out, ".md"), markdown(card, rows))
+
+
+def failed(row: dict) -> bool:
+    """Whether a row is a check that found a difference, or did not end as it should."""
+    return "failed" in row or not row.get("passed", True)
 
 
 def with_shares(rows: Sequence[dict], card: str) -> list[dict]:
-    """Rows with `images_per_s` and, where card and flops are known, `share_of_peak`; PyTorch's
-    work counts as ours of the same detector and precision."""
+    """Rows with `images_per_s` and, where card and flops are known, `share_of_peak`; an image is
+    the same work for PyTorch as for ours of the same detector and precision."""
     peaks = next((peaks for name, peaks in PEAKS.items() if name in card), {})
-    flops = {_same_work(row): row["tflop"] for row in rows if row.get("tflop")}
+    known = [row for row in rows if row.get("tflop") and "images" in row]
+    per_image = {_same_work(row): row["tflop"] / row["images"] for row in known}
     found = []
     for row in rows:
         more = {}
         if "ms" in row:
-            seconds = row["ms"] / 1e3
-            more["images_per_s"] = round(row["images"] / seconds, 2)
-            peak, tflop = peaks.get(row["precision"]), flops.get(_same_work(row))
-            more |= {"share_of_peak": round(tflop / seconds / peak, 4)} if peak and tflop else {}
+            speed = 1e3 * row["images"] / row["ms"]
+            more["images_per_s"] = round(speed, 2)
+            peak, tflop = peaks.get(row["precision"]), per_image.get(_same_work(row))
+            more |= {"share_of_peak": round(tflop * speed / peak, 4)} if peak and tflop else {}
         found.append(row | more)
     return found
 
@@ -62,14 +80,26 @@ def _same_work(row: dict) -> tuple:
 
 
 def markdown(card: Card, rows: Sequence[dict]) -> str:
-    """The card in Markdown: where it was made, checks, speeds, what was dropped, others'."""
+    """The card in Markdown: where it was made, checks, speeds, remarks, what was dropped,
+    others'."""
     said = card.environment
     versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
-    head = f"{said['card']}; Python {said['python']}, {versions}; {said['date']}; "
-    head += f"{card.seconds:.0f} s\n"
+    devices = ", ".join(dict.fromkeys(row["device"] for row in rows if "device" in row))
+    head = f"{said['card']}; computed on {devices or 'nothing'}; Python {said['python']}, "
+    head += f"{versions}; {said['date']}; {card.seconds:.0f} s\n"
     dropped = f"\nDropped for want of time: {', '.join(card.dropped) or 'nothing'}.\n"
-    parts = [head, checks_table(rows), speed_table(rows), dropped, published_table()]
-    return "\n".join(parts)
+    tables = [checks_table(rows), speed_table(rows), remarks(rows)]
+    return "\n".join([head, *tables, dropped, published_table()])
+
+
+def remarks(rows: Sequence[dict]) -> str:
+    """What is to be said of single rows."""
+    return "".join(
+        f"- {row['name']}: {before}{row[field]}\n"
+        for row in rows
+        for field, before in REMARKS.items()
+        if row.get(field)
+    )
 
 
 def checks_table(rows: Sequence[dict]) -> str:

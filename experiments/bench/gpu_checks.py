@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.bench.entry import random_boxes
 from experiments.bench.gpu_ours import params_of
-from experiments.bench.gpu_sizes import Jobs, Sizes
+from experiments.bench.gpu_sizes import Job, Jobs, Sizes
 from experiments.bench.programs import CLASSES, TAGS, Case, batch_shapes, detector_of, filled
 from weaksam_jax.data.scales import PaddedSize
 from weaksam_jax.detectors import DETECTORS
@@ -23,10 +23,15 @@ from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.precision import products
 from weaksam_jax.engine.train import frozen_loss
 from weaksam_jax.losses.drop import roi_drop
+from weaksam_jax.losses.focal import focal_loss
+from weaksam_jax.losses.query_drop import drop_queries
+from weaksam_jax.ops.assignment import assign
+from weaksam_jax.ops.deformable_attention import deformable_attention
 from weaksam_jax.ops.nms import dense_nms, multiclass_nms, nms
 from weaksam_jax.ops.roi import roi_align, roi_align_pyramid, roi_pool
 
 COUNT, SIDE, STRIDE, CHANNELS = 200, 48, 8, 32  # boxes, cells of a map's side
+LEVELS, HEADS, POINTS = ((SIDE, SIDE), (SIDE // 2, SIDE // 2)), 4, 4  # of deformable attention
 # Sums in another order. A detector's step has discrete choices (NMS, samples, mining) on the way.
 CLOSE, STEP = 1e-5, 1e-2
 
@@ -34,12 +39,19 @@ CLOSE, STEP = 1e-5, 1e-2
 def jobs(sizes: Sizes) -> Jobs:
     """Operations, losses, and a training step and a detection of every detector."""
     arrays = _arrays()
-    parts = {name: partial(check, *one) for name, one in _operations(arrays).items()}
+    operations = _operations(arrays) | _operations_of_dino(arrays)
+    parts = {name: partial(check, *one) for name, one in operations.items()}
     steps = {f"{kind} gradient": partial(check_step, kind, sizes.check) for kind in DETECTORS}
     detections = {
         f"{kind} detection": partial(check_detection, kind, sizes.check) for kind in DETECTORS
     }
-    return {f"check {name}": job for name, job in (parts | steps | detections).items()}
+    groups = {"operations": parts, "gradients": steps, "detections": detections}
+    # Nothing is timed, so the whole check is made beside others.
+    return {
+        f"check {name}": Job(dict, prepare=one, together=group, kind=group)
+        for group, jobs in groups.items()
+        for name, one in jobs.items()
+    }
 
 
 def _arrays() -> dict[str, Any]:
@@ -53,6 +65,7 @@ def _arrays() -> dict[str, Any]:
         "scores": rng.random((COUNT, CLASSES), dtype=np.float32),
         "valid": np.arange(COUNT) < COUNT - 7,
         "tags": np.isin(np.arange(CLASSES), TAGS),
+        "losses": rng.random((2, COUNT), dtype=np.float32),
         "outputs": MilOutputs(
             *(rng.standard_normal(shape, dtype=np.float32) for shape in _output_shapes())
         ),
@@ -92,6 +105,38 @@ def _operations(a: dict[str, Any]) -> dict[str, tuple]:
         "MIL loss": (jax.value_and_grad(mist, has_aux=True), (a["outputs"],), CLOSE),
         "RoI drop": (drop, _roi_losses(a), 0.0),
     }
+
+
+def _operations_of_dino(a: dict[str, Any]) -> dict[str, tuple]:
+    """As `_operations`."""
+    attend, focal = jax.value_and_grad(_attended, argnums=(0, 1, 2)), jax.value_and_grad(_focal)
+    logits, valid = a["scores"] - a["scores"].mean(), a["valid"][:CLASSES]
+    drop = partial(drop_queries, background=True)
+    return {
+        "deformable attention": (attend, _attention_inputs(), CLOSE),
+        "assignment": (assign, (a["scores"].T, valid), 0.0),
+        "focal loss": (focal, (8 * logits, a["scores"] > 0.9), CLOSE),
+        "query drop": (drop, (a["losses"], a["losses"] < a["losses"][::-1], a["valid"]), 0.0),
+    }
+
+
+def _attention_inputs() -> tuple[np.ndarray, ...]:
+    """Value `[T, H, D]`, locations `[Q, H, L, P, 2]` of which some lie outside, weights `[Q, H, L,
+    P]`."""
+    rng, cells = np.random.default_rng(1), sum(height * width for height, width in LEVELS)
+    places = (COUNT, HEADS, len(LEVELS), POINTS)
+    value = rng.standard_normal((cells, HEADS, CHANNELS // HEADS), dtype=np.float32)
+    locations = rng.uniform(-0.1, 1.1, (*places, 2)).astype(np.float32)
+    return value, locations, rng.random(places, dtype=np.float32)
+
+
+def _attended(value, locations, weights):
+    found = deformable_attention(value, LEVELS, locations, weights=weights)
+    return jnp.mean(found**2)
+
+
+def _focal(logits, labels):
+    return focal_loss(logits, labels).sum()
 
 
 def _maps(a: dict[str, Any]) -> tuple:

@@ -3,7 +3,9 @@
 Weights are random in the published sizes, so masks mean nothing and the time does.
 """
 
-from functools import cache, partial
+import gc
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from bridge.sam.networks import load_sam
 from bridge.sam.prompting import PromptedImage
 from experiments.bench import torch_side
 from experiments.bench.entry import random_image
-from experiments.bench.gpu_sizes import Jobs, Sizes, timed
+from experiments.bench.gpu_sizes import Job, Jobs, Sizes, timed
 from experiments.bench.sam import random_prompts
 from weaksam_jax.engine.precision import Precision
 
@@ -28,11 +30,19 @@ PEAKS = (11, 11, 20)  # coarse, fine and cross points of an image
 
 
 def jobs(sizes: Sizes) -> Jobs:
-    """Encodings and exports of one image."""
-    every = [(name, one) for name in sizes.sams for one in sizes.precisions]
-    encodings = {f"{n} encode {p}": partial(measure, encode, (n, p), sizes) for n, p in every}
-    exports = {f"{n} export {p}": partial(measure, export, (n, p), sizes) for n, p in every}
-    return encodings | exports
+    """Encodings and exports of one image, all of a network before the next one."""
+    return {
+        f"{name} {work.__name__} {precision}": Job(
+            partial(measure, work, (name, precision), sizes), kind=f"{name} {work.__name__}"
+        )
+        for name, precision, work in _rows(sizes)
+    }
+
+
+def _rows(sizes: Sizes) -> Iterator[tuple]:
+    for name in sizes.sams:
+        for precision in sizes.precisions:
+            yield from ((name, precision, work) for work in (encode, export))
 
 
 def measure(work, which: tuple[str, Precision], sizes: Sizes) -> dict[str, Any]:
@@ -42,7 +52,8 @@ def measure(work, which: tuple[str, Precision], sizes: Sizes) -> dict[str, Any]:
     torch_side.layers(precision)  # TF32 or not; bfloat16 is the encoder's own setting
     torch_side.peak_gib()
     call = partial(work, network, "bfloat16" if precision == "bfloat16" else "float32", sizes)
-    found = timed(call, lambda _: torch_side.wait(), sizes.repeats)
+    repeats = sizes.exports if work is export else sizes.repeats
+    found = timed(call, lambda _: torch_side.wait(), repeats)
     row = {"detector": name, "work": work.__name__, "precision": precision, "form": "ours"}
     return row | {"images": 1} | found | {"memory_gib": torch_side.peak_gib()}
 
@@ -59,9 +70,20 @@ def export(network: Sam, dtype: str, sizes: Sizes) -> Any:
     return propose(network, random_image(0, *sizes.photo), prompts, config=config)
 
 
-@cache
 def sam_of(name: str) -> Sam:
-    """A frozen SAM where the work is done; random weights but for the small one of this package."""
+    """A frozen SAM where the work is done; random weights but for the small one of this package.
+    Only the last one is kept: memory is that of one network."""
+    if name not in _kept:
+        _kept.clear()
+        gc.collect()
+        _kept[name] = _made(name)
+    return _kept[name]
+
+
+_kept: dict[str, Sam] = {}
+
+
+def _made(name: str) -> Sam:
     if name == "sam_mini":
         return load_sam(name).to(torch_side.device())
     torch.manual_seed(0)

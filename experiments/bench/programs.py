@@ -69,11 +69,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Program:
-    """lower: traces the function at its shapes; images: of one call, on `devices` devices."""
+    """trace: the function at its shapes; images: of one call, on `devices` devices."""
 
-    lower: Callable[[], jax.stages.Lowered]
+    trace: Callable[[], jax.stages.Traced]
     images: int
     devices: int
+
+    def lower(self) -> jax.stages.Lowered:
+        return self.trace().lower()
 
 
 def detector_of(case: Case) -> Detector:
@@ -123,7 +126,7 @@ def _train(detector: Detector, case: Case, mesh: Mesh) -> Program:
     state = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
     batch = batch_shapes(detector, case, optim.batch_size, learning=True)
     placed = _placed(state, replicated(mesh)), _placed(batch, sharded(mesh))
-    return Program(lambda: step.lower(*placed), optim.batch_size, mesh.size)
+    return Program(lambda: step.trace(*placed), optim.batch_size, mesh.size)
 
 
 def _predict(detector: Detector, case: Case, mesh: Mesh) -> Program:
@@ -131,7 +134,14 @@ def _predict(detector: Detector, case: Case, mesh: Mesh) -> Program:
     images += -images % mesh.size  # as `weaksam_jax.engine.predict.detect_images` does
     batch = batch_shapes(detector, case, images, learning=False)
     placed = _placed(detector.shapes(), replicated(mesh)), _placed(batch, sharded(mesh))
-    return Program(lambda: run.lower(*placed), images, mesh.size)
+    return Program(lambda: run.trace(*placed), images, mesh.size)
+
+
+def planned_bytes(plan: Any) -> int:
+    """Memory that the compiler has planned (`Compiled.memory_analysis`): results that lie where
+    arguments lay count once."""
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + results
 
 
 def batch_shapes(detector: Detector, case: Case, images: int, learning: bool) -> dict[str, Any]:

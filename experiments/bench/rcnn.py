@@ -19,7 +19,7 @@ from weaksam_jax.settings import change
 CLASSES, OBJECTS = 20, 5
 
 
-def torchvision_model(rois: int):
+def torchvision_model(rois: int, score_threshold: float = 0.0):
     """torchvision's Faster R-CNN R50-FPN, its norms frozen, with seeded random weights."""
     import bridge.runtime.torchvision_ops  # noqa: F401
 
@@ -40,7 +40,7 @@ def torchvision_model(rois: int):
         max_size=10_000,
         box_batch_size_per_image=rois,
         rpn_post_nms_top_n_train=1000,
-        box_score_thresh=0.0,
+        box_score_thresh=score_threshold,
     )
 
 

@@ -12,8 +12,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name() -> str:
+    """The GPU's, or "cpu"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def layers(precision: Precision) -> AbstractContextManager:
-    """Layers called within compute in this precision (on a CPU tf32 is float32)."""
+    """Layers called within compute in this precision (on a CPU tf32 is float32), convolutions by
+    the algorithm that is fastest where it is tried, as XLA has them."""
+    torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -33,12 +33,14 @@ from jax.sharding import AxisType, Mesh
 
 from experiments.bench import programs
 from experiments.bench.hlo import Reading, read
-from experiments.bench.programs import Case, Program, program_of
+from experiments.bench.programs import Case, Program, planned_bytes, program_of
+from experiments.bench.written import beside
 from weaksam_jax.detectors import DETECTORS
 from weaksam_jax.engine.mesh import AXIS
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json, write_text
 from weaksam_jax.flags import parse
+from weaksam_jax.outputs import OutFile
 from weaksam_jax.ranges import Count, Filled, Side
 
 
@@ -79,8 +81,8 @@ class BenchTpu:
     """Per image, of detectors on proposals."""
     effort: float = 0.0
     """Of the compiler, from -1 to 1."""
-    out: Path = Path("runs/bench_tpu")
-    """Written as OUT.json and, as a table, OUT.md."""
+    out: OutFile = Path("runs/bench_tpu.json")
+    """Where the figures are written; a table, .md, lies beside it."""
 
 
 def check_libtpu() -> None:
@@ -194,11 +196,9 @@ def turns(source: str) -> int:
 
 
 def memory_gib(plan: Any) -> dict[str, float]:
-    """What the compiler has planned; results that lie where arguments lay count once."""
-    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    whole = plan.argument_size_in_bytes + plan.temp_size_in_bytes + results
+    """What the compiler has planned."""
     return {
-        "memory_gib": round(whole / 2**30, 2),
+        "memory_gib": round(planned_bytes(plan) / 2**30, 2),
         "temporary_gib": round(plan.temp_size_in_bytes / 2**30, 2),
     }
 
@@ -242,11 +242,13 @@ def _heaviest(row: dict, count: int = 2) -> str:
 
 def _place(source: str) -> str:
     """The last names of `jit(step)/.../classify/while/body/gather` that tell something."""
-    parts = [one for one in re.split(r"[/()]+", source) if one and one not in _NOT_TELLING]
+    parts = [one for one in re.split(r"[/()]+", source) if one and not _NOT_TELLING.fullmatch(one)]
     return "/".join(parts[-3:]).replace("|", " ")
 
 
-_NOT_TELLING = ("jit", "body", "closed_call", "shard_map", "vmap", "jvp", "transpose", "checkpoint")
+_NOT_TELLING = re.compile(
+    r"jit|body|closed_call|shard_map|vmap|jvp|transpose|checkpoint|cond|branch_\d+_fun"
+)
 
 
 def table(rows: Sequence[dict]) -> str:
@@ -258,6 +260,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     options = parse(BenchTpu, argv, __doc__, name="bench tpu")
+    beside(options.out, ".md")
     check_libtpu()
     without_tpu()
     jax.config.update("jax_exec_time_optimization_effort", options.effort)
@@ -268,11 +271,11 @@ def main(argv: Sequence[str]) -> None:
             rows.append(compile_case(case, topology))
             write_rows(options.out, rows)  # what is done is kept
     print(table(rows))
-    print(f"written to {options.out}.json and {options.out}.md", file=sys.stderr)
+    print(f"written to {options.out} and {beside(options.out, '.md')}", file=sys.stderr)
 
 
 def write_rows(out: Path, rows: Sequence[dict]) -> None:
-    """As OUT.json and OUT.md."""
+    """As `out`, a JSON file, and as a table beside it."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    write_json(Path(f"{out}.json"), {"versions": versions, "rows": list(rows)}, indent=1)
-    write_text(Path(f"{out}.md"), table(rows))
+    write_json(out, {"versions": versions, "rows": list(rows)}, indent=1)
+    write_text(beside(out, ".md"), table(rows))

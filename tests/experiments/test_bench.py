@@ -2,10 +2,11 @@
 
 import pytest
 
-from experiments.bench.__main__ import SUITES, main, measure
+from experiments.bench.__main__ import SUITES, main
 from experiments.bench.entry import Entry
 from experiments.bench.mil import schedule_hours
 from experiments.bench.mil_step import work, write_weights
+from experiments.bench.pairs import measure
 from weaksam_jax.errors import BadInput
 
 

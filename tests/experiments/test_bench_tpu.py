@@ -150,6 +150,14 @@ def test_the_table_says_what_did_not_compile():
     assert [line.count("|") for line in lines] == [12] * 3
 
 
+def test_the_table_names_functions_and_not_how_jax_runs_them():
+    source = "jit(step)/shard_map/transpose(jvp(MilNetwork))/MilNetwork.outputs/vmap()/cond/"
+    heaviest = [[27.46, "fusion", "fusion.34", f"{source}branch_0_fun/cnh,cnw->chw/dot_general"]]
+    row = {"name": "a", "topology": "v5e:2x2", "compiles": True, "compile_s": 2.0}
+    row |= {"chip_gib": 16, "host_calls": [], "heaviest": heaviest}
+    assert "| MilNetwork.outputs/cnh,cnw->chw/dot_general 27.5 |" in table([row])
+
+
 def libtpu_folder():
     """Where CI puts it (`make tpu-compiler`), beside the virtual environment's packages; None where
     it is among them."""
@@ -162,7 +170,7 @@ def compiled_rows(tmp_path):
     path = os.pathsep.join(map(str, filter(None, [libtpu_folder(), ROOT])))
     command = [sys.executable, "-m", "experiments.bench", "tpu", "--recipe", "mini"]
     command += ["--size", "64", "64", "--topology", "v5e:2x2", "--precision", "bfloat16"]
-    command += ["--only", "mil train", "--effort", "-1", "--out", str(tmp_path / "found")]
+    command += ["--only", "mil train", "--effort", "-1", "--out", str(tmp_path / "found.json")]
     env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": ""}
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=600, check=False

@@ -58,9 +58,9 @@ def test_nms_of_several_blocks_with_ties_under_vmap():
         np.testing.assert_array_equal(np.asarray(found[image])[np.asarray(kept[image])], expected)
 
 
-def program(function, *shapes) -> str:
-    """As a TPU's compiler gets it."""
-    return jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+def program(function, *shapes, platform="tpu") -> str:
+    """As the compiler of a platform gets it."""
+    return jax.jit(function).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
 
 
 SHAPES, STRIDES = ((64, 96), (32, 48), (16, 24)), (4, 8, 16)
@@ -85,6 +85,20 @@ def test_the_proposals_of_all_levels_come_from_one_loop():
 
     text = program(propose, shapes, boxes, boxes)
     assert len(re.findall(r"stablehlo\.while\b", text)) == 2
+
+
+def test_only_a_cpu_pools_a_few_rois_at_a_time():
+    """Forward and backward, of as many RoIs as a published recipe trains on."""
+
+    def to_maps(maps, boxes, level):
+        pooled, back = jax.vjp(lambda m: roi_align_pyramid(m, STRIDES, boxes, level=level), maps)
+        return back(pooled)
+
+    maps = [jax.ShapeDtypeStruct((*one, 4), jnp.float32) for one in SHAPES]
+    boxes = jax.ShapeDtypeStruct((512, 4), jnp.float32), jax.ShapeDtypeStruct((512,), jnp.int32)
+    for platform, loops in (("tpu", False), ("cuda", False), ("cpu", True)):
+        text = program(to_maps, maps, *boxes, platform=platform)
+        assert ("stablehlo.while" in text) == loops
 
 
 def test_a_half_precision_pyramid_is_not_copied_and_its_gradients_still_add_up():

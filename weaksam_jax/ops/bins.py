@@ -171,7 +171,10 @@ def _backward(usual, residuals, gradient):
 
 
 def _scattered(gradient, cell, side):
-    """Sums of gradients `[..., C]` by cell (`_cells`) and channel, float32 `[H, W, C]`."""
+    """Sums of gradients `[..., C]` by cell (`_cells`) and channel, float32 `[H, W, C]`.
+
+    Number by number: the channels of a bin have their maxima in different cells, so that no whole
+    row of channels goes to one cell."""
     (height, width), channels = side, gradient.shape[-1]
     row, column = _row_and_column(cell)
     place = (row * width + column) * channels + jnp.arange(channels)

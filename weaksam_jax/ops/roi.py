@@ -4,7 +4,7 @@ All functions take one image; `jax.vmap` them over a batch. Padding boxes (zeros
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from weaksam_jax.ops.bins import max_of_bins
+
+# RoIs that RoIAlign pools at a time: on a CPU so few that their samples stay in its caches.
+CPU_CHUNK, CHUNK = 32, 512
 
 
 def roi_pool(
@@ -77,7 +80,7 @@ def roi_align(
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> jax.Array:
     """RoIAlign (Mask R-CNN §3; torchvision's formula): features `[H, W, C]`, boxes `[R, 4]` in
     image pixels, returns `[R, output_size, output_size, C]`. See `roi_align_pyramid`."""
@@ -103,7 +106,7 @@ def roi_align_pyramid(
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> jax.Array:
     """RoIAlign where each box reads one level of a pyramid: one gather from the flattened pyramid.
 
@@ -112,9 +115,9 @@ def roi_align_pyramid(
     type of the maps (computed in float32 at least), each cell the mean of `sampling_ratio`²
     bilinear samples. aligned: half-pixel shift and no minimal size; otherwise sides are at least
     one cell (torchvision's meaning). Gradients flow to the maps, not to the boxes, and add up in
-    float32. chunk: RoIs at a time (32 keeps CPU caches warm; 0: all at once, for accelerators). The
-    cost is that of one level, whatever L. Raises ValueError for `sampling_ratio` < 1 (the adaptive
-    grid has no static shape).
+    float32. chunk: RoIs at a time, 0: all at once, None: `CPU_CHUNK` on a CPU, `CHUNK` elsewhere.
+    The cost is that of one level, whatever L. Raises ValueError for `sampling_ratio` < 1 (the
+    adaptive grid has no static shape).
 
     detectron2 takes ceil(side / output_size) samples instead, sides in cells. On smooth maps of
     standard deviation 1, RoIs of 20 to 200 pixels at their levels, 2 samples differ from that by
@@ -141,14 +144,14 @@ class _Grid(NamedTuple):
     output_size: int
     sampling_ratio: int
     aligned: bool
-    chunk: int
+    chunk: int | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _aligned(grid: _Grid, flat, where):
     """RoIs from a pyramid `[cells, C]` in its type. The gradient is float32 until all boxes are
     added up, and so a map of bfloat16 needs no copy in float32."""
-    return _align_chunks(grid, flat, where).astype(flat.dtype)
+    return _by_platform(_align_chunks, grid, (flat, where)).astype(flat.dtype)
 
 
 def _align_forward(grid, flat, where):
@@ -157,12 +160,26 @@ def _align_forward(grid, flat, where):
 
 def _align_backward(grid, residuals, gradient):
     flat, where = residuals
+    total = _by_platform(_to_maps, grid, (flat, where, gradient))
+    return total.astype(flat.dtype), None
+
+
+def _to_maps(grid: _Grid, flat, where, gradient):
+    """The gradient of the pyramid, float32 at least."""
     # Of other maps, for pooling is linear: these are never made.
     maps = jnp.zeros(flat.shape, _full(flat))
-    (total,) = jax.vjp(lambda maps: _align_chunks(grid, maps, where), maps)[1](
-        gradient.astype(maps.dtype)
+    _, back = jax.vjp(lambda maps: _align_chunks(grid, maps, where), maps)
+    return back(gradient.astype(maps.dtype))[0]
+
+
+def _by_platform(form: Callable, grid: _Grid, arrays: tuple) -> jax.Array:
+    """`form(grid, *arrays)` with the number of RoIs at a time that fits what computes."""
+    if grid.chunk is not None:
+        return form(grid, *arrays)
+    cpu, other = (
+        functools.partial(form, grid._replace(chunk=chunk)) for chunk in (CPU_CHUNK, CHUNK)
     )
-    return total.astype(flat.dtype), None
+    return jax.lax.platform_dependent(*arrays, cpu=cpu, default=other)
 
 
 _aligned.defvjp(_align_forward, _align_backward)

@@ -60,8 +60,8 @@ class ModelConfig(Settings):
     """A RoI of so many pixels is pooled from `canonical_level` (FPN, equation 1)."""
     canonical_level: Annotated[int, integers(0, 16)] = 1
     """0 is the finest."""
-    roi_chunk: Count = 32
-    """RoIs pooled at a time: 32 keep a CPU's caches warm; on accelerators 512 or more."""
+    roi_chunk: Count | None = None
+    """RoIs pooled at a time [32 on a CPU, to keep its caches warm, 512 elsewhere]."""
     aligned: bool = True
     """RoIAlign with the half-pixel shift (torchvision's weights: without)."""
     round_anchors: bool = False

@@ -97,7 +97,7 @@ class FasterRcnnNetwork(nn.Module):
     sampling_ratio: int = 2
     canonical_size: float = 224.0
     canonical_level: int = 2
-    roi_chunk: int = 32
+    roi_chunk: int | None = None
     aligned: bool = True
     round_anchors: bool = False
     dtype: Any = jnp.float32
