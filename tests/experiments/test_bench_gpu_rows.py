@@ -215,3 +215,12 @@ def test_the_dino_in_pytorch_learns_and_detects(which):
     pytest.importorskip("transformers")
     row = outcome(gpu_torch.jobs(TINY)[f"dino mini {which} 64x96 bfloat16 PyTorch"], None)
     assert "failed" not in row and row["ms"] > 0 and row["images"] == 2
+
+
+def test_the_dino_in_pytorch_trains_what_ours_trains():
+    """The backbone's last three stages, and all behind it."""
+    pytest.importorskip("transformers")
+    case = next(case for case in cases(TINY, "train") if case.detector == "dino")
+    network = torch_dino.network(torch_dino.detector_of(case), TINY)
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    assert frozen and all("embedder" in name or "stages.0." in name for name in frozen)
