@@ -84,10 +84,10 @@ def test_what_is_not_ready_in_time_holds_up_nobody(clock, monkeypatch):
     monkeypatch.setattr(gpu_worker, "wait", wait)
     jobs = {
         "a": Job(dict, never.wait, together="x"),
-        "b": Job(dict, lambda: {"got": 1}, together="x"),
+        "b": Job(dict, lambda: {"ms": 1}, together="x"),
     }
     rows = rows_of(jobs, 90.0)
-    assert next(rows) == {"name": "b", "got": 1, "beside": "others were compiled meanwhile"}
+    assert next(rows) == {"name": "b", "ms": 1, "beside": "others were compiled meanwhile"}
     assert timeouts == [90.0 - 2 * ROW_SECONDS]
     monkeypatch.setattr(gpu_worker, "wait", lambda futures, timeout: timeouts.append(timeout))
     assert list(rows) == [] and timeouts[1:] == [90.0 - ROW_SECONDS]
