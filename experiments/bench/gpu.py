@@ -128,7 +128,8 @@ def environment() -> dict[str, Any]:
     """Card, driver, versions and date."""
     asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        said = "; ".join(found.strip().splitlines()) or NO_CARD
     except (OSError, subprocess.CalledProcessError):
         said = NO_CARD
     python = ".".join(map(str, sys.version_info[:3]))

@@ -47,7 +47,7 @@ class Card:
 
 def write_card(out: Path, card: Card) -> None:
     """As `out`, a JSON file, and as a table beside it."""
-    rows = with_shares(card.rows, card.environment["card"])
+    rows = with_shares(card.rows)
     write_json(out, {**asdict(card), "rows": rows}, indent=1)
     write_text(beside(out, ".md"), markdown(card, rows))
 
@@ -57,10 +57,9 @@ def failed(row: dict) -> bool:
     return "failed" in row or not row.get("passed", True)
 
 
-def with_shares(rows: Sequence[dict], card: str) -> list[dict]:
-    """Rows with `images_per_s` and, where card and flops are known, `share_of_peak`; an image is
+def with_shares(rows: Sequence[dict]) -> list[dict]:
+    """Rows with `images_per_s` and, where device and flops are known, `share_of_peak`; an image is
     the same work for PyTorch as for ours of the same detector and precision."""
-    peaks = next((peaks for name, peaks in PEAKS.items() if name in card), {})
     known = [row for row in rows if row.get("tflop") and "images" in row]
     per_image = {_same_work(row): row["tflop"] / row["images"] for row in known}
     found = []
@@ -69,10 +68,17 @@ def with_shares(rows: Sequence[dict], card: str) -> list[dict]:
         if "ms" in row:
             speed = 1e3 * row["images"] / row["ms"]
             more["images_per_s"] = round(speed, 2)
-            peak, tflop = peaks.get(row["precision"]), per_image.get(_same_work(row))
+            peak, tflop = _peak(row), per_image.get(_same_work(row))
             more |= {"share_of_peak": round(tflop * speed / peak, 4)} if peak and tflop else {}
         found.append(row | more)
     return found
+
+
+def _peak(row: dict) -> float | None:
+    """TFLOP/s of what the row was measured on, in its precision."""
+    device = row.get("device", "")
+    peaks = next((peaks for name, peaks in PEAKS.items() if name in device), {})
+    return peaks.get(row["precision"])
 
 
 def _same_work(row: dict) -> tuple:

@@ -116,8 +116,13 @@ def _operations_of_dino(a: dict[str, Any]) -> dict[str, tuple]:
         "deformable attention": (attend, _attention_inputs(), CLOSE),
         "assignment": (assign, (a["scores"].T, valid), 0.0),
         "focal loss": (focal, (8 * logits, a["scores"] > 0.9), CLOSE),
-        "query drop": (drop, (a["losses"], a["losses"] < a["losses"][::-1], a["valid"]), 0.0),
+        "query drop": (drop, _query_losses(a), 0.0),
     }
+
+
+def _query_losses(a: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    losses = a["losses"]
+    return losses, losses < losses[::-1], np.broadcast_to(a["valid"], losses.shape)
 
 
 def _attention_inputs() -> tuple[np.ndarray, ...]:

@@ -112,7 +112,9 @@ def of_ready(
         if begin + took.get(job.kind, 0.0) > end:
             continue
         beside = any(one is not None and not one.done() for _, one in waiting.values())
-        row = outcome(job, ready) | ({"beside": "others were compiled meanwhile"} if beside else {})
+        row = outcome(job, ready)
+        if beside and "ms" in row:
+            row["beside"] = "others were compiled meanwhile"
         took[job.kind] = time.monotonic() - begin
         yield {"name": name, **row}
 

@@ -58,6 +58,9 @@ def dino_predict(case: Case, sizes: Sizes) -> Callable[[], Any]:
 
 def network(detector: Detector, sizes: Sizes) -> torch.nn.Module:
     """The network of our detector's sizes with seeded random weights, without dropout."""
+    import bridge.runtime.torchvision_ops  # noqa: F401  (before transformers: see there)
+
+    # isort: split
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
     torch.manual_seed(0)
@@ -83,7 +86,11 @@ def network(detector: Detector, sizes: Sizes) -> torch.nn.Module:
         dropout=0.0,
         disable_custom_kernels=True,
     )
-    return DeformableDetrForObjectDetection(config)
+    made = DeformableDetrForObjectDetection(config)
+    for name, value in made.model.backbone.model.named_parameters():
+        # Ours trains all but the stem and the first stage; transformers freezes this kind whole.
+        value.requires_grad_(any(f"stages.{stage}." in name for stage in (1, 2, 3)))
+    return made
 
 
 def _backbone(sizes: Sizes) -> Any:

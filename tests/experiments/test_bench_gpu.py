@@ -134,11 +134,12 @@ def test_shares_of_the_peak():
     """989.4 TFLOP/s in bfloat16: 9.894 TFLOP in 100 ms are 10 %; PyTorch's work is the same."""
     rows = [row_of("ours", 100.0, tflop=9.894), row_of("PyTorch", 200.0, memory_gib=1.5)]
     rows += [row_of("PyTorch", 100.0) | {"images": 4}]  # half of them had room
-    ours, other, half = with_shares(rows, "NVIDIA H100 80GB HBM3, 580.159, 81559 MiB")
+    on_card = [row | {"device": "NVIDIA H100 80GB HBM3"} for row in rows]
+    ours, other, half = with_shares(on_card)
     assert ours["share_of_peak"] == pytest.approx(0.1)
     assert other["share_of_peak"] == half["share_of_peak"] == pytest.approx(0.05)
     assert (ours["images_per_s"], other["images_per_s"]) == (80.0, 40.0)
-    assert all("share_of_peak" not in row for row in with_shares(rows, "none (CPU)"))
+    assert all("share_of_peak" not in row for row in with_shares(rows))
 
 
 def test_the_card_in_words(tmp_path):
@@ -153,7 +154,7 @@ def test_the_card_in_words(tmp_path):
     card = Card({**environment, "date": "2026-01-01"}, rows, ["a", "b"], seconds=12.3)
     write_card(tmp_path / "card.json", card)
     text = (tmp_path / "card.md").read_text()
-    assert text == markdown(card, with_shares(rows, "none (CPU)"))
+    assert text == markdown(card, with_shares(rows))
     for line in (
         "none (CPU); computed on cpu; Python 3.12.3, jax 0.11.2; 2026-01-01; 12 s",
         "| check RoIPool | 0.5 | 1e-05 | **no** |",

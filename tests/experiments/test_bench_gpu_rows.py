@@ -84,10 +84,10 @@ def test_what_is_not_ready_in_time_holds_up_nobody(clock, monkeypatch):
     monkeypatch.setattr(gpu_worker, "wait", wait)
     jobs = {
         "a": Job(dict, never.wait, together="x"),
-        "b": Job(dict, lambda: {"got": 1}, together="x"),
+        "b": Job(dict, lambda: {"ms": 1}, together="x"),
     }
     rows = rows_of(jobs, 90.0)
-    assert next(rows) == {"name": "b", "got": 1, "beside": "others were compiled meanwhile"}
+    assert next(rows) == {"name": "b", "ms": 1, "beside": "others were compiled meanwhile"}
     assert timeouts == [90.0 - 2 * ROW_SECONDS]
     monkeypatch.setattr(gpu_worker, "wait", lambda futures, timeout: timeouts.append(timeout))
     assert list(rows) == [] and timeouts[1:] == [90.0 - ROW_SECONDS]
@@ -215,3 +215,12 @@ def test_the_dino_in_pytorch_learns_and_detects(which):
     pytest.importorskip("transformers")
     row = outcome(gpu_torch.jobs(TINY)[f"dino mini {which} 64x96 bfloat16 PyTorch"], None)
     assert "failed" not in row and row["ms"] > 0 and row["images"] == 2
+
+
+def test_the_dino_in_pytorch_trains_what_ours_trains():
+    """The backbone's last three stages, and all behind it."""
+    pytest.importorskip("transformers")
+    case = next(case for case in cases(TINY, "train") if case.detector == "dino")
+    network = torch_dino.network(torch_dino.detector_of(case), TINY)
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    assert frozen and all("embedder" in name or "stages.0." in name for name in frozen)
