@@ -161,12 +161,14 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_work():
 
 @pytest.mark.slow
 def test_the_pipeline_by_two_processes_is_the_pipeline_by_one(tmp_path):
-    """Two processes of two devices against one of four: the same parts of every batch."""
+    """Two processes of two devices against one of four: the same parts of every batch. With a DINO,
+    whose training `dino_job.py` compares."""
     data = tiny_pipeline.write_tiny(tmp_path / "data")
     one, two = tmp_path / "one", tmp_path / "two"
 
     def run_pipeline(out, count, devices):
         arguments = ["-m", "experiments.custom", *tiny_pipeline.flags(data, out)]
+        arguments += tiny_pipeline.with_dino()
         processes.run(arguments, count, devices, timeout=800)
 
     run_pipeline(one, 1, 4)
@@ -180,5 +182,6 @@ def test_the_pipeline_by_two_processes_is_the_pipeline_by_one(tmp_path):
         lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
         logs.append({(x["stage"], x["step"]): x["loss"] for x in lines if "wsod" in x["stage"]})
     assert logs[0] == pytest.approx(logs[1], rel=1e-4) and len(logs[0]) == 2
+    assert "retrain_dino/params.safetensors" in tiny_pipeline.result_bytes(one)
     assert tiny_pipeline.result_bytes(two).keys() == tiny_pipeline.result_bytes(one).keys()
     assert (two / "report" / "index.html").exists()

@@ -1,10 +1,11 @@
 """One tiny data set and one undisturbed run of the pipeline, for all tests here."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_pipeline import run_pipeline, write_tiny
+from tiny_pipeline import run_pipeline, with_dino, write_tiny
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,12 @@ def undisturbed(tmp_path_factory, tiny_data) -> Run:
     """The pipeline from begin to end; not to be changed."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     return Run(tiny_data, out, run_pipeline(tiny_data, out))
+
+
+@pytest.fixture(scope="session")
+def with_both(undisturbed, tmp_path_factory) -> Run:
+    """The same run, and then the same command with a DINO beside the Faster R-CNN; not to be
+    changed."""
+    out = tmp_path_factory.mktemp("both") / "run"
+    shutil.copytree(undisturbed.out, out)
+    return Run(undisturbed.data, out, run_pipeline(undisturbed.data, out, *with_dino()))

@@ -12,20 +12,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from tiny_pipeline import (
-    ROOT,
-    STAGES,
-    environment,
-    flags,
-    options,
-    run_pipeline,
-    stages_run,
-    with_dino,
-)
+from tiny_pipeline import ROOT, STAGES, environment, run_pipeline, stages_run
 
 import weaksam_jax
 from experiments import evaluate
-from experiments.pipeline.graph import run_pipeline as run_here
 from weaksam_jax.cli import entry_point
 from weaksam_jax.data.store import read_manifest
 from weaksam_jax.errors import BadInput
@@ -158,14 +148,11 @@ def test_the_ledger_names_every_file_of_weights(undisturbed):
     assert "Supervision ledger" in page and "Not weakly supervised" not in page
 
 
-def test_dino_is_retrained_beside_faster_rcnn(undisturbed, tmp_path, capsys):
-    out = tmp_path / "run"
-    shutil.copytree(undisturbed.out, out)
-    before = metrics_of(out)
-    run_here(options(*flags(undisturbed.data, out, *with_dino())))
-    assert stages_run(capsys.readouterr().err) == ["retrain_dino", "report"]
+def test_dino_is_retrained_beside_faster_rcnn(undisturbed, with_both):
+    out = with_both.out
+    assert stages_run(with_both.said) == ["retrain_dino", "report"]
     metrics = metrics_of(out)
-    assert metrics["retrain"] == before["retrain"]
+    assert metrics["retrain"] == metrics_of(undisturbed.out)["retrain"]
     assert metrics["retrain_dino"].keys() == {"ap50", "ap", "per_class"}
     assert metrics["supervision"]["retrain_dino_start"]["file"] == "wsod/params.safetensors"
     assert read_metadata(out / "retrain_dino" / "params.safetensors")["detector"] == "dino"

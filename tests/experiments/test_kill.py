@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from tiny_pipeline import STAGES, assert_same_results, run_pipeline, start
+from tiny_pipeline import STAGES, assert_same_results, run_pipeline, start, with_dino
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("WEAKSAM_KILLS", "4"))
@@ -49,6 +49,18 @@ def test_kills_at_random_moments_do_not_change_the_result(undisturbed, tmp_path)
     assert killed, "every call ended before its kill"
     run_pipeline(undisturbed.data, out)
     assert_same_results(undisturbed.out, out)
+
+
+def test_killing_dino_does_not_change_what_it_becomes(undisturbed, with_both, tmp_path):
+    """In its stage alone, half-way: all that was before is there."""
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed.out, out)
+    seconds = json.loads((with_both.out / "metrics.json").read_text())["seconds"]["retrain_dino"]
+    process = start(undisturbed.data, out, *with_dino())
+    status, said = end_at(process, "retrain_dino", seconds / 2, signal.SIGKILL)
+    assert status == -signal.SIGKILL, said[-3000:]
+    run_pipeline(undisturbed.data, out, *with_dino())
+    assert_same_results(with_both.out, out)
 
 
 def test_ctrl_c_and_sigterm_end_in_one_line_and_resume(undisturbed, tmp_path):

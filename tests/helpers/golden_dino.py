@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bridge.weights.naming import conv_names
 from bridge.weights.r50_fpn import to_ours
-from bridge.weights.resnet50 import RESNET_TORCHVISION
+from bridge.weights.resnet50 import RESNET_TORCHVISION, torchvision_prefixes
 from weaksam_jax.detectors.dino.config import DenoisingConfig, ModelConfig
 from weaksam_jax.detectors.dino.denoising import Noise
 from weaksam_jax.engine.weights import unflatten
@@ -92,6 +93,17 @@ def params_of(part: str, prefix: str = "w.") -> dict:
     """Our parameters (or gradients) of the golden's arrays below a prefix."""
     named = {k.removeprefix(prefix): v for k, v in golden(part).items() if k.startswith(prefix)}
     return unflatten(our_names(named))
+
+
+def our_gradients(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gradients of mmdetection's names in ours; of the backbone, of convolutions alone."""
+    ours = {f"{torchvision_prefixes(name, 'backbone.')[0]}.weight": name for name in conv_names()}
+    trunk = {
+        f"backbone/{ours[name]}/conv/kernel": value.transpose(2, 3, 1, 0)
+        for name, value in theirs.items()
+        if name in ours
+    }
+    return trunk | our_names({k: v for k, v in theirs.items() if k not in ours})
 
 
 def our_names(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

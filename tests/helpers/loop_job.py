@@ -27,9 +27,8 @@ def sample(index, bucket, rng):
 
 
 def loss_fn(params, batch, keys, step):
-    error = (
-        batch["x"] @ params["w"] - 1 + 0.1 * jax.random.normal(keys.part, (batch["x"].shape[0],))
-    )
+    noise = jax.random.normal(keys.part, (batch["x"].shape[0],))
+    error = batch["x"] @ params["w"] - 1 + 0.1 * noise
     return jnp.mean(error**2), {}
 
 

@@ -55,10 +55,10 @@ def run(arguments, count=1, devices=1, timeout=240) -> list[str]:
     return [output for _, output, _ in ended]
 
 
-def write_job(path: Path, **job) -> list:
-    """The arguments of `mil_job.py` for that job."""
+def write_job(path: Path, program: str = "mil_job.py", **job) -> list:
+    """The arguments of that program for that job."""
     path.write_text(json.dumps({name: _plain(value) for name, value in job.items()}))
-    return [HERE / "mil_job.py", path]
+    return [HERE / program, path]
 
 
 def _plain(value):

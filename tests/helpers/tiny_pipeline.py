@@ -32,8 +32,8 @@ SMALL = {
 # A DINO beside the Faster R-CNN: flags of its section.
 DINO = (
     "model.channels=8 model.heads=2 model.points=2 model.ffn-width=16 model.queries=12 "
-    "model.neck-groups=2 model.encoder-layers=1 model.decoder-layers=1 loss.denoising=none "
-    "optim.steps=2 optim.warmup=1 optim.batch-size=4 optim.checkpoint-every=2 data.scales.0=96,96 "
+    "model.neck-groups=2 model.encoder-layers=1 model.decoder-layers=1 loss.denoising.queries=4 "
+    "optim.steps=4 optim.warmup=1 optim.batch-size=4 optim.checkpoint-every=2 data.scales.0=96,96 "
     "test.tta-scales.0=96,96 test.max-detections=5 test.batch-size=4"
 )
 # What must be the same bits, whatever interrupted the run.
@@ -47,6 +47,8 @@ RESULTS = (
     "retrain/detections_test.json",
     "masks/pseudo.json",
 )
+# And where a DINO is retrained beside the Faster R-CNN.
+RESULTS_OF_DINO = ("retrain_dino/params.safetensors", "retrain_dino/detections_test.json")
 
 
 def write_tiny(folder: Path) -> Path:
@@ -109,9 +111,10 @@ def stages_run(said: str) -> list[str]:
 
 
 def result_bytes(out: Path) -> dict[str, bytes]:
-    """The files of `RESULTS` in a run folder, by relative path."""
-    found = {}
-    for pattern in RESULTS:
+    """The files of `RESULTS` in a run folder, by relative path; with those of DINO if there is
+    one."""
+    found, more = {}, RESULTS_OF_DINO if (out / "retrain_dino").exists() else ()
+    for pattern in (*RESULTS, *more):
         paths = sorted(out.glob(pattern))
         assert paths, f"{pattern} is missing"
         found |= {str(path.relative_to(out)): path.read_bytes() for path in paths}

@@ -20,6 +20,7 @@ from golden_dino import (
     need,
     noise_of,
     of_case,
+    our_gradients,
     our_names,
     params_of,
 )
@@ -242,17 +243,44 @@ def test_detections_are_the_references():
     assert bool(found.valid.all())
 
 
+def pixels_of(sizes, padded):
+    """The golden's images, uint8 `[2, *padded, 3]`."""
+    images = np.zeros((2, *padded, 3), np.uint8)
+    for i, (h, w) in enumerate(sizes):
+        pixels = golden("model")[f"img{i}_bgr_uint8_chw"][::-1].transpose(1, 2, 0)
+        images[i, :h, :w] = pixels[:h, :w]
+    return images
+
+
+def test_gradients_reach_the_backbone_as_in_the_reference():
+    """From pixels through backbone, neck and all behind them, with the recorded assignment."""
+    case = of_case("model", "g35")
+    need(case, "match.gt_inds")
+    slots, batch = jax.device_get(slots_of(case)), padded(batch_of(case), OBJECTS)
+    shown = network_input(pixels_of(SIZE, PADDED), SIZE, "torchvision")
+
+    def loss(params):
+        ours = NETWORK.apply({"params": params}, shown, SIZE, slots, method="training")
+        ours = ours._replace(denoising_targets=slots.targets)
+        terms = all_terms(ours, batch, case["match.gt_inds"])
+        return sum(terms.values())
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params_of("model"))
+    np.testing.assert_allclose(value, case["loss.total"], rtol=1e-4)
+    theirs = {k.removeprefix("grad."): v for k, v in case.items() if k.startswith("grad.")}
+    assert len(theirs) == 40 and sum(name.startswith("backbone.") for name in theirs) == 11
+    ours, theirs = flatten(gradient), our_gradients(theirs)
+    for name, one in theirs.items():
+        close(ours[name], one)
+
+
 @pytest.mark.parametrize("name", ["eval", "odd.eval"])
 def test_the_whole_network_is_the_references_from_pixels(name):
     case, arrays = of_case("model", name), golden("model")
     need(case, "head.cls")
     prefix = name.removesuffix("eval")
     sizes = arrays[f"{prefix}img_shapes_hw" if prefix else "cfg.img_shapes_hw"]
-    height, width = arrays[f"{prefix}canvas_hw" if prefix else "cfg.canvas_hw"]
-    images = np.zeros((2, height, width, 3), np.uint8)
-    for i, (h, w) in enumerate(sizes):
-        pixels = arrays[f"img{i}_bgr_uint8_chw"][::-1].transpose(1, 2, 0)
-        images[i, :h, :w] = pixels[:h, :w]
+    images = pixels_of(sizes, arrays[f"{prefix}canvas_hw" if prefix else "cfg.canvas_hw"])
 
     @jax.jit
     def run(params, images, size):

@@ -99,7 +99,7 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class DenoisingConfig(Settings):
-    """Contrastive denoising (DINO §3.3). Defaults: the official code."""
+    """Contrastive denoising (DINO §3.3). Defaults: the official code, but for the grouping."""
 
     queries: Count = 100
     """So many positives per image at most, and as many negatives; an image with more objects has
@@ -109,13 +109,14 @@ class DenoisingConfig(Settings):
     box_noise: Scaling = 1.0
     """Of the distance that corners are moved."""
     grouping: Literal["image", "batch"] = "image"
-    """Groups for each image's own number of objects, or for the largest of the batch, filled up
-    with empty queries (the official code)."""
+    """Groups for each image's own number of objects, so that those of an image do not depend on the
+    others, or for the largest of the batch, filled up with empty queries (the official code)."""
 
 
 @dataclass(frozen=True)
 class DinoLossConfig(LossConfig):
-    """Denoising, matching, weights of losses and query drop."""
+    """Denoising, matching, weights of losses and query drop. Losses are divided by the objects of
+    the images that all devices take at once (of one micro-batch each)."""
 
     denoising: DenoisingConfig | None = field(default_factory=DenoisingConfig)
     """null: no denoising."""
@@ -171,6 +172,13 @@ class DinoConfig(Settings):
     test: TestConfig = field(default_factory=TestConfig)
 
     def misfits(self) -> Iterator[Fault]:
+        """Among others query drop over a batch that a device takes in parts: only those of a part
+        are ranked together, and of fewer than 10 at the 90th percentile none is ever dropped."""
+        drop = self.loss.drop
+        if self.optim.micro_batches > 1 and drop is not None and drop.scope == "global":
+            problem = "do not go with query drop over all images of a batch"
+            hint = "set model.remat to layers or all, or choose loss.drop.scope device"
+            yield Fault("optim.micro_batches", problem, hint)
         yield from misfit_scales("data.scales", self.data.scales)
         yield from misfit_scales("test.tta_scales", self.test.tta_scales)
         yield from misfit_memory("optim.batch_size", self.optim.batch_size, self.data.scales)

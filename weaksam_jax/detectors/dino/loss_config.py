@@ -23,7 +23,7 @@ class QueryDropConfig(Settings):
     denoising: bool = False
     """The denoising queries, too, ranked on their own."""
     scope: Literal["global", "device"] = "global"
-    """Ranked over the images of all devices, or of each one."""
+    """Ranked over the images of all devices, or of each one (of each of its micro-batches)."""
 
 
 @dataclass(frozen=True)

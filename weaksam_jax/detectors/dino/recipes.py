@@ -9,6 +9,16 @@ the official code has it commented out. What differs, because padded sizes are f
   zoom of up to 1.25, instead of cut to 384 to 600 pixels and then resized;
 - images are shrunk by area averaging (OpenCV) for mmcv's bilinear filter; objects whose side is
   below 4 pixels at the padded size are left out (there: below 32 pixels of the photograph).
+
+And what differs by choice: groups of denoising queries are made for an image's own number of
+objects, not for the largest of the batch (`loss.denoising.grouping batch`). An image with fewer
+objects than others of its batch thus has more groups and no empty queries, and what it is shown
+does not depend on the others.
+
+The layers of encoder and decoder are computed again for the gradient (`model.remat`): the samples
+of one layer of the encoder alone are about 1.5 GB per image (docs/provenance/retraining.md, section
+7.1). Where memory is still short: `remat` all, `precision` bfloat16, or more devices; query drop
+ranks the whole batch, which micro-batches would cut.
 """
 
 from collections.abc import Callable
@@ -45,6 +55,7 @@ def r50() -> ModelConfig:
         decoder_layers=6,
         queries=900,
         neck_groups=32,
+        remat="layers",
     )
 
 
