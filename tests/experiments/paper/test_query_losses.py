@@ -1,6 +1,7 @@
 """Losses of DINO's queries against their pseudo boxes, and the command on a tiny run."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from tiny_pipeline import write_run
 
 from experiments.paper.drop_figures import DropFigures, _Work, main, train_until
 from experiments.paper.loss_report import table
-from experiments.paper.query_losses import L1_EDGES, RANK_EDGES, Queries, sample, summary
+from experiments.paper.query_losses import L1_EDGES, RANK_EDGES, Queries, _losses, sample, summary
 from experiments.paper.roi_losses import Judge, batches, unaugmented
 from experiments.pipeline.run import open_run
 from weaksam_jax.cli import entry_point
@@ -22,6 +23,7 @@ from weaksam_jax.data.datasets import open_tags, open_truth
 from weaksam_jax.data.mini_set import write_mini
 from weaksam_jax.detectors import save_detector
 from weaksam_jax.detectors.dino import Dino
+from weaksam_jax.detectors.dino.loss_config import QueryDropConfig
 from weaksam_jax.errors import BadInput
 from weaksam_jax.files import write_json
 from weaksam_jax.run_folder import RunFolder
@@ -109,6 +111,20 @@ def giou(a, b):
     inter, hull = inter.prod(-1), hull.prod(-1)
     union = sum(area) - inter
     return inter / union - (hull - union) / hull
+
+
+def test_images_that_a_last_batch_repeats_are_not_ranked(toy):
+    """Background queries are ranked too: with the repeated ones, other ones would be dropped."""
+    _, split, truth, params = toy
+    drop = QueryDropConfig(percentile=60.0, background=True)
+    detector = Dino(vary(TINY, loss={"drop": drop}), split.classes)
+    samples = unaugmented(pseudo(truth, 0.0), split, TINY)
+    *_, batch = batches(samples, TINY.optim.batch_size)
+    once = np.arange(2) < len(np.unique(batch.pop("image_id")))
+    assert once.tolist() == [True, False], "5 images by 2"
+    batch["valid"] &= once[:, None]
+    kept = np.asarray(jax.jit(partial(_losses, detector))(params, batch, once).kept)
+    assert np.sum(~kept[0]) == int(0.4 * TINY.model.queries) and kept[1].all()
 
 
 def queries(**changes):
