@@ -45,7 +45,7 @@ def jobs(sizes: Sizes) -> Jobs:
     detections = {
         f"{kind} detection": partial(check_detection, kind, sizes.check) for kind in DETECTORS
     }
-    groups = {"operations": parts, "gradients": steps, "detections": detections}
+    groups = {"operations": parts, "detections": detections, "gradients": steps}
     # Nothing is timed, so the whole check is made beside others.
     return {
         f"check {name}": Job(dict, prepare=one, together=group, kind=group)
