@@ -21,11 +21,12 @@ from weaksam_jax.detectors import DETECTORS
 from weaksam_jax.detectors.mil.loss import MilOutputs, mil_loss, mine_mist
 from weaksam_jax.engine.mesh import data_mesh
 from weaksam_jax.engine.precision import products
+from weaksam_jax.engine.step import keys_of
 from weaksam_jax.engine.train import frozen_loss
 from weaksam_jax.losses.drop import roi_drop
 from weaksam_jax.losses.focal import focal_loss
 from weaksam_jax.losses.query_drop import drop_queries
-from weaksam_jax.ops.assignment import assign
+from weaksam_jax.ops.assignment import assign_all
 from weaksam_jax.ops.deformable_attention import deformable_attention
 from weaksam_jax.ops.nms import dense_nms, multiclass_nms, nms
 from weaksam_jax.ops.roi import roi_align, roi_align_pyramid, roi_pool
@@ -114,7 +115,7 @@ def _operations_of_dino(a: dict[str, Any]) -> dict[str, tuple]:
     drop = partial(drop_queries, background=True)
     return {
         "deformable attention": (attend, _attention_inputs(), CLOSE),
-        "assignment": (assign, (a["scores"].T, valid), 0.0),
+        "assignment": (assign_all, (a["scores"].T, valid), 0.0),
         "focal loss": (focal, (8 * logits, a["scores"] > 0.9), CLOSE),
         "query drop": (drop, _query_losses(a), 0.0),
     }
@@ -218,8 +219,8 @@ def _norm(found: list) -> float:
 
 def _gradient(loss_fn: Callable, device: jax.Device) -> Callable:
     def of(params, batch, key):
-        step = jnp.zeros((), jnp.int32)
-        return jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key, step)
+        step, keys = jnp.zeros((), jnp.int32), keys_of(key, len(batch["image"]))
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, batch, keys, step)
 
     everywhere = jax.sharding.PartitionSpec()
     specs = {"in_specs": everywhere, "out_specs": everywhere, "check_vma": False}

@@ -10,6 +10,7 @@ from test_detectors import batch_of, detector_of, seen_at_test
 
 from weaksam_jax.detectors import DETECTORS
 from weaksam_jax.engine.precision import layer_dtype, products
+from weaksam_jax.engine.step import keys_of
 from weaksam_jax.errors import BadSetting
 from weaksam_jax.settings import change
 
@@ -37,7 +38,8 @@ def gradient_of(detector):
     """Its loss and gradient, as a training step takes them."""
 
     def of(params, batch, key):
-        return jax.value_and_grad(detector.loss, has_aux=True)(params, batch, key, 0)
+        keys = keys_of(key, len(batch["image"]))
+        return jax.value_and_grad(detector.loss, has_aux=True)(params, batch, keys, 0)
 
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     return jax.shard_map(of, mesh=mesh, in_specs=P, out_specs=P, check_vma=False)

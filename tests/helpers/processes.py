@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -32,9 +33,11 @@ def start(arguments, count=1, devices=1) -> list[subprocess.Popen]:
 
 
 def finish(processes, timeout=240) -> list[tuple[int, str, str]]:
-    """(exit status, stdout, stderr) of each; all are killed when one takes too long."""
+    """(exit status, stdout, stderr) of each; all are killed when one takes too long. They are read
+    side by side: one whose pipe is full would wait, and the others for it."""
     try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
+        with ThreadPoolExecutor(len(processes)) as readers:
+            outputs = list(readers.map(lambda one: one.communicate(timeout=timeout), processes))
     finally:
         for process in processes:
             process.kill()
